@@ -1,0 +1,227 @@
+"""The command line: the same names as in Python and YAML."""
+
+import argparse
+import sys
+from collections import Counter, deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import xarray as xr
+
+from .config import Config
+from .errors import ActkitError
+from .layers import describe
+from .schema import DIMS
+from .stats.norms import layer_norms
+from .store.checking import verify
+from .store.layout import cube_path, open_group
+from .store.reading import open_cube
+
+Rows = list[tuple[str, str]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments
+        Without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        0 when all went well, 1 for an error or a damaged cube, 130 when interrupted; 2 (by argparse)
+        for options that do not exist.
+    """
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    try:
+        return int(command(**options))
+    except ActkitError as error:
+        print(f"actkit: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("actkit: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="actkit",
+        description="Keep what every layer of a language model computes, and look at it.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="run the bundled model on the bundled captions")
+    demo.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
+    demo.set_defaults(command=_demo)
+
+    for name, command, purpose in (
+        ("extract", _extract, "run prompts through a model and keep what every layer computed"),
+        ("plan", _plan, "say what an extraction will take, without running it"),
+    ):
+        sub = commands.add_parser(name, help=purpose, description=purpose)
+        sub.add_argument("config", nargs="?", help="YAML file; the options below go over it")
+        for option, field in Config.model_fields.items():
+            flag = f"--{option.replace('_', '-')}"
+            sub.add_argument(flag, dest=option, metavar=option[0].upper(), help=_escape(field.description))
+        sub.set_defaults(command=command)
+
+    for name, reader, purpose in (
+        ("info", _info, "say what a cube holds and how it was made"),
+        ("verify", _verify, "read every file of a cube and compare it with its checksums"),
+    ):
+        sub = commands.add_parser(name, help=purpose, description=purpose)
+        sub.add_argument("path", help="run folder, or its cube.zarr")
+        sub.set_defaults(command=reader)
+    return parser
+
+
+def _escape(text: str | None) -> str:
+    return (text or "").replace("%", "%%")
+
+
+def _demo(out: str) -> int:
+    from .demo import CAPTIONS, MODEL
+
+    return _extract(None, model=str(MODEL), data=str(CAPTIONS), out=out)
+
+
+def _extract(config: str | None, **options: Any) -> int:
+    from .extraction.engine import extract
+    from .extraction.progress import Bar, Progress
+
+    last: deque[Progress] = deque(maxlen=1)
+    cube = extract(config, listeners=[Bar(), last.append], **options)
+    path = cube_path(cube.encoding["source"])
+    event = last[0]
+    speed = "nothing was left to do"
+    if event.seconds:
+        speed = f"{event.samples_per_second:,.1f} samples/s, {event.tokens_per_second:,.0f} tokens/s"
+    _print_pairs(
+        [
+            ("cube", str(path)),
+            ("shape", _shape(cube)),
+            ("on disk", _size(_bytes_on_disk(path))),
+            ("speed", speed),
+            *_truncation(cube),
+        ]
+    )
+    if "norm" in cube:
+        print("\nmean norm of content tokens")
+        _print_table(layer_norms(cube)["mean"])
+    print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
+    return 0
+
+
+def _plan(config: str | None, **options: Any) -> int:
+    from .extraction.engine import plan
+
+    prepared = plan(config, **options)
+    cut, estimate = prepared.plan, prepared.estimate
+    waste = cut.padded_tokens / cut.tokens
+    _print_pairs(
+        [
+            (
+                "model",
+                f"{prepared.checkpoint.name}, {prepared.architecture.n_layers} layers × {cut.shape.hidden}",
+            ),
+            ("layers kept", f"{len(prepared.layers)}: {describe(prepared.layers)}"),
+            (
+                "samples",
+                f"{len(prepared.samples):,} in {', '.join(dict.fromkeys(prepared.samples.language))}",
+            ),
+            ("tokens", f"{cut.tokens:,}, longest prompt {cut.shape.token}, padded {waste:.2f}×"),
+            ("truncated", f"{int(prepared.tokens.truncated.sum()):,} samples"),
+            ("windows", f"{cut.n_windows:,} of {cut.window} samples, {cut.n_batches:,} batches"),
+            (
+                "disk",
+                f"about {_size(estimate.disk)} ({_size(estimate.dense)} dense), {_size(prepared.free)} free",
+            ),
+            (
+                "host memory",
+                f"about {_size(estimate.host)}, {_size(psutil.virtual_memory().available)} available",
+            ),
+        ]
+    )
+    return 0
+
+
+def _info(path: str) -> int:
+    cube = open_cube(path, partial=True)
+    folder = cube_path(path)
+    total = open_group(folder)["committed"].shape[0]  # type: ignore[union-attr]
+    rows = [
+        ("cube", str(folder)),
+        ("shape", _shape(cube)),
+        ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
+        ("tokens", f"{int(cube.n_tokens.sum()):,}"),
+        *_truncation(cube),
+        ("on disk", _size(_bytes_on_disk(folder))),
+        ("variables", " ".join(str(name) for name in cube.data_vars)),
+    ]
+    labels = [str(name) for name, coord in cube.coords.items() if coord.attrs.get("label")]
+    rows += [(name, _counts(cube[name].values.tolist())) for name in ["language", *labels]]
+    rows += [(name, str(value)) for name, value in cube.attrs.items()]
+    _print_pairs(rows)
+    return 0
+
+
+def _verify(path: str) -> int:
+    found = verify(path)
+    for fault in found.faults:
+        print(fault)
+    verdict = "sound" if found.ok else f"{len(found.faults)} damaged"
+    print(
+        f"{found.path}: {verdict}; {found.files} files, {_size(found.bytes)}, "
+        f"{found.committed} of {found.samples} samples committed"
+    )
+    return 0 if found.ok else 1
+
+
+def _shape(cube: xr.Dataset) -> str:
+    return " × ".join(f"{cube.sizes[dim]:,} {dim}" for dim in DIMS if dim in cube.sizes)
+
+
+def _truncation(cube: xr.Dataset) -> Rows:
+    count = int(cube.truncated.sum())
+    return [("truncated", f"{count:,} samples, by max_tokens")] if count else []
+
+
+def _counts(values: list[Any], most: int = 6) -> str:
+    counts = Counter(values)
+    shown = ", ".join(f"{value} {count:,}" for value, count in counts.most_common(most))
+    return shown if len(counts) <= most else f"{len(counts):,} different values"
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:,.0f} {unit}" if unit == "bytes" else f"{n_bytes:,.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
+
+
+def _print_pairs(rows: Rows) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _print_table(values: xr.DataArray) -> None:
+    """Print a layer × language table."""
+    languages = [str(name) for name in values.language.values]
+    print("  ".join(["layer", *(f"{name:>12}" for name in languages)]))
+    for layer, row in zip(values.layer.values, values.transpose("layer", "language").values, strict=True):
+        print("  ".join([f"{layer:>5}", *(f"{value:>12,.2f}" for value in row)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

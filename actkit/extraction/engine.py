@@ -1,0 +1,236 @@
+"""From prompts to a complete cube: check, load, then window after window until nothing is left."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..config import Config
+from ..errors import ChangedError, Fault
+from ..layers import describe
+from ..store.layout import CHECKSUM, CUBE, open_group
+from ..store.reading import open_cube
+from ..store.runs import CONFIG, LOG, locked, replace_text
+from ..store.writing import CubeWriter, create_cube, storage_errors
+from .capture import Capture, WindowBuffer
+from .model import LoadedModel, load_model
+from .preparing import Prepared, prepare
+from .progress import Bar, Listener, Meter, StatusFile
+
+logger = logging.getLogger("actkit")
+
+_NOT_SETTINGS = {"actkit_format", "arrays", "coordinates", CHECKSUM}
+
+
+def plan(config: str | Path | Config | None = None, **options: Any) -> Prepared:
+    """Check a run and say what it will take, without loading the model's weights or writing anything.
+
+    Parameters
+    ----------
+    config
+        A YAML file or a config; options go over it.
+    **options
+        The names of :class:`actkit.config.Config`.
+
+    Returns
+    -------
+    Prepared
+        ``plan`` (windows, batches, tokens), ``estimate`` (disk and memory, in bytes), ``layers``,
+        ``tokens``, ``samples``.
+
+    Raises
+    ------
+    InputError
+        With every fault of options, data, model and output.
+    """
+    return prepare(config, options)
+
+
+def extract(
+    config: str | Path | Config | None = None,
+    *,
+    listeners: Sequence[Listener] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Run prompts through a model and keep what every layer computed.
+
+    Parameters
+    ----------
+    config
+        A YAML file or a config; options go over it.
+    listeners
+        Called with each :class:`~actkit.extraction.progress.Progress`; a progress bar by default.
+    **options
+        The names of :class:`actkit.config.Config`: ``model``, ``data``, ``out``, ``layers`` and so on.
+
+    Returns
+    -------
+    xarray.Dataset
+        The complete cube, as :func:`actkit.open_cube` gives it.
+
+    Raises
+    ------
+    InputError
+        With every fault of options, data, model and output; nothing was written.
+    ChangedError
+        Where ``out`` holds a cube that was made with other settings; names the fields.
+    LockedError
+        Where another process writes this run.
+    ModelError
+        Where the model cannot be captured faithfully.
+    StorageError
+        Where the disk refuses; committed windows are safe.
+
+    Notes
+    -----
+    Calling it again with the same arguments continues at the first uncommitted window.
+    """
+    prepared = prepare(config, options)
+    run = prepared.run
+    with storage_errors("cannot make the run folder"):
+        run.mkdir(parents=True, exist_ok=True)
+    with locked(run), _log_file(run):
+        told: list[Listener] = [*(listeners if listeners is not None else [Bar()]), StatusFile(run)]
+        meter = Meter(len(prepared.samples), told)
+        state = "failed"
+        try:
+            _run(prepared, meter)
+            state = "done"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        finally:
+            logger.info(state)
+            meter.tell(state)
+    return open_cube(run)
+
+
+def _run(prepared: Prepared, meter: Meter) -> None:
+    path = prepared.run / CUBE
+    meter.tell("loading")
+    model = None
+    if path.exists():
+        _check_unchanged(path, prepared)
+    else:
+        model = _load(prepared)
+        replace_text(prepared.run / CONFIG, prepared.config.to_yaml())
+        create_cube(
+            prepared.run,
+            prepared.plan,
+            variables=prepared.variables,
+            coords=prepared.coords(),
+            labels=prepared.samples.labels,
+            attrs=prepared.attrs,
+        )
+    writer = CubeWriter(path, prepared.plan)
+    todo = writer.recover()
+    total = len(prepared.samples)
+    left = sum(len(prepared.plan.samples_of(window)) for window in todo)
+    logger.info("%d of %d samples are to be computed", left, total)
+    if todo:
+        model = model or _load(prepared)
+        meter.begin(total - left, partial(_device_memory, model.device))
+        _compute(prepared, model, writer, todo, meter)
+    else:
+        meter.begin(total, dict)
+
+
+def _compute(
+    prepared: Prepared, model: LoadedModel, writer: CubeWriter, todo: list[int], meter: Meter
+) -> None:
+    """Compute each window while the one before it is compressed and written."""
+    capture = Capture(model, prepared.layers, prepared.tokens, prepared.config.storage)
+    buffers = [WindowBuffer(prepared.plan, prepared.variables) for _ in range(min(2, len(todo)))]
+    writing: list[Future[None] | None] = [None] * len(buffers)
+
+    def write(window: int, arrays: Mapping[str, np.ndarray]) -> None:
+        started = time.monotonic()
+        meter.bytes_written += writer.write(window, arrays)
+        meter.committed += len(prepared.plan.samples_of(window))
+        logger.info("window %d committed in %.2f s", window, time.monotonic() - started)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="actkit-write") as pool:
+        for turn, window in enumerate(todo):
+            slot = turn % len(buffers)
+            if (before := writing[slot]) is not None:
+                before.result()  # waits for its buffer, and raises what went wrong
+            samples = prepared.plan.samples_of(window)
+            for batch in prepared.plan.batches_of(window):
+                capture.run(batch, batch - samples.start, buffers[slot])
+                meter.samples += len(batch)
+                meter.tokens += int(prepared.tokens.lengths[batch].sum())
+                meter.tell()
+            arrays = buffers[slot].arrays(len(samples))
+            _warn_nonfinite(arrays["nonfinite"], prepared, samples.start)
+            writing[slot] = pool.submit(write, window, arrays)
+        for future in writing:
+            if future is not None:
+                future.result()
+
+
+def _load(prepared: Prepared) -> LoadedModel:
+    model = load_model(prepared.checkpoint, prepared.architecture, prepared.config)
+    logger.info("loaded %s as %s on %s", prepared.checkpoint.name, model.dtype, model.device)
+    logger.info("layers %s, %d windows", describe(prepared.layers), prepared.plan.n_windows)
+    return model
+
+
+def _check_unchanged(path: Path, prepared: Prepared) -> None:
+    stored, wanted = _settings(open_group(path).attrs), _settings(prepared.attrs)
+    faults = [
+        Fault(name, f"was {stored.get(name, 'not set')!r}, is now {wanted.get(name, 'not set')!r}")
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
+    ]
+    if faults:
+        heading = f"{prepared.run} holds a cube of other settings; choose another `out`, or go back to them"
+        raise ChangedError(faults, heading)
+
+
+def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that a run decides, each option by its own name."""
+    kept = {name: value for name, value in attrs.items() if name not in _NOT_SETTINGS}
+    return {**kept, **json.loads(kept.pop("options", "{}"))}
+
+
+def _warn_nonfinite(counts: np.ndarray, prepared: Prepared, first: int) -> None:
+    for index, row in zip(*np.nonzero(counts), strict=True):
+        where = f"layer {prepared.layers[index]}, sample {first + row}"
+        logger.warning("%d values that are NaN or Inf: %s", counts[index, row], where)
+
+
+def _device_memory(device: torch.device) -> dict[str, int]:
+    if device.type != "cuda":
+        return {}
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "total": torch.cuda.get_device_properties(device).total_memory,
+    }
+
+
+@contextmanager
+def _log_file(run: Path) -> Iterator[None]:
+    handler = logging.FileHandler(run / LOG, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("%s: %s", type(error).__name__, error)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

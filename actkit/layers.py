@@ -1,0 +1,142 @@
+"""The grammar of layer specifications: one language in Python, YAML, the shell and the app."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import Fault
+
+COMPONENTS = ("residual",)
+_PLURALS = {"residuals": "residual", "mlps": "mlp", "attentions": "attention"}
+_RANGE = re.compile(r"(?P<start>-?\d+)(?:-(?P<stop>-?\d+)(?::(?P<step>\d+))?)?")
+
+GRAMMAR = "all, 7, -1, 10-23, 0-32:2, 0-10 24-33, residual_all, or a list of these"
+
+Spec = str | int | Sequence[str | int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term of a specification: a component and an inclusive range of blocks."""
+
+    text: str
+    component: str = "residual"
+    start: int = 0
+    stop: int = -1
+    step: int = 1
+
+
+def parse(spec: Spec) -> tuple[list[Part], list[Fault]]:
+    """Read a specification without knowing a model.
+
+    Parameters
+    ----------
+    spec
+        Terms separated by spaces or commas, an integer, or a list of these.
+
+    Returns
+    -------
+    parts : list of Part
+    faults : list of Fault
+        What cannot be read; empty when ``parts`` is usable.
+
+    Examples
+    --------
+    >>> parts, faults = parse("0-10 residual_24-33")
+    >>> [(part.start, part.stop) for part in parts], faults
+    ([(0, 10), (24, 33)], [])
+    """
+    parts: list[Part] = []
+    faults: list[Fault] = []
+    for term in _terms(spec):
+        part = _parse_term(term)
+        if isinstance(part, Part):
+            parts.append(part)
+        else:
+            faults.append(part)
+    if not parts and not faults:
+        faults.append(Fault("layers", "no layer is named", f"write {GRAMMAR}"))
+    return parts, faults
+
+
+def resolve(parts: Iterable[Part], n_layers: int) -> tuple[tuple[int, ...], list[Fault]]:
+    """Turn parts into the sorted block indices of a model.
+
+    Parameters
+    ----------
+    parts
+        What :func:`parse` gave.
+    n_layers
+        Number of blocks of the model.
+
+    Returns
+    -------
+    layers : tuple of int
+        Sorted, without repetition.
+    faults : list of Fault
+        Layers that the model does not have, with its range.
+    """
+    layers: set[int] = set()
+    faults: list[Fault] = []
+    for part in parts:
+        start, stop = (_from_end(index, n_layers) for index in (part.start, part.stop))
+        outside = [
+            given for given, index in ((part.start, start), (part.stop, stop)) if not 0 <= index < n_layers
+        ]
+        if outside:
+            what = f"`{part.text}`: the model has no layer {outside[0]}"
+            faults.append(Fault("layers", what, f"it has {n_layers} layers, 0–{n_layers - 1}"))
+        elif start > stop:
+            faults.append(Fault("layers", f"`{part.text}` runs backwards", f"write {stop}-{start}"))
+        else:
+            layers.update(range(start, stop + 1, part.step))
+    return tuple(sorted(layers)), faults
+
+
+def describe(layers: Iterable[int]) -> str:
+    """Write block indices as short ranges that :func:`parse` reads back.
+
+    Examples
+    --------
+    >>> describe([0, 1, 2, 5, 8, 9])
+    '0-2 5 8-9'
+    """
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _terms(spec: Spec) -> list[str]:
+    if isinstance(spec, int):
+        return [str(spec)]
+    if isinstance(spec, str):
+        return spec.replace(",", " ").split()
+    return [term for item in spec for term in _terms(item)]
+
+
+def _parse_term(term: str) -> Part | Fault:
+    given, _, rest = term.rpartition("_")
+    given = given or "residual"
+    component = _PLURALS.get(given, given)
+    if component not in COMPONENTS:
+        known = component in _PLURALS.values()
+        what = f"`{term}`: component `{given}` " + ("cannot be captured yet" if known else "is unknown")
+        return Fault("layers", what, f"components: {', '.join(COMPONENTS)}")
+    if rest == "all":
+        return Part(term, component)
+    numbers = _RANGE.fullmatch(rest)
+    if numbers is None:
+        return Fault("layers", f"cannot read `{term}`", f"write {GRAMMAR}")
+    step = int(numbers["step"] or 1)
+    if step == 0:
+        return Fault("layers", f"`{term}` has step 0", "a step is 1 or more")
+    start = int(numbers["start"])
+    return Part(term, component, start, int(numbers["stop"] or start), step)
+
+
+def _from_end(index: int, n_layers: int) -> int:
+    return index + n_layers if index < 0 else index

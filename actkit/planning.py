@@ -1,0 +1,191 @@
+"""From the lengths of prompts to windows, batches and estimates; no data, no torch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import MB, Config
+from .schema import VARIABLES
+
+AUTO_TOKENS = 2048
+AUTO_PROMPTS = 64
+CHUNK_BYTES = MB
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The lengths of a cube's four dimensions."""
+
+    layer: int
+    sample: int
+    token: int
+    hidden: int
+
+    def __getitem__(self, dim: str) -> int:
+        return int(getattr(self, dim))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the samples of a run are cut into windows, and these into batches.
+
+    Parameters
+    ----------
+    shape
+        Lengths of the cube's dimensions; ``token`` is that of the longest prompt.
+    lengths
+        Number of tokens of each prompt, dims ``(sample,)``.
+    window
+        Samples in a window; the last one may hold fewer.
+    chunk
+        Samples in an inner chunk; divides ``window``.
+    batches
+        The batch of each sample, counted over the whole run, dims ``(sample,)``.
+    """
+
+    shape: Shape
+    lengths: np.ndarray
+    window: int
+    chunk: int
+    batches: np.ndarray
+
+    @property
+    def n_windows(self) -> int:
+        """Number of windows."""
+        return -(-self.shape.sample // self.window)
+
+    @property
+    def n_batches(self) -> int:
+        """Number of batches."""
+        return int(self.batches.max()) + 1
+
+    @property
+    def tokens(self) -> int:
+        """Number of real tokens."""
+        return int(self.lengths.sum())
+
+    @property
+    def padded_tokens(self) -> int:
+        """Number of positions that the model computes, pads included."""
+        longest = np.zeros(self.n_batches, dtype=np.int64)
+        np.maximum.at(longest, self.batches, self.lengths)
+        return int((longest * np.bincount(self.batches)).sum())
+
+    def samples_of(self, window: int) -> range:
+        """Return the samples of a window."""
+        return range(window * self.window, min((window + 1) * self.window, self.shape.sample))
+
+    def batches_of(self, window: int) -> Iterator[np.ndarray]:
+        """Yield the sample indices of each batch of a window."""
+        samples = np.asarray(self.samples_of(window))
+        batches = self.batches[samples]
+        for batch in np.unique(batches):
+            yield samples[batches == batch]
+
+    @property
+    def window_bytes(self) -> int:
+        """Host memory of one window's `residual`."""
+        return 4 * self.shape.layer * self.window * self.shape.token * self.shape.hidden
+
+
+def make_plan(config: Config, lengths: np.ndarray, *, layers: int, hidden: int) -> Plan:
+    """Cut the samples into windows and batches.
+
+    Parameters
+    ----------
+    config
+        Its ``window_mb``, ``window_samples`` and ``batch_size`` are used.
+    lengths
+        Number of tokens of each prompt, dims ``(sample,)``.
+    layers, hidden
+        Number of layers kept, and width of the model.
+
+    Returns
+    -------
+    Plan
+        The same for the same arguments, whatever the machine.
+    """
+    shape = Shape(layers, len(lengths), int(lengths.max()), hidden)
+    row_bytes = 4 * shape.token * hidden
+    most = max(1, config.window_mb * MB // (layers * row_bytes))
+    window = min(most, config.window_samples, shape.sample)
+    # powers of two, so that the chunk divides the window
+    chunk = min(_power_of_two(CHUNK_BYTES // row_bytes), _power_of_two(window))
+    window -= window % chunk
+    batches = np.empty(shape.sample, dtype=np.int32)
+    count = 0
+    for start in range(0, shape.sample, window):
+        part = lengths[start : start + window]
+        order = np.argsort(-part, kind="stable")
+        for members in _cut(part[order], config.batch_size):
+            batches[start + order[members]] = count
+            count += 1
+    return Plan(shape, lengths, window, chunk, batches)
+
+
+def _cut(lengths: np.ndarray, batch_size: int | str) -> Iterator[slice]:
+    """Cut prompts, longest first, into batches; the first of each decides its padding."""
+    start = 0
+    while start < len(lengths):
+        size = batch_size if isinstance(batch_size, int) else AUTO_TOKENS // int(lengths[start])
+        stop = start + (size if isinstance(batch_size, int) else min(max(size, 1), AUTO_PROMPTS))
+        yield slice(start, stop)
+        start = stop
+
+
+def _power_of_two(at_most: int) -> int:
+    return 1 << (max(at_most, 1).bit_length() - 1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, in bytes.
+
+    Parameters
+    ----------
+    disk
+        The cube, compressed.
+    dense
+        The same arrays, uncompressed and padded.
+    host
+        Peak host memory: weights, two windows, and the program itself.
+    """
+
+    disk: int
+    dense: int
+    host: int
+
+
+# what is left of a value's bytes after bitshuffle and lz4, measured on trained weights
+COMPRESSED = 0.9
+PROGRAM_BYTES = 700 * MB
+
+
+def estimate(plan: Plan, variables: Sequence[str], *, value_bytes: int, weights_bytes: int) -> Estimate:
+    """Predict what a run takes.
+
+    Parameters
+    ----------
+    plan
+        The plan of the run.
+    variables
+        Names of the data variables to store.
+    value_bytes
+        Bytes of a value of `residual` that carry information: 2 from bfloat16 weights.
+    weights_bytes
+        Size of the weights in memory.
+    """
+    lengths = vars(plan.shape)
+    disk = dense = window = 0
+    for variable in (VARIABLES[name] for name in variables):
+        sizes = {dim: lengths[dim] for dim in variable.dims}
+        item = np.dtype(variable.dtype).itemsize
+        cells = math.prod(sizes.values())
+        dense += cells * item
+        window += math.prod({**sizes, "sample": plan.window}.values()) * item
+        full = {"token", "hidden"} <= sizes.keys()
+        real = cells * plan.tokens // (plan.shape.sample * plan.shape.token) if "token" in sizes else cells
+        disk += int(real * (value_bytes if full else item) * COMPRESSED)
+    return Estimate(disk, dense, weights_bytes + 2 * window + PROGRAM_BYTES)

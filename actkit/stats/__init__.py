@@ -1,0 +1,1 @@
+"""Statistics of cubes: kernels on plain arrays, and the labelled functions over them."""

@@ -1,0 +1,1 @@
+"""The cube on disk: how it is laid out, written, checked and read."""

@@ -1,0 +1,205 @@
+"""Where everything of a cube lies: names, shards, codecs."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.metadata import ArrayV3Metadata
+
+from ..errors import CorruptError, CubeError, Fault
+from ..schema import FORMAT, Variable
+
+CUBE = "cube.zarr"
+COORD_CHUNK = 4096
+CHECKSUM = "metadata_sha256"
+
+Array = zarr.Array[ArrayV3Metadata]
+_Codec = BloscCodec | ZstdCodec | Crc32cCodec
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of an array: the part that belongs to one window."""
+
+    array: str
+    window: int
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.array}/{self.path.name}"
+
+
+def cube_path(path: str | Path) -> Path:
+    """Return the ``.zarr`` folder of a run folder, or the path itself where it is one.
+
+    Raises
+    ------
+    CubeError
+        Where there is neither.
+    """
+    given = Path(path)
+    for candidate in (given / CUBE, given):
+        if (candidate / "zarr.json").is_file():
+            return candidate
+    raise CubeError(f"{given}: holds no cube; give a run folder with {CUBE} in it, or the .zarr folder")
+
+
+def open_group(path: Path, *, mode: str = "r") -> zarr.Group:
+    """Open the group of a cube.
+
+    Raises
+    ------
+    CubeError
+        Where the group is none of ours, or of a newer format.
+    CorruptError
+        Where its metadata are not as they were written.
+    """
+    try:
+        group = zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)  # type: ignore[arg-type]
+        version = group.attrs.get("actkit_format")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CubeError(f"{path}: cannot be opened as a zarr v3 group: {error}") from error
+    if version != FORMAT:
+        what = "was not written by actkit" if version is None else f"is of format {version}"
+        raise CubeError(f"{path}: {what}; this version reads format {FORMAT}")
+    try:
+        intact = metadata_checksum(path, array_names(group), dict(group.attrs)) == group.attrs.get(CHECKSUM)
+    except (OSError, ValueError, KeyError) as error:
+        raise CorruptError([Fault(str(path), f"metadata are missing: {error}", "extract again")]) from error
+    if not intact:
+        raise CorruptError([Fault(f"{path}/**/zarr.json", "metadata were changed", "extract again")])
+    return group
+
+
+def create_array(
+    group: zarr.Group,
+    variable: Variable,
+    lengths: dict[str, int],
+    *,
+    window: int,
+    chunk: int,
+    attrs: dict[str, Any],
+) -> Array:
+    """Create the array of a variable, empty.
+
+    Parameters
+    ----------
+    group
+        The cube, or what will become one.
+    variable
+        What it holds.
+    lengths
+        Length of every dimension.
+    window, chunk
+        Samples in a shard, and in its inner chunks.
+    attrs
+        More attributes than the variable's own.
+    """
+    shape = tuple(lengths[dim] for dim in variable.dims)
+    shards = None
+    if variable.by_window:
+        shards = tuple(window if dim == "sample" else lengths[dim] for dim in variable.dims)
+        # one layer is read alone; the small variables keep a whole window in a chunk
+        samples = chunk if {"token", "hidden"} <= set(variable.dims) else window
+        inner = {"layer": 1, "sample": samples}
+        chunks = tuple(inner.get(dim, lengths[dim]) for dim in variable.dims)
+    elif variable.name == "committed":
+        chunks = (window,)
+    else:
+        chunks = tuple(
+            min(lengths[dim], COORD_CHUNK) if dim == "sample" else lengths[dim] for dim in variable.dims
+        )
+    return group.create_array(
+        variable.name,
+        shape=shape,
+        dtype=str if variable.dtype == "str" else variable.dtype,
+        chunks=chunks,
+        shards=shards,
+        compressors=_codecs(variable),
+        filters=None,
+        fill_value=variable.fill_value,
+        dimension_names=variable.dims,
+        attributes={**variable.attrs, **attrs},
+        # one folder an array: fewer folders to fsync, and one listing tells which shards exist
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},
+    )
+
+
+def _codecs(variable: Variable) -> list[_Codec]:
+    # without a checksum of each chunk a flipped bit reads back as a number
+    if variable.dtype == "str":
+        return [ZstdCodec(level=3), Crc32cCodec()]
+    if variable.dtype == "bool":
+        return [Crc32cCodec()]
+    return [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
+
+
+def metadata_checksum(path: Path, names: Iterable[str], attrs: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what describes a cube: its attributes and each array's metadata file.
+
+    Shards and coordinates carry checksums of their own; a flipped bit in the metadata would move or
+    retype them all.
+    """
+    kept = {name: value for name, value in attrs.items() if name != CHECKSUM}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for name in sorted(names):
+        digest.update((path / name / "zarr.json").read_bytes())
+    return digest.hexdigest()
+
+
+def array_names(group: zarr.Group) -> list[str]:
+    """Return the names of the arrays that a cube was created with."""
+    return [str(name) for name in json.loads(str(group.attrs["arrays"]))]
+
+
+def shard_of(path: Path, array: Array, window: int) -> Shard:
+    """Return the file that holds one window of an array.
+
+    For an array that is not written by window, ``window`` counts its chunks along ``sample``.
+    """
+    name = array.name.rsplit("/", 1)[-1]
+    axis = _window_axis(array)
+    key = ".".join(["c", *(str(window if i == axis else 0) for i in range(array.ndim))])
+    return Shard(name, window, path / name / key)
+
+
+def shards(path: Path, array: Array) -> Iterator[Shard]:
+    """Yield every file that an array should consist of."""
+    axis = _window_axis(array)
+    size = (array.shards or array.chunks)[axis]
+    for window in range(-(-array.shape[axis] // size)):
+        yield shard_of(path, array, window)
+
+
+def shard_region(array: Array, window: int) -> tuple[slice, ...]:
+    """Return what a file of an array covers."""
+    axis = _window_axis(array)
+    size = (array.shards or array.chunks)[axis]
+    start = window * size
+    whole = [slice(0, length) for length in array.shape]
+    whole[axis] = slice(start, min(start + size, array.shape[axis]))
+    return tuple(whole)
+
+
+def array_of(group: zarr.Group, name: str) -> Array:
+    """Return an array of a group."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def dims_of(array: Array) -> tuple[str, ...]:
+    """Return the dimension names of an array."""
+    assert isinstance(array.metadata, ArrayV3Metadata)
+    return tuple(str(name) for name in array.metadata.dimension_names or ())
+
+
+def _window_axis(array: Array) -> int:
+    names = dims_of(array)
+    return names.index("sample") if "sample" in names else 0
