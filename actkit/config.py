@@ -1,12 +1,13 @@
 """What can be asked of an extraction: one model for Python, YAML, the shell and the app."""
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from . import layers as grammar
 from .errors import Fault
@@ -67,15 +68,27 @@ class Config(BaseModel):
         128, ge=1, description="most samples of a window: the unit of saving and resuming"
     )
 
+    @field_validator("model", "data", "out", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
+
+    @field_validator("data", "out")
+    @classmethod
+    def _local(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"`{value}` is not on this machine; only local paths can be used yet")
+        return value
+
     @field_validator("layers", mode="before")
     @classmethod
     def _layers(cls, value: Any) -> str:
-        if isinstance(value, bool) or not isinstance(value, str | int | list | tuple):
+        if isinstance(value, bool) or not isinstance(value, str | int | list | tuple | range):
             raise ValueError(f"write {grammar.GRAMMAR}")
         _, faults = grammar.parse(value)
         if faults:
             raise ValueError("; ".join(f"{fault.what} ({fault.mend})" for fault in faults))
-        return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        return str(value) if isinstance(value, str | int) else " ".join(map(str, value))
 
     @field_validator("languages", "labels", "save", mode="before")
     @classmethod
@@ -97,10 +110,27 @@ class Config(BaseModel):
     def _pairs(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        pairs = [pair.partition("=") for pair in value.split(",")]
-        if any(not (language.strip() and equals and column.strip()) for language, equals, column in pairs):
+        pairs = [[side.strip() for side in pair.split("=", 1)] for pair in value.split(",")]
+        if any(len(pair) != 2 or not all(pair) for pair in pairs):
             raise ValueError("write language=column,language=column")
-        return {language.strip(): column.strip() for language, _, column in pairs}
+        columns = dict(pairs)
+        if len(columns) < len(pairs):
+            raise ValueError("names a language twice")
+        return columns
+
+    @field_validator("languages", "text_columns")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value is not None and not value:
+            raise ValueError("names no language; leave it out to take all")
+        return value
+
+    @field_validator("limit", "max_tokens", "batch_size", "window_mb", "window_samples", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        if isinstance(value, bool | float):
+            raise ValueError(f"{value!r} is no whole number")
+        return value
 
     @field_validator("batch_size")
     @classmethod
@@ -108,12 +138,6 @@ class Config(BaseModel):
         if isinstance(value, int) and value < 1:
             raise ValueError("a batch holds 1 prompt or more")
         return value
-
-    @model_validator(mode="after")
-    def _wide(self) -> Self:
-        if self.text_columns is not None and not self.text_columns:
-            raise ValueError("text_columns names no column")
-        return self
 
     def to_yaml(self) -> str:
         """Return the settings that differ from the defaults, as YAML that :func:`read_yaml` reads."""
@@ -150,7 +174,7 @@ def check(options: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
 
 
 def _fault(detail: dict[str, Any]) -> Fault:
-    where = ".".join(map(str, detail["loc"])) or "config"
+    where = ".".join(map(str, detail["loc"]))
     match detail["type"]:
         case "missing":
             return Fault(where, "is missing", f"give {Config.model_fields[where].description}")
@@ -189,15 +213,25 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Fault]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        return {}, [Fault(where, problem, "plain YAML: name: value; tags are refused")]
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        return {}, [Fault(where, problem, "write plain name: value lines")]
+    except (ValueError, RecursionError) as error:  # a NUL in the path, a 13th month, endless brackets
+        return {}, [Fault(str(path), f"cannot be read: {error}", "write plain name: value lines")]
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         return {}, [Fault(str(path), "is not a mapping of option names to values", "write name: value lines")]
     return loaded, []
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without tags and without repeated keys."""
+    """YAML without tags, aliases and repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor} is refused", event.start_mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, f"tag {event.tag} is refused", event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

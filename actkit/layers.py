@@ -8,7 +8,7 @@ from .errors import Fault
 
 COMPONENTS = ("residual",)
 _PLURALS = {"residuals": "residual", "mlps": "mlp", "attentions": "attention"}
-_RANGE = re.compile(r"(?P<start>-?\d+)(?:-(?P<stop>-?\d+)(?::(?P<step>\d+))?)?")
+_RANGE = re.compile(r"(?P<start>-?\d{1,9})(?:-(?P<stop>-?\d{1,9})(?::(?P<step>\d{1,9}))?)?")
 
 GRAMMAR = "all, 7, -1, 10-23, 0-32:2, 0-10 24-33, residual_all, or a list of these"
 
@@ -111,16 +111,13 @@ def describe(layers: Iterable[int]) -> str:
 
 
 def _terms(spec: Spec) -> list[str]:
-    if isinstance(spec, int):
-        return [str(spec)]
-    if isinstance(spec, str):
-        return spec.replace(",", " ").split()
-    return [term for item in spec for term in _terms(item)]
+    items = [spec] if isinstance(spec, str | int) else spec
+    return [term for item in items for term in str(item).replace(",", " ").split()]
 
 
 def _parse_term(term: str) -> Part | Fault:
-    given, _, rest = term.rpartition("_")
-    given = given or "residual"
+    given, named, rest = term.rpartition("_")
+    given = given if named else "residual"
     component = _PLURALS.get(given, given)
     if component not in COMPONENTS:
         known = component in _PLURALS.values()

@@ -23,7 +23,7 @@ class Table:
     digest
         SHA-256 of the file.
     lines
-        The line of the file at which each row ends, where it has lines.
+        The line of the file at which each row starts, where it has lines.
     """
 
     columns: dict[str, list[Any]]
@@ -94,28 +94,28 @@ def _read_csv(path: Path, content: bytes, delimiter: str = ",") -> _Reading:
         return None, faults
     # newline handling is the csv module's: a "\r\n" within quotes is part of the cell
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
+    start = 1
+    limit = csv.field_size_limit(max(len(text), 1))  # a long prompt is no broken quote
     try:
         header = next(reader, [])
+        start = reader.line_num + 1
         for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                what = f"has {len(row)} cells where the header has {len(header)}"
-                faults.append(
-                    Fault(
-                        f"{path}, line {reader.line_num}",
-                        what,
-                        "quote cells that hold the delimiter",
-                    )
-                )
-            rows.append(row)
-            lines.append(reader.line_num)
+            if row:
+                rows.append(row)
+                lines.append(start)
+            start = reader.line_num + 1
     except csv.Error as error:
-        faults.append(Fault(f"{path}, line {reader.line_num}", str(error), "mend the quoting"))
-    for name in sorted({name for name in header if header.count(name) > 1}):
-        faults.append(Fault(str(path), f"column `{name}` occurs twice", "rename one"))
+        faults.append(Fault(f"{path}, line {start}", str(error), "mend the quoting"))
+    finally:
+        csv.field_size_limit(limit)
+    for line, row in zip(lines, rows, strict=True):
+        if len(row) != len(header):
+            what = f"has {len(row)} cells where the header has {len(header)}"
+            faults.append(Fault(f"{path}, line {line}", what, "quote cells that hold the delimiter"))
+    faults += _repeated(path, header)
     if faults:
         return None, faults
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
@@ -135,9 +135,13 @@ def _read_jsonl(path: Path, content: bytes) -> _Reading:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            faults.append(Fault(where, f"is not JSON: {error}", "write one object a line"))
+            row = json.loads(line, object_pairs_hook=_object)
+        except json.JSONDecodeError as error:
+            what = f"is not JSON at column {error.colno}: {error.msg}"
+            faults.append(Fault(where, what, "write one object a line"))
+            continue
+        except (ValueError, RecursionError) as error:
+            faults.append(Fault(where, f"cannot be read: {error}", "write one object a line"))
             continue
         if not isinstance(row, dict):
             faults.append(
@@ -153,21 +157,33 @@ def _read_jsonl(path: Path, content: bytes) -> _Reading:
     return Table(columns, hashlib.sha256(content).hexdigest(), lines), []
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`{name}` is given twice")
+    return dict(pairs)
+
+
 def _read_parquet(path: Path, content: bytes) -> _Reading:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        read = pq.read_table(pa.BufferReader(content))
+        read = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
         # Arrow trusts what a file declares to be UTF-8; full validation does not
         read.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        values = [column.to_pylist() for column in read.columns]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         return None, [Fault(str(path), f"cannot be read as Parquet: {error}", "write it again")]
-    twice = sorted({name for name in read.column_names if read.column_names.count(name) > 1})
-    if twice:
-        return None, [Fault(str(path), f"column `{name}` occurs twice", "rename one") for name in twice]
-    columns = {name: read.column(name).to_pylist() for name in read.column_names}
-    return Table(columns, hashlib.sha256(content).hexdigest()), []
+    faults = _repeated(path, read.column_names)
+    columns = dict(zip(read.column_names, values, strict=True))
+    return Table(columns, hashlib.sha256(content).hexdigest()), faults
+
+
+def _repeated(path: Path, names: list[str]) -> list[Fault]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [Fault(str(path), f"column `{name}` occurs twice", "rename one") for name in twice]
 
 
 _READERS: dict[str, Callable[[Path, bytes], _Reading]] = {

@@ -16,7 +16,10 @@ from ..schema import FORMAT, Variable
 
 CUBE = "cube.zarr"
 COORD_CHUNK = 4096
+METADATA = "zarr.json"
+ARRAYS = "arrays"
 CHECKSUM = "metadata_sha256"
+AGAIN = "delete the run folder and extract again"
 
 Array = zarr.Array[ArrayV3Metadata]
 _Codec = BloscCodec | ZstdCodec | Crc32cCodec
@@ -44,7 +47,7 @@ def cube_path(path: str | Path) -> Path:
     """
     given = Path(path)
     for candidate in (given / CUBE, given):
-        if (candidate / "zarr.json").is_file():
+        if (candidate / METADATA).is_file():
             return candidate
     raise CubeError(f"{given}: holds no cube; give a run folder with {CUBE} in it, or the .zarr folder")
 
@@ -57,7 +60,7 @@ def open_group(path: Path, *, mode: str = "r") -> zarr.Group:
     CubeError
         Where the group is none of ours, or of a newer format.
     CorruptError
-        Where its metadata are not as they were written.
+        Where its metadata are not as they were written; names each file.
     """
     try:
         group = zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)  # type: ignore[arg-type]
@@ -67,12 +70,9 @@ def open_group(path: Path, *, mode: str = "r") -> zarr.Group:
     if version != FORMAT:
         what = "was not written by actkit" if version is None else f"is of format {version}"
         raise CubeError(f"{path}: {what}; this version reads format {FORMAT}")
-    try:
-        intact = metadata_checksum(path, array_names(group), dict(group.attrs)) == group.attrs.get(CHECKSUM)
-    except (OSError, ValueError, KeyError) as error:
-        raise CorruptError([Fault(str(path), f"metadata are missing: {error}", "extract again")]) from error
-    if not intact:
-        raise CorruptError([Fault(f"{path}/**/zarr.json", "metadata were changed", "extract again")])
+    changed = list(_changed_metadata(path, group))
+    if changed:
+        raise CorruptError(changed)
     return group
 
 
@@ -140,41 +140,51 @@ def _codecs(variable: Variable) -> list[_Codec]:
     return [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
 
 
-def metadata_checksum(path: Path, names: Iterable[str], attrs: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what describes a cube: its attributes and each array's metadata file.
+def seal(path: Path, group: zarr.Group, arrays: Iterable[str], attrs: Mapping[str, Any]) -> None:
+    """Write the attributes of a new cube, with a checksum of every metadata file.
 
     Shards and coordinates carry checksums of their own; a flipped bit in the metadata would move or
     retype them all.
     """
-    kept = {name: value for name, value in attrs.items() if name != CHECKSUM}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
-    for name in sorted(names):
-        digest.update((path / name / "zarr.json").read_bytes())
-    return digest.hexdigest()
+    digests = {name: _sha256((path / name / METADATA).read_bytes()) for name in arrays}
+    group.update_attributes({**attrs, ARRAYS: json.dumps(digests), CHECKSUM: ""})
+    group.update_attributes({CHECKSUM: _sha256((path / METADATA).read_bytes())})
+
+
+def _changed_metadata(path: Path, group: zarr.Group) -> Iterator[Fault]:
+    seal = str(group.attrs.get(CHECKSUM))
+    # the seal was made of the file without it
+    if _sha256((path / METADATA).read_bytes().replace(seal.encode(), b"")) != seal:
+        yield Fault(METADATA, "was changed", AGAIN)
+        return
+    for name, digest in json.loads(str(group.attrs[ARRAYS])).items():
+        file = path / name / METADATA
+        if not file.is_file():
+            yield Fault(f"{name}/{METADATA}", "is missing", AGAIN)
+        elif _sha256(file.read_bytes()) != digest:
+            yield Fault(f"{name}/{METADATA}", "was changed", AGAIN)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def array_names(group: zarr.Group) -> list[str]:
     """Return the names of the arrays that a cube was created with."""
-    return [str(name) for name in json.loads(str(group.attrs["arrays"]))]
-
-
-def shard_of(path: Path, array: Array, window: int) -> Shard:
-    """Return the file that holds one window of an array.
-
-    For an array that is not written by window, ``window`` counts its chunks along ``sample``.
-    """
-    name = array.name.rsplit("/", 1)[-1]
-    axis = _window_axis(array)
-    key = ".".join(["c", *(str(window if i == axis else 0) for i in range(array.ndim))])
-    return Shard(name, window, path / name / key)
+    return [str(name) for name in json.loads(str(group.attrs[ARRAYS]))]
 
 
 def shards(path: Path, array: Array) -> Iterator[Shard]:
-    """Yield every file that an array should consist of."""
+    """Yield every file that an array should consist of, in order.
+
+    For an array that is not written by window, ``window`` counts its chunks along its first dimension.
+    """
     axis = _window_axis(array)
-    size = (array.shards or array.chunks)[axis]
-    for window in range(-(-array.shape[axis] // size)):
-        yield shard_of(path, array, window)
+    name = array.name.rsplit("/", 1)[-1]
+    folder = path / name
+    before, after = "c." + "0." * axis, ".0" * (array.ndim - axis - 1)
+    for window in range(-(-array.shape[axis] // (array.shards or array.chunks)[axis])):
+        yield Shard(name, window, folder / f"{before}{window}{after}")
 
 
 def shard_region(array: Array, window: int) -> tuple[slice, ...]:

@@ -1,0 +1,42 @@
+# `make demo` and `make test` need nothing but Python 3.11 to 3.13 and a network for the downloads.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# exactly this release, so that a CPU build of it is taken where pip finds one (PIP_FIND_LINKS,
+# PIP_EXTRA_INDEX_URL); the package index alone gives the CUDA build
+TORCH := torch==2.13.0
+export HF_HUB_OFFLINE ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test check format bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "actkit needs Python 3.11 to 3.13"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[extract,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/actkit demo --out runs/demo
+
+test: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install
+	$(BIN)/python benchmarks/spine.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,86 @@
+"""Models of several architectures, and transformers' own answers for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actkit.demo import MODEL
+
+TEXTS = {
+    "english": ["A doctor.", "A young woman reads her book in the old library of the town.", "He waits."],
+    "arabic": ["طبيبٌ.", "امرأةٌ شابّة تقرأ كتابَها في مكتبة المدينة القديمة.", "ينتظر."],
+}
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A long table with prompts of very different lengths, in two languages."""
+    path = tmp_path_factory.mktemp("data") / "prompts.csv"
+    rows = [
+        f'{number},{language},"{text} {text if number % 2 else ""}",{number % 2}'
+        for language, texts in TEXTS.items()
+        for number, text in enumerate(texts * 3)
+    ]
+    path.write_text("sample_id,language,text,parity\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Callable[[str], Path]:
+    """Folders of models: trained ones, and random small ones made on demand."""
+    import torch
+    import transformers as tf
+
+    tokenizer = tf.AutoTokenizer.from_pretrained(MODEL)
+    small: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "initializer_range": 0.3,  # large enough that a mistake shows
+    }
+    configs: dict[str, Callable[[], Any]] = {
+        "gemma3": lambda: tf.Gemma3TextConfig(**small, sliding_window=8, layer_types=["sliding_attention"] * 3 + ["full_attention"]),
+        "qwen2": lambda: tf.Qwen2Config(**{k: v for k, v in small.items() if k != "head_dim"}),
+        "llama": lambda: tf.LlamaConfig(**small),
+        "gpt2": lambda: tf.GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=4, n_head=4, initializer_range=0.3
+        ),
+    }
+    folders = {"demo": MODEL, "minilm": minilm}
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            torch.manual_seed(0)
+            path = tmp_path_factory.mktemp(name)
+            tf.AutoModelForCausalLM.from_config(configs[name]()).save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            folders[name] = path
+        return folders[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
+    """What transformers itself returns for one prompt: every block before the final norm, and the embedding."""
+    import torch
+    import transformers as tf
+
+    def ask(folder: Path, text: str, *, dtype: Any = "auto", max_tokens: int | None = None) -> Any:
+        tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+        config = tf.AutoConfig.from_pretrained(folder, tie_last_hidden_states=False)
+        model = tf.AutoModel.from_pretrained(folder, config=config, dtype=dtype).eval()
+        encoded = tokenizer(text, return_tensors="pt", truncation=max_tokens is not None, max_length=max_tokens)
+        with torch.inference_mode():
+            states = model(**encoded, output_hidden_states=True).hidden_states
+        states = [state[0].float().numpy() for state in states]
+        return states[1:], states[0], encoded["input_ids"][0].numpy()
+
+    return ask
