@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # PIP_EXTRA_INDEX_URL); the package index alone gives the CUDA build
 TORCH := torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: install demo test check format bench clean

@@ -1,6 +1,7 @@
 """What can be asked of an extraction: one model for Python, YAML, the shell and the app."""
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,7 +143,9 @@ class Config(BaseModel):
     def to_yaml(self) -> str:
         """Return the settings that differ from the defaults, as YAML that :func:`read_yaml` reads."""
         asked = self.model_dump(mode="json", exclude_defaults=True)
-        return yaml.safe_dump(asked, allow_unicode=True, sort_keys=False)
+        # the line breaks of Unicode would be folded unless escaped
+        plain = json.dumps(asked, ensure_ascii=False).isprintable()
+        return yaml.safe_dump(asked, allow_unicode=plain, sort_keys=False)
 
 
 def check(options: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
@@ -227,10 +230,10 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor} is refused", event.start_mark)
-        if getattr(event, "tag", None) is not None:
-            raise yaml.composer.ComposerError(None, None, f"tag {event.tag} is refused", event.start_mark)
+        tag, alias = getattr(event, "tag", None), isinstance(event, yaml.AliasEvent)
+        if tag is not None or alias:
+            problem = "aliases are refused" if alias else f"tag {tag} is refused"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -110,10 +110,10 @@ def make_plan(config: Config, lengths: np.ndarray, *, layers: int, hidden: int) 
     shape = Shape(layers, len(lengths), int(lengths.max()), hidden)
     row_bytes = 4 * shape.token * hidden
     most = max(1, config.window_mb * MB // (layers * row_bytes))
-    window = min(most, config.window_samples, shape.sample)
+    window = min(most, config.window_samples)
     # powers of two, so that the chunk divides the window
-    chunk = min(_power_of_two(CHUNK_BYTES // row_bytes), _power_of_two(window))
-    window -= window % chunk
+    chunk = min(_power_of_two(CHUNK_BYTES // row_bytes), _power_of_two(min(window, shape.sample)))
+    window = min(window - window % chunk, -(-shape.sample // chunk) * chunk)
     batches = np.empty(shape.sample, dtype=np.int32)
     count = 0
     for start in range(0, shape.sample, window):

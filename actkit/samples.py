@@ -65,7 +65,8 @@ def read_samples(config: Config) -> tuple[Samples | None, list[Fault]]:
     if table is None:
         return None, faults
     faults = _check_columns(table, config)
-    if not set(_text_columns(config)) <= table.columns.keys():
+    deciding = [*_text_columns(config), *([config.language_column] if _chooses(config) else [])]
+    if not set(deciding) <= table.columns.keys():
         return None, faults
     rows, more = _select(list(_rows(table, config)), config)
     faults += more + _check_rows(table, config, rows)
@@ -93,6 +94,11 @@ def _text_columns(config: Config) -> list[str]:
     return list((config.text_columns or {"": config.text_column}).values())
 
 
+def _chooses(config: Config) -> bool:
+    """Tell whether rows are taken or left by their language."""
+    return config.text_columns is None and len(config.languages or ()) > 1
+
+
 def _label_names(table: Table, config: Config) -> list[str]:
     used = {*_text_columns(config), config.id_column}
     if config.text_columns is None:
@@ -109,11 +115,11 @@ def _check_columns(table: Table, config: Config) -> list[Fault]:
     wanted = {"text_columns" if config.text_columns else "text_column": _text_columns(config)}
     if config.labels is not None:
         wanted["labels"] = list(config.labels)
-    # an id or language column that nobody named may be absent
+    # an id or language column that nobody named or needs may be absent
     wanted |= {
         option: [getattr(config, option)]
-        for option in ("id_column", "language_column")
-        if option in config.model_fields_set
+        for option, needed in (("id_column", False), ("language_column", _chooses(config)))
+        if needed or option in config.model_fields_set
     }
     faults = [
         Fault(config.data, f"has no column `{name}`", f"{present}; set `{option}`")
@@ -133,8 +139,13 @@ def _check_columns(table: Table, config: Config) -> list[Fault]:
 
 def _is_node_name(name: str) -> bool:
     """Tell whether zarr can store an array of this name, and nowhere but in its group."""
-    reserved = name in {"", ".", "..", "zarr.json"} or name.startswith("__")
-    return not reserved and not set(name) & set("/\\\0") and len(name.encode(errors="replace")) <= 200
+    if _text_fault(name) or set(name) & set("/\\\0") or len(name.encode()) > 200:
+        return False
+    # `.partial` is what the store calls a file that it has not finished
+    reserved = (
+        not name.strip(".") or name == "zarr.json" or name.startswith("__") or name.endswith(".partial")
+    )
+    return not reserved
 
 
 def _rows(table: Table, config: Config) -> Iterator[_Row]:
@@ -166,17 +177,18 @@ def _select(rows: list[_Row], config: Config) -> tuple[list[_Row], list[Fault]]:
 
 def _check_rows(table: Table, config: Config, rows: list[_Row]) -> list[Fault]:
     faults: list[Fault] = []
-    seen: dict[tuple[str, Any], int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for row in rows:
         where = table.where(row.number)
         for name, value in ((row.column, row.text), (config.language_column, row.language)):
             what = _text_fault(value)
             if what:
                 faults.append(Fault(where, f"`{name}` {what}", "mend or remove the row"))
-        if row.sample_id is None or not isinstance(row.sample_id, str | int) or row.sample_id == "":
-            faults.append(Fault(where, f"`{config.id_column}` is empty or no text", "name the sample"))
+        what = "" if type(row.sample_id) is int else _text_fault(row.sample_id)
+        if what:
+            faults.append(Fault(where, f"`{config.id_column}` {what}", "name the sample"))
             continue
-        key = (str(row.sample_id), row.language)
+        key = (str(row.sample_id), str(row.language))
         if key in seen:
             what = f"sample_id `{key[0]}` in {key[1]} is also that of {table.where(seen[key])}"
             faults.append(Fault(where, what, "make (sample_id, language) unique, or set `id_column`"))
@@ -211,11 +223,11 @@ def _label_array(values: list[Any]) -> tuple[np.ndarray, str]:
     # gaps become NaN, which only floats have; integers past 2**53 would not survive that
     if kinds <= {int, float} and all(abs(value) <= 2**53 for value in values if type(value) is int):
         return np.array([np.nan if value is None else value for value in values], dtype=np.float64), ""
+    if kinds <= {int, float}:
+        return _objects(values), "holds whole numbers too large to keep exactly"
     names = ", ".join(sorted(kind.__name__ for kind in kinds)) + (" and gaps" if gaps else "")
     return _objects(values), f"holds {names}, which no single label can keep"
 
 
 def _objects(values: list[Any]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    return np.fromiter(values, dtype=object, count=len(values))

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,11 +159,11 @@ def _read_jsonl(path: Path, content: bytes) -> _Reading:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"`{name}` is given twice")
-    return dict(pairs)
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"`{name}` is given twice")
+    return row
 
 
 def _read_parquet(path: Path, content: bytes) -> _Reading:
@@ -182,7 +183,7 @@ def _read_parquet(path: Path, content: bytes) -> _Reading:
 
 
 def _repeated(path: Path, names: list[str]) -> list[Fault]:
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     return [Fault(str(path), f"column `{name}` occurs twice", "rename one") for name in twice]
 
 

@@ -1,16 +1,110 @@
-"""Synthetic cubes, written by the real store: for our tests, and for those of users."""
+"""Synthetic cubes, written by the real store, and damage to them: for our tests, and for those of users."""
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .config import Config
 from .planning import Plan, make_plan
-from .schema import SAVABLE, VARIABLES, TokenKind
+from .schema import VARIABLES, TokenKind
 from .store.layout import CUBE
 from .store.writing import CubeWriter, create_cube
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """All that a cube of random numbers is made of.
+
+    Parameters
+    ----------
+    plan
+        Its shape and windows.
+    coords, labels
+        What :func:`~actkit.store.writing.create_cube` takes.
+    values
+        Every data variable, whole.
+    """
+
+    plan: Plan
+    coords: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+
+    def create(self, run: Path) -> CubeWriter:
+        """Create the cube, without any window, in a folder that exists."""
+        create_cube(
+            run,
+            self.plan,
+            variables=tuple(self.values),
+            coords=self.coords,
+            labels=self.labels,
+            attrs={"model": "synthetic", "first_is_content": True},
+        )
+        return CubeWriter(run / CUBE, self.plan)
+
+    def part(self, window: int) -> dict[str, np.ndarray]:
+        """Return the values of one window."""
+        rows = self.plan.samples_of(window)
+        return {
+            name: array.take(rows, axis=VARIABLES[name].sample_axis) for name, array in self.values.items()
+        }
+
+
+def synthetic(
+    *,
+    n_layers: int = 3,
+    n_samples: int = 8,
+    n_tokens: int = 5,
+    hidden: int = 16,
+    window: int = 4,
+    languages: Sequence[str] = ("english", "arabic"),
+    seed: int = 0,
+) -> Synthetic:
+    """Draw random numbers that obey the cube format.
+
+    Parameters
+    ----------
+    n_layers, n_samples, n_tokens, hidden
+        Its shape; prompts have between 2 and ``n_tokens`` tokens, the first one special.
+    window
+        Most samples in a window.
+    languages
+        Taken in turn; each ``len(languages)`` samples share an ``image_id``, and genders alternate.
+    seed
+        Of the random numbers.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, n_tokens + 1, n_samples).astype(np.int32)
+    lengths[-1] = n_tokens
+    config = Config(model="synthetic", data="synthetic", out="synthetic", window_samples=window)
+    plan = make_plan(config, lengths, layers=n_layers, hidden=hidden)
+    real = np.arange(n_tokens)[None, :] < lengths[:, None]
+    kinds = np.where(real, TokenKind.TEXT, TokenKind.PAD).astype(np.int8)
+    kinds[:, 0] = TokenKind.SPECIAL
+    image = np.arange(n_samples) // len(languages)
+    return Synthetic(
+        plan,
+        coords={
+            "layer": np.arange(n_layers),
+            "sample": np.arange(n_samples),
+            "token": np.arange(n_tokens),
+            "sample_id": _strings(f"image-{i:04d}" for i in image),
+            "language": _strings(languages[i % len(languages)] for i in range(n_samples)),
+            "text": _strings(f"text {i} نص" for i in range(n_samples)),
+            "n_tokens": lengths,
+            "truncated": np.zeros(n_samples, dtype=bool),
+            "token_id": np.where(real, rng.integers(1, 100, real.shape), 0).astype(np.int32),
+            "token_kind": kinds,
+        },
+        labels={
+            "gender": _strings(("male", "female")[i % 2] for i in image),
+            "image_id": _strings(f"image-{i:04d}" for i in image),
+        },
+        values=_values(plan, real, kinds, rng),
+    )
 
 
 def write_cube(
@@ -31,16 +125,10 @@ def write_cube(
     ----------
     run
         Run folder to make; a new temporary one by default.
-    n_layers, n_samples, n_tokens, hidden
-        Its shape; prompts have between 2 and ``n_tokens`` tokens, the first one special.
-    window
-        Samples in a window.
-    languages
-        Taken in turn; each ``len(languages)`` samples share an ``image_id``, and genders alternate.
+    n_layers, n_samples, n_tokens, hidden, window, languages, seed
+        As for :func:`synthetic`.
     windows
         Which windows to write; all by default.
-    seed
-        Of the random numbers.
 
     Returns
     -------
@@ -55,44 +143,39 @@ def write_cube(
     """
     run = Path(tempfile.mkdtemp(prefix="actkit-")) if run is None else run
     run.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(2, n_tokens + 1, n_samples).astype(np.int32)
-    lengths[-1] = n_tokens
-    config = Config(model="synthetic", data="synthetic", out=str(run), window_samples=window)
-    plan = make_plan(config, lengths, layers=n_layers, hidden=hidden)
-    real = np.arange(n_tokens)[None, :] < lengths[:, None]
-    kinds = np.where(real, TokenKind.TEXT, TokenKind.PAD).astype(np.int8)
-    kinds[:, 0] = TokenKind.SPECIAL
-    image = np.arange(n_samples) // len(languages)
-    create_cube(
-        run,
-        plan,
-        variables=(*SAVABLE, "nonfinite"),
-        coords={
-            "layer": np.arange(n_layers),
-            "sample": np.arange(n_samples),
-            "token": np.arange(n_tokens),
-            "sample_id": _strings(f"image-{i:04d}" for i in image),
-            "language": _strings(languages[i % len(languages)] for i in range(n_samples)),
-            "text": _strings(f"text {i} نص" for i in range(n_samples)),
-            "n_tokens": lengths,
-            "truncated": np.zeros(n_samples, dtype=bool),
-            "token_id": np.where(real, rng.integers(1, 100, real.shape), 0).astype(np.int32),
-            "token_kind": kinds,
-        },
-        labels={
-            "gender": _strings(("male", "female")[i % 2] for i in image),
-            "image_id": _strings(f"image-{i:04d}" for i in image),
-        },
-        attrs={"model": "synthetic", "first_is_content": True},
+    cube = synthetic(
+        n_layers=n_layers,
+        n_samples=n_samples,
+        n_tokens=n_tokens,
+        hidden=hidden,
+        window=window,
+        languages=languages,
+        seed=seed,
     )
-    values = _values(plan, real, kinds, rng)
-    writer = CubeWriter(run / CUBE, plan)
-    for index in range(plan.n_windows) if windows is None else windows:
-        rows = plan.samples_of(index)
-        part = {name: array.take(rows, axis=VARIABLES[name].sample_axis) for name, array in values.items()}
-        writer.write(index, part)
+    writer = cube.create(run)
+    for index in range(cube.plan.n_windows) if windows is None else windows:
+        writer.write(index, cube.part(index))
     return run
+
+
+def flip_bit(path: Path, bit: int) -> None:
+    """Flip one bit of a file, as a failing disk does; a second time, and it is whole again.
+
+    Parameters
+    ----------
+    path
+        The file.
+    bit
+        Counted from the start of the file; negative from its end.
+    """
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below a folder: two that are equal hold the same names and the same bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _values(

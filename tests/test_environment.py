@@ -31,6 +31,8 @@ def test_environment_is_in_step_with_pyproject() -> None:
 
 
 def test_constraints_pin_the_torch_of_the_makefile() -> None:
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    )
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"TORCH := torch=={pins['torch']}\n" in makefile

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from ..errors import Fault
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# all that a model and its tokenizer are loaded from; no .py, no pickle, no second copy of the weights
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# all that a model and its tokenizer are loaded from, but for the weights; no .py, no pickle
+_SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
 _UNWANTED = ["consolidated*", "original/*", "*/*", "onnx/*"]
 
 
@@ -46,7 +48,9 @@ class Checkpoint:
     revision: str
 
 
-def find_checkpoint(name: str, revision: str | None) -> tuple[Checkpoint | None, list[Fault]]:
+def find_checkpoint(
+    name: str, revision: str | None, *, weights: bool = True
+) -> tuple[Checkpoint | None, list[Fault]]:
     """Find a model on disk, or fetch it, and check its files.
 
     Parameters
@@ -55,69 +59,91 @@ def find_checkpoint(name: str, revision: str | None) -> tuple[Checkpoint | None,
         A folder, or a Hugging Face id.
     revision
         Branch, tag or commit of an id.
+    weights
+        Whether the model is about to be loaded. Without, the weights of an id are not fetched, and
+        those of a folder are checked but not hashed.
 
     Returns
     -------
     checkpoint : Checkpoint or None
+        None where not even the configs can be read.
     faults : list of Fault
-        No such model, no weights, pickled weights, code of its own, damaged files.
+        No such model, no weights, pickled weights, code of its own, damaged files. The model must not
+        be loaded where there are any.
     """
-    folder = Path(name).expanduser()
-    if "\0" not in name and folder.is_dir():
-        faults = _check_files(folder)
+    if os.path.isdir(name):  # no error for names that no folder can have
+        faults = _check_configs(Path(name))
+        readable = not faults
+        faults += _check_weights(Path(name))
         if revision is not None:
-            faults.append(
-                Fault("revision", "is given for a folder", "leave it out; folders have no revisions")
-            )
-        return (None, faults) if faults else (Checkpoint(name, folder, _digest(folder)), [])
+            mend = "leave it out; folders have no revisions"
+            faults.append(Fault("revision", "is given for a folder", mend))
+        digest = _digest(Path(name)) if weights and not faults else ""
+        return (Checkpoint(name, Path(name), digest) if readable else None), faults
+    snapshot, faults = _fetch(name, revision, [*_SMALL, "*.safetensors"] if weights else _SMALL)
+    if snapshot is None or (faults := _check_configs(snapshot)):
+        return None, faults
+    return Checkpoint(name, snapshot, snapshot.name), _check_weights(snapshot) if weights else []
+
+
+def _fetch(name: str, revision: str | None, files: list[str]) -> tuple[Path | None, list[Fault]]:
     if not _HUB_ID.fullmatch(name):
         return None, [Fault(f"model {name!r}", "is neither a folder nor a Hugging Face id", "check the path")]
     try:
-        snapshot = Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
-            )
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=files, ignore_patterns=_UNWANTED
         )
     except RevisionNotFoundError:
-        return None, [
-            Fault("revision", f"{name} has no revision `{revision}`", "name a branch, tag or commit")
-        ]
+        mend = "name a branch, tag or commit"
+        return None, [Fault("revision", f"{name} has no revision `{revision}`", mend)]
     except RepositoryNotFoundError:
         what = "no such folder here, and no such model on the hub"
         return None, [Fault(f"model {name}", what, "check the name; gated models need `hf auth login`")]
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        what = f"no such folder here, and it cannot be fetched: {str(error).splitlines()[0]}"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        what = f"no such folder here, and it cannot be fetched: {reason}"
         return None, [Fault(f"model {name}", what, "check the name, or download the model to a folder")]
-    faults = _check_files(snapshot)
-    return (None, faults) if faults else (Checkpoint(name, snapshot, snapshot.name), [])
+    return Path(folder), []
 
 
-def _check_files(folder: Path) -> list[Fault]:
-    where = f"model {folder}"
-    config, faults = _read_json(folder / "config.json")
-    tokenizer, tokenizer_faults = _read_json(folder / "tokenizer_config.json", optional=True)
-    faults += tokenizer_faults
-    for file, content in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+def _check_configs(folder: Path) -> list[Fault]:
+    faults = []
+    for file, optional in (("config.json", False), ("tokenizer_config.json", True)):
+        content, more = _read_json(folder / file, optional=optional)
+        faults += more
         if "auto_map" in content:
+            what = f"{file} names code of its own (auto_map)"
             mend = "use a checkpoint that transformers loads by itself; actkit runs no code from a model"
-            faults.append(Fault(where, f"{file} names code of its own (auto_map)", mend))
+            faults.append(Fault(f"model {folder}", what, mend))
+    return faults
+
+
+def _check_weights(folder: Path) -> list[Fault]:
+    where = f"model {folder}"
+    if (folder / ADAPTER).is_file():  # transformers would put it over the weights, or fetch other ones
+        return [Fault(where, f"holds an adapter ({ADAPTER})", "merge it into the model and save that")]
     if (folder / WEIGHTS).is_file():
-        return faults + _check_weights([folder / WEIGHTS])
+        return _check_safetensors([folder / WEIGHTS])
     if (folder / INDEX).is_file():
-        index, index_faults = _read_json(folder / INDEX)
-        files = sorted(set(index.get("weight_map", {}).values()))
-        outside = [name for name in files if Path(name).name != name]
-        faults += [
-            Fault(where, f"{INDEX} names `{name}`", "shards lie beside their index") for name in outside
-        ]
-        return (
-            faults + index_faults + _check_weights([folder / name for name in files if name not in outside])
-        )
+        return _check_shards(folder)
     pickles = [name for name in _PICKLES if (folder / name).is_file()]
     if pickles:
         mend = "a pickle can run code when read: convert the weights to safetensors"
-        return [*faults, Fault(where, f"has only pickled weights ({pickles[0]})", mend)]
-    return [*faults, Fault(where, f"has no weights ({WEIGHTS})", "download the whole model")]
+        return [Fault(where, f"has only pickled weights ({pickles[0]})", mend)]
+    mend = "download the whole model, or one that comes as safetensors"
+    return [Fault(where, f"has no weights ({WEIGHTS})", mend)]
+
+
+def _check_shards(folder: Path) -> list[Fault]:
+    index, faults = _read_json(folder / INDEX)
+    shards = index.get("weight_map")
+    names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+    if not names and not faults:
+        faults.append(Fault(str(folder / INDEX), "names no shards", "download it again"))
+    strange = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    mend = "shards are safetensors files beside their index"
+    faults += [Fault(str(folder / INDEX), f"names `{name}`", mend) for name in strange]
+    return faults + _check_safetensors([folder / name for name in names if name not in strange])
 
 
 def _read_json(path: Path, *, optional: bool = False) -> tuple[dict[str, Any], list[Fault]]:
@@ -126,12 +152,12 @@ def _read_json(path: Path, *, optional: bool = False) -> tuple[dict[str, Any], l
         return {}, [] if optional else [missing]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, [Fault(str(path), f"cannot be read: {error}", "download it again")]
     return (content, []) if isinstance(content, dict) else ({}, [Fault(str(path), "is no JSON object")])
 
 
-def _check_weights(files: list[Path]) -> list[Fault]:
+def _check_safetensors(files: list[Path]) -> list[Fault]:
     faults = []
     for path in files:
         try:

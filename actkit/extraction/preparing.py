@@ -99,13 +99,17 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
         given = config.model_dump(exclude_unset=True)
     elif config is not None:
         given, faults = read_yaml(Path(config))
-    checked, more = check({**given, **{name: value for name, value in options.items() if value is not None}})
-    faults += more
+        if faults:  # without it, options would seem to be missing
+            raise InputError(faults)
+    checked, faults = check(
+        {**given, **{name: value for name, value in options.items() if value is not None}}
+    )
     if checked is None:
         raise InputError(faults)
     samples, more = read_samples(checked)
     faults += more + check_folder(Path(checked.out)) + check_device(checked.device)
-    checkpoint, more = find_checkpoint(checked.model, checked.revision)
+    # nothing large is fetched or read before all else is known to be right
+    checkpoint, more = find_checkpoint(checked.model, checked.revision, weights=False)
     faults += more
     architecture = tokens = None
     layers: tuple[int, ...] = ()
@@ -124,8 +128,11 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
                 samples.text.tolist(),
                 max_tokens=checked.max_tokens,
                 positions=architecture.positions,
+                vocabulary=getattr(architecture.config, "vocab_size", None),
             )
             faults += more
+    if checkpoint is not None and not faults:
+        checkpoint, faults = find_checkpoint(checked.model, checkpoint.revision or checked.revision)
     if faults or checkpoint is None or architecture is None or samples is None or tokens is None:
         raise InputError(faults)
     return _planned(checked, samples, checkpoint, architecture, layers, tokens)

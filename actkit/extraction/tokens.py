@@ -11,6 +11,8 @@ from ..errors import Fault
 from ..schema import CONTENT_KINDS, TokenKind
 from .checkpoints import Checkpoint
 
+_VOCABULARIES = ("tokenizer.json", "tekken.json", "tiktoken.model")
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -48,9 +50,9 @@ class Tokens:
 def load_tokenizer(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase | None, list[Fault]]:
     """Load the tokenizer of a checkpoint, from its own files and no others."""
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.folder, trust_remote_code=False, local_files_only=True
-        ), []
+        )
     except Exception as error:  # each tokenizer class raises its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return None, [
@@ -60,6 +62,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> tuple[PreTrainedTokenizerBase | No
                 "mend its files",
             )
         ]
+    # without its vocabulary a tokenizer may load all the same, and call every word unknown
+    files = set(tokenizer.vocab_files_names.values())
+    if files and not any((checkpoint.folder / file).is_file() for file in (*files, *_VOCABULARIES)):
+        what = f"has no tokenizer ({' or '.join(sorted(files))})"
+        return None, [Fault(f"model {checkpoint.name}", what, "download the whole model")]
+    return tokenizer, []
 
 
 def tokenize(
@@ -68,6 +76,7 @@ def tokenize(
     *,
     max_tokens: int | None,
     positions: int | None,
+    vocabulary: int | None,
 ) -> tuple[Tokens, list[Fault]]:
     """Tokenize the prompts.
 
@@ -81,19 +90,27 @@ def tokenize(
         Longer prompts are cut, special tokens included in the count.
     positions
         The longest prompt that the model takes, where it has such a limit.
+    vocabulary
+        Rows of the model's embedding, where it has one.
 
     Returns
     -------
     tokens : Tokens
     faults : list of Fault
-        Prompts without any token, or too long for the model.
+        Prompts without any token, or too long for the model; tokens that it does not have.
     """
     specials = _special_ids(tokenizer)
+    faults = []
+    added = tokenizer.num_special_tokens_to_add()
+    if max_tokens is not None and max_tokens <= added:
+        what = f"{max_tokens} leaves no room for text: the tokenizer adds {added} tokens of its own"
+        faults.append(Fault("max_tokens", what, f"set max_tokens to {added + 1} or more"))
+        max_tokens = None
     rows = _encode(tokenizer, texts)
     long = [i for i, row in enumerate(rows) if max_tokens is not None and len(row) > max_tokens]
     for i, row in zip(long, _encode(tokenizer, [texts[i] for i in long], max_tokens), strict=True):
         rows[i] = row
-    faults = [
+    faults += [
         Fault(f"sample {i}", "has no tokens", "mend or remove the row")
         for i, row in enumerate(rows)
         if not row
@@ -104,6 +121,10 @@ def tokenize(
             f"{len(over)} prompts exceed the {positions} tokens that the model takes, first sample {over[0]}"
         )
         faults.append(Fault("max_tokens", what, f"set max_tokens to {positions} or less"))
+    highest = max((token for row in rows for token, _ in row), default=0)
+    if vocabulary is not None and highest >= vocabulary:
+        what = f"its tokenizer gives token {highest}, and its embedding has {vocabulary} rows"
+        faults.append(Fault("model", what, "use the tokenizer that belongs to the model"))
     lengths = np.array([len(row) for row in rows], dtype=np.int32)
     ids = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=np.int32)
     kinds = np.zeros(ids.shape, dtype=np.int8)

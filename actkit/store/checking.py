@@ -14,7 +14,7 @@ from ..errors import Fault
 from ..schema import VARIABLES
 from .layout import Array, Shard, array_names, array_of, cube_path, open_group, shard_region, shards
 
-RERUN = "rerun the extraction: it recomputes what is missing; delete a damaged file first"
+RERUN = "delete it if it is there, and rerun the extraction"
 
 
 class StrictStore(LocalStore):
@@ -27,10 +27,23 @@ class StrictStore(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """Return the bytes of a key; raise FileNotFoundError for a chunk that has none."""
-        found = await super().get(key, prototype, byte_range)
-        if key.rsplit("/", 1)[-1].startswith("c.") and (found is None or not len(found)):
-            raise FileNotFoundError(key)
-        return found
+        return _strict(key, await super().get(key, prototype, byte_range))
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Do the same as :meth:`get`; zarr 3.2 may call either."""
+        return _strict(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
+
+
+def _strict(key: str, found: Buffer | None) -> Buffer | None:
+    if key.rsplit("/", 1)[-1].startswith("c.") and (found is None or not len(found)):
+        raise FileNotFoundError(key)
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,10 @@ def _shard_fault(array: Array, shard: Shard) -> str:
         return "is empty"
     try:
         array[shard_region(array, shard.window)]
+    except MemoryError:  # says nothing about the file
+        raise
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
     except Exception as error:  # crc, blosc, zstd and vlen-utf8 each raise their own
         return f"is truncated or corrupted: {' '.join(str(error).split())[:120]}"
     return ""

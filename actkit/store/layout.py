@@ -179,7 +179,7 @@ def shards(path: Path, array: Array) -> Iterator[Shard]:
 
     For an array that is not written by window, ``window`` counts its chunks along its first dimension.
     """
-    axis = _window_axis(array)
+    axis = window_axis(array)
     name = array.name.rsplit("/", 1)[-1]
     folder = path / name
     before, after = "c." + "0." * axis, ".0" * (array.ndim - axis - 1)
@@ -189,7 +189,7 @@ def shards(path: Path, array: Array) -> Iterator[Shard]:
 
 def shard_region(array: Array, window: int) -> tuple[slice, ...]:
     """Return what a file of an array covers."""
-    axis = _window_axis(array)
+    axis = window_axis(array)
     size = (array.shards or array.chunks)[axis]
     start = window * size
     whole = [slice(0, length) for length in array.shape]
@@ -210,6 +210,7 @@ def dims_of(array: Array) -> tuple[str, ...]:
     return tuple(str(name) for name in array.metadata.dimension_names or ())
 
 
-def _window_axis(array: Array) -> int:
+def window_axis(array: Array) -> int:
+    """Return the axis along which an array is cut into files."""
     names = dims_of(array)
     return names.index("sample") if "sample" in names else 0

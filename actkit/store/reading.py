@@ -12,10 +12,22 @@ import xarray as xr
 import zarr
 
 from ..config import MB
-from ..errors import CorruptError, Fault, IncompleteError
+from ..errors import CorruptError, CubeError, Fault, IncompleteError
 from ..schema import VARIABLES
 from .checking import RERUN, StrictStore, read_committed, shard_faults
-from .layout import Array, array_names, array_of, cube_path, dims_of, open_group, shards
+from .layout import (
+    CHECKSUM,
+    METADATA,
+    Array,
+    Shard,
+    array_names,
+    array_of,
+    cube_path,
+    dims_of,
+    open_group,
+    shards,
+    window_axis,
+)
 
 BLOCK_BYTES = 128 * MB
 
@@ -62,7 +74,7 @@ def open_cube(path: str | Path, *, partial: bool = False) -> xr.Dataset:
             f"{folder}: {committed.sum()} of {len(committed)} samples are committed; "
             "rerun the extraction to complete it, or open it with partial=True"
         )
-    names = array_names(group)
+    names, seal = array_names(group), str(group.attrs[CHECKSUM])
     faults = list(_absent(folder, group, names, committed))
     if faults:
         raise CorruptError(faults)
@@ -70,16 +82,22 @@ def open_cube(path: str | Path, *, partial: bool = False) -> xr.Dataset:
     for name in names:
         array = array_of(group, name)
         dims = dims_of(array)
-        lazy = len(dims) > 1
-        values = _lazy(folder, array, dims, committed) if lazy else _read(_Stored(folder, name))
+        values: Any = committed
+        if name != "committed":  # strictly read, windows without flags would be damage
+            stored = _Stored(folder, name, seal)
+            values = _lazy(stored, array, committed) if len(dims) > 1 else _read(stored)
         variables[name] = xr.Variable(dims, values, attrs=dict(array.attrs))
     data = {name for name in names if name in VARIABLES and not VARIABLES[name].coord}
     coords = {name: variables[name] for name in names if name not in data}
     hidden = {key for key in group.attrs if key in ("arrays", "coordinates")}
     attrs = {key: value for key, value in group.attrs.items() if key not in hidden}
     cube = xr.Dataset({name: variables[name] for name in names if name in data}, coords, attrs)
+    if not committed.all():
+        cube = cube.isel(sample=_where(committed))
+    if not committed.any():  # dask would read a block to take nothing of it
+        cube = xr.zeros_like(cube)
     cube.encoding["source"] = str(folder)
-    return cube if committed.all() else cube.isel(sample=_where(committed))
+    return cube
 
 
 def _where(committed: np.ndarray) -> slice | np.ndarray:
@@ -93,9 +111,10 @@ def _where(committed: np.ndarray) -> slice | np.ndarray:
 class _Stored:
     """An array of a cube that dask can slice; it is opened where it is read, so that it can travel."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, seal: str) -> None:
         self.folder = folder
         self.name = name
+        self.seal = seal
         array = self._array
         self.shape = array.shape
         self.dtype = array.dtype
@@ -103,26 +122,39 @@ class _Stored:
 
     @property
     def _array(self) -> Array:
-        return _open_array(self.folder, self.name, (self.folder / "zarr.json").stat().st_mtime_ns)
+        try:
+            array, seal = _open_array(self.folder, self.name, (self.folder / METADATA).stat().st_mtime_ns)
+        except OSError as error:
+            raise CubeError(f"{self.folder}: cannot be read any more: {error.strerror}") from error
+        if seal != self.seal:
+            raise CubeError(f"{self.folder}: was replaced by another cube; open it again")
+        return array
 
     def __getitem__(self, key: Any) -> np.ndarray:
+        array = self._array
         try:
-            return np.asarray(self._array[key])
+            return np.asarray(array[key])
         except Exception as error:  # each codec raises its own
-            faults = shard_faults(self._array, shards(self.folder, self._array))
+            faults = shard_faults(array, self._touched(array, key))
             if not faults:
                 raise
             raise CorruptError(faults) from error
 
-    def __dask_tokenize__(self) -> tuple[str, str, int]:
-        return str(self.folder), self.name, (self.folder / "zarr.json").stat().st_mtime_ns
+    def _touched(self, array: Array, key: Any) -> Iterator[Shard]:
+        """Yield the files that a selection reads."""
+        axis, size = window_axis(array), (array.shards or array.chunks)[window_axis(array)]
+        within = key[axis] if isinstance(key, tuple) else slice(None)
+        windows = set(np.atleast_1d(np.arange(self.shape[axis])[within] // size).tolist())
+        return (shard for shard in shards(self.folder, array) if shard.window in windows)
+
+    def __dask_tokenize__(self) -> tuple[str, str, str]:
+        return str(self.folder), self.name, self.seal
 
 
 @lru_cache(maxsize=256)
-def _open_array(folder: Path, name: str, _version: int) -> Array:
-    return array_of(
-        zarr.open_group(StrictStore(folder, read_only=True), mode="r", use_consolidated=False), name
-    )
+def _open_array(folder: Path, name: str, _version: int) -> tuple[Array, str]:
+    group = zarr.open_group(StrictStore(folder, read_only=True), mode="r", use_consolidated=False)
+    return array_of(group, name), str(group.attrs[CHECKSUM])
 
 
 def _read(stored: _Stored) -> np.ndarray:
@@ -130,8 +162,8 @@ def _read(stored: _Stored) -> np.ndarray:
     return values.astype(object) if values.dtype.kind == "T" else values
 
 
-def _lazy(folder: Path, array: Array, dims: tuple[str, ...], committed: np.ndarray) -> da.Array:
-    stored = _Stored(folder, array.name.rsplit("/", 1)[-1])
+def _lazy(stored: _Stored, array: Array, committed: np.ndarray) -> da.Array:
+    dims = dims_of(array)
     file = (array.shards or array.chunks)[dims.index("sample")]
     # one layer at a time where a layer is large; few and large blocks keep dask's overhead small
     layers = 1 if "hidden" in dims else stored.shape[0]
@@ -150,7 +182,7 @@ def _lazy(folder: Path, array: Array, dims: tuple[str, ...], committed: np.ndarr
     lazy: da.Array = da.from_array(  # type: ignore[no-untyped-call]
         stored,
         chunks=chunks,
-        fancy=False,
+        fancy=True,  # only then does dask read what a slice wants, not whole blocks
         meta=np.empty((0,) * stored.ndim, dtype=array.dtype),
     )
     return lazy

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import filelock
 
 from ..errors import Fault, LockedError
 from .layout import CUBE
-from .writing import CREATING
+from .writing import CREATING, storage_errors
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -39,6 +39,8 @@ def check_folder(run: Path) -> list[Fault]:
     if "\0" in str(run):
         return [Fault("out", "holds a NUL character", "mend the path")]
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            run.stat()  # from Python 3.12 on, is_dir and exists hide every error
         if run.is_dir():
             foreign = sorted({entry.name for entry in run.iterdir()} - _OURS)
             if foreign:
@@ -66,12 +68,13 @@ def locked(run: Path) -> Iterator[None]:
         Where another process holds it; the message names pid and host.
     """
     lock = filelock.FileLock(run / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        status = read_status(run)
-        holder = f"process {status.get('pid', '?')} on {status.get('host', '?')}"
-        raise LockedError(f"{run}: is being written by {holder}; wait for it, or end it") from error
+    with storage_errors("cannot lock the run folder"):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            status = read_status(run)
+            holder = f"process {status.get('pid', '?')} on {status.get('host', '?')}"
+            raise LockedError(f"{run}: is being written by {holder}; wait for it, or end it") from error
     try:
         write_status(run, {"state": "starting"})
         yield
@@ -95,7 +98,14 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never half."""
+    """Write a small file so that a reader sees the old or the new one, never half.
+
+    Raises
+    ------
+    StorageError
+        Where the disk refuses.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with storage_errors("cannot write"):
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)

@@ -1,6 +1,5 @@
 """Create a cube, write its windows, commit them: in this order, each safely on disk before the next."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,17 +14,8 @@ from zarr.core.array_spec import ArrayConfig
 from ..errors import StorageError
 from ..planning import Plan
 from ..schema import FORMAT, VARIABLES, label
-from .layout import (
-    CHECKSUM,
-    CUBE,
-    array_of,
-    create_array,
-    metadata_checksum,
-    open_group,
-    shard_of,
-    shard_region,
-    shards,
-)
+from .checking import read_committed, shard_faults
+from .layout import CUBE, Array, array_of, create_array, open_group, seal, shard_region, shards
 
 CREATING = CUBE + ".creating"
 
@@ -85,7 +75,8 @@ def create_cube(
     # other xarray readers go by this attribute
     coordinates = " ".join(name for name in values if name not in vars(plan.shape))
     with storage_errors("cannot create the cube in"):
-        shutil.rmtree(building, ignore_errors=True)
+        if building.exists():
+            shutil.rmtree(building)
         group = zarr.create_group(building, zarr_format=3)
         for variable in declared:
             array = create_array(
@@ -98,14 +89,8 @@ def create_cube(
             )
             if variable.name in values and variable.name != "committed":
                 array[:] = _storable(values[variable.name])
-        arrays = [variable.name for variable in declared]
-        described = {
-            "actkit_format": FORMAT,
-            **attrs,
-            "arrays": json.dumps(arrays),
-            "coordinates": coordinates,
-        }
-        group.update_attributes({**described, CHECKSUM: metadata_checksum(building, arrays, described)})
+        described = {"actkit_format": FORMAT, **attrs, "coordinates": coordinates}
+        seal(building, group, [variable.name for variable in declared], described)
         for folder, _, files in os.walk(building, topdown=False):
             for name in [*files, ""]:
                 _fsync(Path(folder) / name)
@@ -127,14 +112,16 @@ class CubeWriter:
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
         self._plan = plan
-        group = open_group(path, mode="r+")
-        # this setting is not stored: without it, a shard of zeros would be no file at all
-        every = ArrayConfig.from_dict({"write_empty_chunks": True})
-        self._committed = array_of(group, "committed").with_config(every)
+        self._group = open_group(path, mode="r+")
+        self._committed = self._open("committed")
         self._arrays = {
-            name: array_of(group, name).with_config(every)
+            name: self._open(name)
             for name, variable in VARIABLES.items()
-            if variable.by_window and name in group
+            if variable.by_window and name in self._group
+        }
+        self._files = {
+            name: [shard.path for shard in shards(path, array)]
+            for name, array in {**self._arrays, "committed": self._committed}.items()
         }
 
     def recover(self) -> list[int]:
@@ -143,21 +130,44 @@ class CubeWriter:
         A committed window any of whose shards is missing or empty is taken back.
         """
         with storage_errors("cannot recover"):
-            for partial in self.path.rglob("*.partial"):
+            for partial in self.path.glob("*/*.partial"):
                 partial.unlink()
-            flags = {shard.window: shard for shard in shards(self.path, self._committed)}
-            present = {
-                window for window, shard in flags.items() if shard.path.is_file() and self._flag(window)
-            }
+            committed, _ = read_committed(self.path, self._group)
+            flags = self._files["committed"]
+            present = {window for window in range(len(flags)) if committed[window * self._plan.window]}
             lost = {
-                shard.window
-                for array in self._arrays.values()
-                for shard in shards(self.path, array)
-                if shard.window in present and not _holds_bytes(shard.path)
+                window
+                for window in present
+                if not all(_holds_bytes(self._files[name][window]) for name in self._arrays)
             }
             for window in lost:
-                flags[window].path.unlink()
-        return [window for window in range(self._plan.n_windows) if window not in present - lost]
+                flags[window].unlink()
+            _fsync(flags[0].parent)
+        return [window for window in range(len(flags)) if window not in present - lost]
+
+    def restore(self, coords: Mapping[str, np.ndarray]) -> list[str]:
+        """Write again the coordinates whose files are missing or damaged, and return their names.
+
+        Parameters
+        ----------
+        coords
+            Values of all coordinates and labels, `committed` and `batch` excepted.
+        """
+        restored = []
+        with storage_errors("cannot restore the coordinates"):
+            for name, values in {**coords, "batch": self._plan.batches}.items():
+                array = self._open(name)
+                files = list(shards(self.path, array))
+                if not shard_faults(array, files):
+                    continue
+                for file in files:
+                    file.path.unlink(missing_ok=True)
+                array[:] = _storable(values)
+                for file in files:
+                    _fsync(file.path)
+                _fsync(self.path / name)
+                restored.append(name)
+        return restored
 
     def write(self, window: int, values: Mapping[str, np.ndarray]) -> int:
         """Write and commit one window.
@@ -177,30 +187,29 @@ class CubeWriter:
         Raises
         ------
         StorageError
-            Where the disk refuses; the window is then not committed.
+            Where the disk refuses. The window is then not committed, unless it refused only after the
+            flags were in place: what they stand for is safe.
         """
         samples = self._plan.samples_of(window)
-        written = []
+        files = {name: paths[window] for name, paths in self._files.items()}
+        flag = files.pop("committed")
         with storage_errors(f"cannot write window {window}"):
+            # zarr reads what lies there before it writes a window that is not full
+            for path in [flag, *files.values()]:
+                path.unlink(missing_ok=True)
             for name, array in self._arrays.items():
                 array[shard_region(array, window)] = values[name]
-                written.append(shard_of(self.path, array, window).path)
-            for path in written:
+            for path in files.values():
                 _fsync(path)
-            for folder in {path.parent for path in written}:
-                _fsync(folder)
+                _fsync(path.parent)
             self._committed[samples.start : samples.stop] = np.ones(len(samples), dtype=bool)
-            flag = shard_of(self.path, self._committed, window).path
             _fsync(flag)
             _fsync(flag.parent)
-        return sum(path.stat().st_size for path in written)
+        return sum(path.stat().st_size for path in files.values())
 
-    def _flag(self, window: int) -> bool:
-        samples = self._plan.samples_of(window)
-        try:
-            return bool(np.all(self._committed[samples.start : samples.stop]))
-        except ValueError:  # a damaged flag commits nothing
-            return False
+    def _open(self, name: str) -> Array:
+        # this setting is not stored: without it, a shard of zeros would be no file at all
+        return array_of(self._group, name).with_config(ArrayConfig.from_dict({"write_empty_chunks": True}))
 
 
 def _holds_bytes(path: Path) -> bool:

@@ -46,7 +46,9 @@ def architectures(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Cal
         "initializer_range": 0.3,  # large enough that a mistake shows
     }
     configs: dict[str, Callable[[], Any]] = {
-        "gemma3": lambda: tf.Gemma3TextConfig(**small, sliding_window=8, layer_types=["sliding_attention"] * 3 + ["full_attention"]),
+        "gemma3": lambda: tf.Gemma3TextConfig(
+            **small, sliding_window=8, layer_types=["sliding_attention"] * 3 + ["full_attention"]
+        ),
         "qwen2": lambda: tf.Qwen2Config(**{k: v for k, v in small.items() if k != "head_dim"}),
         "llama": lambda: tf.LlamaConfig(**small),
         "gpt2": lambda: tf.GPT2Config(
@@ -75,9 +77,11 @@ def oracle() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
 
     def ask(folder: Path, text: str, *, dtype: Any = "auto", max_tokens: int | None = None) -> Any:
         tokenizer = tf.AutoTokenizer.from_pretrained(folder)
-        config = tf.AutoConfig.from_pretrained(folder, tie_last_hidden_states=False)
-        model = tf.AutoModel.from_pretrained(folder, config=config, dtype=dtype).eval()
-        encoded = tokenizer(text, return_tensors="pt", truncation=max_tokens is not None, max_length=max_tokens)
+        model = tf.AutoModel.from_pretrained(folder, dtype=dtype).eval()
+        model.config.tie_last_hidden_states = False  # the last one before the final norm, like the others
+        encoded = tokenizer(
+            text, return_tensors="pt", truncation=max_tokens is not None, max_length=max_tokens
+        )
         with torch.inference_mode():
             states = model(**encoded, output_hidden_states=True).hidden_states
         states = [state[0].float().numpy() for state in states]

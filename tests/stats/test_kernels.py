@@ -1,0 +1,83 @@
+"""Summaries of norms, against numpy and against what is known of the bootstrap."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actkit.stats.kernels import NORM_SUMMARIES, summarize_norms
+
+OPTIONS = {"resamples": 200, "seed": 0}
+
+
+def named(summary: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: summary[:, i] for i, name in enumerate(NORM_SUMMARIES)}
+
+
+@pytest.fixture
+def ragged() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    norms = rng.lognormal(size=(4, 30, 9)).astype(np.float32)
+    mask = np.arange(9)[None, :] < rng.integers(1, 10, 30)[:, None]
+    return np.where(mask, norms, np.nan).astype(np.float32), mask
+
+
+def test_each_summary_is_numpys(ragged: tuple[np.ndarray, np.ndarray]) -> None:
+    norms, mask = ragged
+    found = named(summarize_norms(norms, mask, **OPTIONS))
+    for layer, values in enumerate(norms):
+        tokens = values[mask].astype(np.float64)
+        assert found["mean"][layer] == pytest.approx(tokens.mean(), rel=1e-12)
+        assert found["median"][layer] == np.median(tokens)
+        assert found["p5"][layer] == np.percentile(tokens, 5)
+        assert found["p95"][layer] == np.percentile(tokens, 95)
+        assert found["p99"][layer] == np.percentile(tokens, 99)
+        assert found["max"][layer] == tokens.max()
+        assert found["sample_mean"][layer] == pytest.approx(np.nanmean(np.nanmean(values, axis=1)), rel=1e-6)
+        assert found["n_tokens"][layer] == mask.sum()
+        assert found["low"][layer] < found["mean"][layer] < found["high"][layer]
+
+
+def test_mean_weighs_tokens_and_sample_mean_weighs_samples() -> None:
+    norms = np.array([[[1.0, 1.0, 1.0, 1.0], [6.0, np.nan, np.nan, np.nan]]], dtype=np.float32)
+    found = named(summarize_norms(norms, ~np.isnan(norms[0]), **OPTIONS))
+    assert found["mean"][0] == 2.0
+    assert found["sample_mean"][0] == 3.5
+
+
+def test_the_interval_widens_when_tokens_of_a_sample_move_together() -> None:
+    rng = np.random.default_rng(0)
+    alone = rng.normal(10, 1, (1, 50, 20))
+    together = np.repeat(rng.normal(10, 1, (1, 50, 1)), 20, axis=2)
+    mask = np.ones((50, 20), dtype=bool)
+    width = {}
+    for name, norms in (("alone", alone), ("together", together)):
+        found = named(summarize_norms(norms, mask, resamples=2000, seed=0))
+        width[name] = float(found["high"][0] - found["low"][0])
+    # 20 equal tokens tell as much as one: sqrt(20) = 4.5
+    assert 3.5 < width["together"] / width["alone"] < 5.5
+    assert width["together"] == pytest.approx(2 * 1.96 / np.sqrt(50), rel=0.25)
+
+
+def test_samples_without_content_do_not_count_and_none_at_all_is_nan() -> None:
+    norms = np.array([[[2.0, 4.0], [100.0, 100.0]]])
+    found = named(summarize_norms(norms, np.array([[True, True], [False, False]]), **OPTIONS))
+    assert (found["mean"][0], found["sample_mean"][0], found["n_tokens"][0]) == (3.0, 3.0, 2)
+    empty = named(summarize_norms(norms, np.zeros((2, 2), dtype=bool), **OPTIONS))
+    assert np.isnan(empty["mean"][0])
+    assert empty["n_tokens"][0] == 0
+
+
+@given(st.integers(0, 2**31), st.floats(1e-3, 1e6))
+def test_scale_and_order_of_samples(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    norms = rng.lognormal(size=(2, 6, 4))
+    mask = rng.random((6, 4)) < 0.7
+    mask[0, 0] = True
+    order = rng.permutation(6)
+    plain = named(summarize_norms(norms, mask, **OPTIONS))
+    scaled = named(summarize_norms(norms * scale, mask, **OPTIONS))
+    shuffled = named(summarize_norms(norms[:, order], mask[order], **OPTIONS))
+    for name in ("mean", "sample_mean", "median", "p95", "max"):
+        np.testing.assert_allclose(scaled[name], plain[name] * scale, rtol=1e-9)
+        np.testing.assert_allclose(shuffled[name], plain[name], rtol=1e-9)

@@ -1,0 +1,106 @@
+"""A cube to read, a copy to damage, and a disk that fails where it is told to."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+import zarr.storage._local as local
+
+from actkit.schema import VARIABLES
+from actkit.store.layout import CUBE
+from actkit.testing import Synthetic, contents, synthetic
+
+
+@pytest.fixture(scope="session")
+def numbers() -> Synthetic:
+    """Three windows, the last of them not full."""
+    return synthetic(n_layers=3, n_samples=10, n_tokens=6, hidden=8, window=4)
+
+
+@pytest.fixture(scope="session")
+def intact(tmp_path_factory: pytest.TempPathFactory, numbers: Synthetic) -> Path:
+    """The run folder of a complete cube, which nobody changes."""
+    run = tmp_path_factory.mktemp("intact")
+    writer = numbers.create(run)
+    for window in range(numbers.plan.n_windows):
+        writer.write(window, numbers.part(window))
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(intact: Path) -> dict[str, bytes]:
+    """Every file of the complete cube."""
+    return contents(intact / CUBE)
+
+
+@pytest.fixture
+def truth(numbers: Synthetic) -> xr.Dataset:
+    """The same numbers, in memory, that never were on a disk."""
+    return xr.Dataset({name: (VARIABLES[name].dims, values) for name, values in numbers.values.items()})
+
+
+@pytest.fixture
+def run(intact: Path, tmp_path: Path) -> Path:
+    """The run folder of a complete cube, to be damaged."""
+    return Path(shutil.copytree(intact, tmp_path / "run"))
+
+
+class Killed(BaseException):
+    """The end of a process, as the code sees it: no handler of Exception runs."""
+
+
+class Disk:
+    """Notes each write, rename and fsync, in order, and can raise an error instead of the n-th one."""
+
+    Killed = Killed
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, Path]] = []
+        self.mend()
+
+    def fail(self, at: int, error: BaseException) -> None:
+        self._left, self._error = at, error
+
+    def mend(self) -> None:
+        self.fail(0, OSError())
+
+    def step(self, kind: str, path: Path) -> None:
+        self._left -= 1
+        if self._left == 0:
+            if kind == "write" and isinstance(self._error, Killed):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.with_suffix(".0123456789abcdef.partial").write_bytes(b"half a sh")
+            raise self._error
+        self.steps.append((kind, path))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """The disk below the store; its fsync only takes notes."""
+    watched = Disk()
+    write, replace, rename = local._put, Path.replace, Path.rename
+
+    def put(path: Path, value: Any, exclusive: bool = False) -> int:
+        watched.step("write", path)
+        return write(path, value, exclusive)
+
+    def noted(move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def step(source: Path, target: Path) -> Path:
+            watched.step("rename", Path(target))
+            return move(source, target)
+
+        return step
+
+    def fsync(file: int) -> None:
+        watched.step("fsync", Path(os.readlink(f"/proc/self/fd/{file}")))
+
+    monkeypatch.setattr(local, "_put", put)
+    monkeypatch.setattr(Path, "replace", noted(replace))
+    monkeypatch.setattr(Path, "rename", noted(rename))
+    monkeypatch.setattr(os, "fsync", fsync)
+    yield watched
+    watched.mend()

@@ -1,0 +1,192 @@
+"""Where everything lies on disk: names, chunks, codecs, metadata."""
+
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from actkit.errors import CorruptError, CubeError
+from actkit.schema import VARIABLES
+from actkit.store.layout import CUBE, array_of, cube_path, open_group, shard_region, shards
+from actkit.testing import contents, synthetic
+
+BLOSC = {"typesize": 4, "cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
+
+
+def metadata(run: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((run / CUBE / name / "zarr.json").read_text()))
+
+
+def test_a_run_folder_and_its_zarr_folder_are_the_same_cube(intact: Path) -> None:
+    assert cube_path(intact) == cube_path(str(intact / CUBE)) == intact / CUBE
+
+
+@pytest.mark.parametrize("path", ["", "nothing/here", "empty"])
+def test_a_path_without_a_cube(tmp_path: Path, path: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CubeError, match=r"holds no cube; give a run folder with cube\.zarr in it"):
+        cube_path(tmp_path / path)
+
+
+def foreign_group(path: Path) -> None:
+    zarr.create_group(path)
+
+
+def dataset_of_xarray(path: Path) -> None:
+    xr.Dataset({"residual": ("sample", np.zeros(3))}).to_zarr(path, consolidated=False)
+
+
+def newer_format(path: Path) -> None:
+    zarr.create_group(path).update_attributes({"actkit_format": 2})
+
+
+def array_instead(path: Path) -> None:
+    zarr.create_array(path, shape=(3,), dtype="int8")
+
+
+def garbage(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_bytes(b"\xff\x00{")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (foreign_group, "was not written by actkit; this version reads format 1"),
+        (dataset_of_xarray, "was not written by actkit; this version reads format 1"),
+        (newer_format, "is of format 2; this version reads format 1"),
+        (array_instead, "cannot be opened as a zarr v3 group"),
+        (garbage, "cannot be opened as a zarr v3 group"),
+    ],
+)
+def test_what_is_no_cube_of_ours(tmp_path: Path, make: Any, message: str) -> None:
+    make(tmp_path / "a.zarr")
+    with pytest.raises(CubeError, match=message):
+        open_group(tmp_path / "a.zarr")
+
+
+def test_missing_and_changed_metadata_are_named(run: Path) -> None:
+    (run / CUBE / "residual" / "zarr.json").unlink()
+    (run / CUBE / "text" / "zarr.json").write_bytes((run / CUBE / "language" / "zarr.json").read_bytes())
+    with pytest.raises(CorruptError) as caught:
+        open_group(run / CUBE)
+    assert [(fault.where, fault.what) for fault in caught.value.faults] == [
+        ("residual/zarr.json", "is missing"),
+        ("text/zarr.json", "was changed"),
+    ]
+
+
+def test_a_number_that_reads_the_same_but_is_spelled_otherwise_is_still_a_change(run: Path) -> None:
+    root = run / CUBE / "zarr.json"
+    root.write_bytes(root.read_bytes().replace(b'"actkit_format": 1', b'"actkit_format": 1.0'))
+    with pytest.raises(CorruptError, match=r"zarr\.json: was changed"):
+        open_group(run / CUBE)
+
+
+@pytest.mark.parametrize(
+    ("name", "shard", "chunk"),
+    [
+        # inner chunks are one layer, and as many samples as make a megabyte; here all four of a window
+        ("residual", [3, 4, 6, 8], [1, 4, 6, 8]),
+        ("embedding", [4, 6, 8], [4, 6, 8]),
+        ("norm", [3, 4, 6], [1, 4, 6]),
+        ("pooled", [3, 4, 8], [1, 4, 8]),
+        ("last", [3, 4, 8], [1, 4, 8]),
+        ("nonfinite", [3, 4], [1, 4]),
+    ],
+)
+def test_a_window_of_a_variable_is_one_checksummed_shard(
+    intact: Path, name: str, shard: list[int], chunk: list[int]
+) -> None:
+    described = metadata(intact, name)
+    (sharding,) = described["codecs"]
+    assert described["chunk_grid"]["configuration"]["chunk_shape"] == shard
+    assert sharding["configuration"]["chunk_shape"] == chunk
+    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["bytes", "blosc", "crc32c"]
+    assert sharding["configuration"]["codecs"][1]["configuration"] == BLOSC
+    assert [codec["name"] for codec in sharding["configuration"]["index_codecs"]] == ["bytes", "crc32c"]
+
+
+def test_inner_chunks_are_about_a_megabyte(tmp_path: Path) -> None:
+    # 64 tokens × 512 values × 4 bytes: 128 kB a sample
+    synthetic(n_layers=2, n_samples=32, n_tokens=64, hidden=512, window=32).create(tmp_path)
+    (sharding,) = metadata(tmp_path, "residual")["codecs"]
+    assert sharding["configuration"]["chunk_shape"] == [1, 8, 64, 512]
+
+
+def test_every_chunk_of_every_coordinate_is_checksummed(intact: Path) -> None:
+    for name in open_group(intact / CUBE).array_keys():
+        if name not in VARIABLES or VARIABLES[name].coord:
+            assert metadata(intact, name)["codecs"][-1]["name"] == "crc32c"
+
+
+def test_flags_are_one_chunk_a_window(intact: Path) -> None:
+    assert metadata(intact, "committed")["chunk_grid"]["configuration"]["chunk_shape"] == [4]
+
+
+@pytest.mark.parametrize("name", ["sample_id", "language", "text", "gender", "image_id"])
+def test_strings_are_of_variable_length(intact: Path, name: str) -> None:
+    described = metadata(intact, name)
+    assert described["data_type"] == "string"
+    assert [codec["name"] for codec in described["codecs"]] == ["vlen-utf8", "zstd", "crc32c"]
+
+
+def test_arrays_name_their_dimensions_and_say_what_they_mean(intact: Path) -> None:
+    for name, variable in VARIABLES.items():
+        described = metadata(intact, name)
+        assert tuple(described["dimension_names"]) == variable.dims
+        assert described["attributes"]["long_name"] == variable.meaning
+
+
+def test_attributes_are_scalars(intact: Path) -> None:
+    for file in (intact / CUBE).rglob("zarr.json"):
+        for value in json.loads(file.read_text())["attributes"].values():
+            assert isinstance(value, str | int | float | bool)
+
+
+def test_the_files_of_an_array(intact: Path) -> None:
+    array = array_of(open_group(intact / CUBE), "norm")
+    files = list(shards(intact / CUBE, array))
+    assert [str(shard) for shard in files] == ["norm/c.0.0.0", "norm/c.0.1.0", "norm/c.0.2.0"]
+    assert all(shard.path.is_file() for shard in files)
+    assert [shard_region(array, shard.window)[1] for shard in files] == [
+        slice(0, 4),
+        slice(4, 8),
+        slice(8, 10),
+    ]
+
+
+def test_nothing_else_lies_in_a_cube(intact: Path) -> None:
+    group = open_group(intact / CUBE)
+    expected = {"zarr.json", *(f"{name}/zarr.json" for name in group.array_keys())}
+    for name in group.array_keys():
+        expected |= {str(shard) for shard in shards(intact / CUBE, array_of(group, name))}
+    assert set(contents(intact / CUBE)) == expected
+
+
+def test_a_cube_depends_on_neither_time_nor_host_nor_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # chunks of a megabyte: blosc cuts them into blocks, which several threads could put in any order
+    numbers = synthetic(n_layers=2, n_samples=8, n_tokens=64, hidden=512, window=8)
+    trees = []
+    for host, clock in (("here", 1e9), ("elsewhere", 2e9)):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        (tmp_path / host).mkdir()
+        numbers.create(tmp_path / host).write(0, numbers.part(0))
+        trees.append(contents(tmp_path / host))
+    assert trees[0] == trees[1]
+
+
+def test_pads_cost_next_to_nothing(tmp_path: Path) -> None:
+    wide = synthetic(n_layers=1, n_samples=4, n_tokens=200, hidden=64)
+    values = {**wide.part(0), "residual": np.full((1, 4, 200, 64), np.nan, dtype=np.float32)}
+    wide.create(tmp_path).write(0, values)
+    assert (tmp_path / CUBE / "residual" / "c.0.0.0.0").stat().st_size < values["residual"].nbytes / 50

@@ -1,0 +1,303 @@
+"""Windows reach the disk whole or not at all, whatever the disk does."""
+
+import dataclasses
+import errno
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from actkit import open_cube, verify
+from actkit.errors import StorageError
+from actkit.schema import VARIABLES
+from actkit.store.layout import CUBE, array_of, open_group, shards
+from actkit.store.writing import CREATING, CubeWriter
+from actkit.testing import Synthetic, contents, flip_bit
+
+LAST = 2  # the window that is not full: zarr reads what lies there before it writes
+ARRAYS = ("residual", "embedding", "norm", "pooled", "last", "nonfinite")
+FLAGS = f"committed/c.{LAST}"
+# write and rename a shard of each array, fsync it and its folder; the same for the flags
+STEPS = 4 * (len(ARRAYS) + 1)
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory, numbers: Synthetic) -> Path:
+    """The run folder of a cube that lacks its last window."""
+    run = tmp_path_factory.mktemp("started")
+    writer = numbers.create(run)
+    for window in range(LAST):
+        writer.write(window, numbers.part(window))
+    return run
+
+
+@pytest.fixture
+def cube(started: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be continued."""
+    return Path(shutil.copytree(started / CUBE, tmp_path / CUBE))
+
+
+def shard(cube: Path, name: str, window: int) -> str:
+    """Return the file of a window, relative to the cube."""
+    return str(list(shards(cube, array_of(open_group(cube), name)))[window])
+
+
+def resume(cube: Path, numbers: Synthetic) -> list[int]:
+    """Do what a rerun does, and return the windows that it computed."""
+    writer = CubeWriter(cube, numbers.plan)
+    left = writer.recover()
+    for window in left:
+        writer.write(window, numbers.part(window))
+    return left
+
+
+def test_the_flags_follow_when_all_else_is_safe(cube: Path, numbers: Synthetic, disk: Any) -> None:
+    CubeWriter(cube, numbers.plan).write(LAST, numbers.part(LAST))
+    steps = [(kind, str(path.relative_to(cube))) for kind, path in disk.steps]
+    *before, rename, fsync_flags, fsync_folder = steps
+    assert (rename, fsync_flags, fsync_folder) == (
+        ("rename", FLAGS),
+        ("fsync", FLAGS),
+        ("fsync", "committed"),
+    )
+    assert before.pop()[0] == "write"
+    for name in ARRAYS:
+        (shard,) = (path for kind, path in before if kind == "rename" and path.startswith(f"{name}/"))
+        assert (
+            before.index(("rename", shard)) < before.index(("fsync", shard)) < before.index(("fsync", name))
+        )
+    assert len(steps) == STEPS
+
+
+def test_a_cube_takes_its_place_when_all_of_it_is_safe(tmp_path: Path, numbers: Synthetic, disk: Any) -> None:
+    numbers.create(tmp_path)
+    *before, moved, last = disk.steps
+    assert moved == ("rename", tmp_path / CUBE)
+    assert last == ("fsync", tmp_path)
+    everything = {path.relative_to(tmp_path / CUBE) for path in (tmp_path / CUBE).rglob("*")} | {Path()}
+    synced = before[-len(everything) :]
+    assert {kind for kind, _ in synced} == {"fsync"}
+    assert {path.relative_to(tmp_path / CREATING) for _, path in synced} == everything
+
+
+def test_several_writers_in_any_order_make_the_same_cube(
+    tmp_path: Path, intact: Path, numbers: Synthetic, undisturbed: dict[str, bytes]
+) -> None:
+    numbers.create(tmp_path)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = {
+            window: pool.submit(CubeWriter(tmp_path / CUBE, numbers.plan).write, window, numbers.part(window))
+            for window in (2, 0, 1)
+        }
+    assert contents(tmp_path / CUBE) == undisturbed
+    assert jobs[2].result() == sum(len(undisturbed[shard(intact / CUBE, name, 2)]) for name in ARRAYS)
+
+
+def test_a_shard_of_nothing_but_fill_values_is_a_file(cube: Path, numbers: Synthetic) -> None:
+    # zarr would leave it out, and no reader could tell that from a lost shard
+    fills = {
+        name: np.full_like(values, VARIABLES[name].fill_value) for name, values in numbers.part(LAST).items()
+    }
+    CubeWriter(cube, numbers.plan).write(LAST, fills)
+    assert verify(cube).ok
+    assert np.isnan(open_cube(cube).residual.isel(sample=slice(8, 10))).all()
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_disk_that_fails(
+    cube: Path, numbers: Synthetic, undisturbed: dict[str, bytes], disk: Any, step: int
+) -> None:
+    writer = CubeWriter(cube, numbers.plan)
+    disk.fail(step, OSError(errno.ENOSPC, "No space left on device"))
+    message = "cannot write window 2.*No space left on device; committed windows are safe, rerun to continue"
+    with pytest.raises(StorageError, match=message):
+        writer.write(LAST, numbers.part(LAST))
+    assert not list(cube.rglob("*.partial"))
+    assert verify(cube).ok
+    # once the flags are renamed, all that they stand for is safe
+    assert resume(cube, numbers) == ([LAST] if step <= STEPS - 2 else [])
+    assert contents(cube) == undisturbed
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_kill_while_a_window_is_written(
+    cube: Path, numbers: Synthetic, truth: xr.Dataset, undisturbed: dict[str, bytes], disk: Any, step: int
+) -> None:
+    writer = CubeWriter(cube, numbers.plan)
+    disk.fail(step, disk.Killed())
+    with pytest.raises(disk.Killed):
+        writer.write(LAST, numbers.part(LAST))
+    committed = 8 if step <= STEPS - 2 else 10
+    left = open_cube(cube, partial=True)
+    xr.testing.assert_equal(left.drop_vars(left.coords), truth.isel(sample=slice(committed)))
+    resume(cube, numbers)
+    assert contents(cube) == undisturbed
+
+
+# spread over all steps, and the last three: fsync of the last folder, rename, fsync of the run folder
+@pytest.mark.parametrize("part", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, -2, -1, 0])
+@pytest.mark.parametrize("killed", [True, False])
+def test_an_end_while_a_cube_is_created(
+    tmp_path: Path, numbers: Synthetic, disk: Any, part: float, killed: bool
+) -> None:
+    numbers.create(tmp_path)
+    wanted = contents(tmp_path)
+    steps = len(disk.steps)
+    shutil.rmtree(tmp_path / CUBE)
+
+    step = steps + int(part) if part <= 0 else 1 + int(part * steps)
+    disk.fail(step, disk.Killed() if killed else OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(disk.Killed if killed else StorageError):
+        numbers.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [CUBE if part == 0 else CREATING]
+
+    if part:  # a cube in its place is not created again
+        numbers.create(tmp_path)
+    assert contents(tmp_path) == wanted
+
+
+def test_what_cannot_be_cleared_away_is_a_storage_error(tmp_path: Path, numbers: Synthetic) -> None:
+    (tmp_path / CREATING).write_text("a file, not a folder")
+    with pytest.raises(StorageError, match="cannot create the cube in"):
+        numbers.create(tmp_path)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("damage", ["vanished", "empty"])
+def test_a_committed_window_without_its_shard_is_taken_back(
+    run: Path, numbers: Synthetic, undisturbed: dict[str, bytes], name: str, damage: str
+) -> None:
+    path = run / CUBE / shard(run / CUBE, name, 1)
+    path.unlink() if damage == "vanished" else path.write_bytes(b"")
+    assert resume(run / CUBE, numbers) == [1]
+    assert contents(run / CUBE) == undisturbed
+
+
+@pytest.mark.parametrize("window", [0, LAST])
+@pytest.mark.parametrize("damage", ["vanished", "empty", "flipped", "cut"])
+def test_a_window_with_damaged_flags_is_not_committed(
+    run: Path, numbers: Synthetic, undisturbed: dict[str, bytes], window: int, damage: str
+) -> None:
+    flags = run / CUBE / "committed" / f"c.{window}"
+    match damage:
+        case "vanished":
+            flags.unlink()
+        case "empty":
+            flags.write_bytes(b"")
+        case "flipped":
+            flip_bit(flags, 0)
+        case "cut":
+            flags.write_bytes(flags.read_bytes()[:2])
+    assert resume(run / CUBE, numbers) == [window]
+    assert contents(run / CUBE) == undisturbed
+
+
+@pytest.mark.parametrize("leftover", [b"", b"torn", "of another window"])
+def test_what_an_unfinished_window_left_is_overwritten_unread(
+    cube: Path, numbers: Synthetic, undisturbed: dict[str, bytes], leftover: bytes | str
+) -> None:
+    for name in ARRAYS:
+        content = leftover if isinstance(leftover, bytes) else undisturbed[shard(cube, name, 0)]
+        (cube / shard(cube, name, LAST)).write_bytes(content)
+    assert resume(cube, numbers) == [LAST]
+    assert contents(cube) == undisturbed
+
+
+def test_recovery_removes_what_a_kill_left_half_written(run: Path, numbers: Synthetic) -> None:
+    left = run / CUBE / "norm" / "c.0.0.0123456789abcdef.partial"
+    left.write_bytes(b"half a sh")
+    assert resume(run / CUBE, numbers) == []
+    assert not left.exists()
+
+
+def test_a_label_may_be_called_as_half_written_files_are(tmp_path: Path, numbers: Synthetic) -> None:
+    labels = {"notes.partial": numbers.labels["gender"]}
+    dataclasses.replace(numbers, labels=labels).create(tmp_path)
+    assert resume(tmp_path / CUBE, numbers) == [0, 1, 2]
+    assert (open_cube(tmp_path)["notes.partial"] == numbers.labels["gender"]).all()
+
+
+@pytest.mark.parametrize("damage", ["vanished", "empty", "flipped"])
+def test_damaged_coordinates_are_restored(
+    run: Path, numbers: Synthetic, undisturbed: dict[str, bytes], damage: str
+) -> None:
+    damaged = ["text", "truncated", "batch", "token_id", "gender"]
+    for name in damaged:
+        path = run / CUBE / shard(run / CUBE, name, 0)
+        match damage:
+            case "vanished":
+                path.unlink()
+            case "empty":
+                path.write_bytes(b"")
+            case "flipped":
+                flip_bit(path, 5)
+    writer = CubeWriter(run / CUBE, numbers.plan)
+    assert sorted(writer.restore({**numbers.coords, **numbers.labels})) == sorted(damaged)
+    assert contents(run / CUBE) == undisturbed
+    assert writer.restore({**numbers.coords, **numbers.labels}) == []
+
+
+# one process with a limit of its own: no file may grow past 1.5 kB, as on a disk with a quota
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from actkit.errors import StorageError
+from actkit.store.writing import CubeWriter
+from actkit.testing import synthetic
+
+numbers = synthetic(n_layers=3, n_samples=10, n_tokens=6, hidden=8, window=4)
+writer = CubeWriter(Path(sys.argv[1]), numbers.plan)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+try:
+    writer.write(2, numbers.part(2))
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_a_real_limit_of_the_operating_system(
+    cube: Path, numbers: Synthetic, undisturbed: dict[str, bytes]
+) -> None:
+    assert max(len(undisturbed[shard(cube, name, LAST)]) for name in ARRAYS) > 1500
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(cube)], capture_output=True, text=True, check=True
+    )
+    assert "cannot write window 2: File too large" in done.stdout
+    assert resume(cube, numbers) == [LAST]
+    assert contents(cube) == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk(
+    small_disk: Path, started: Path, numbers: Synthetic, undisturbed: dict[str, bytes]
+) -> None:
+    cube = Path(shutil.copytree(started / CUBE, small_disk / CUBE))
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(2**20))
+    with pytest.raises(StorageError, match=r"cannot write window 2.*No space left on device"):
+        CubeWriter(cube, numbers.plan).write(LAST, numbers.part(LAST))
+    assert verify(cube).committed == 8
+    ballast.unlink()
+    assert resume(cube, numbers) == [LAST]
+    assert contents(cube) == undisturbed

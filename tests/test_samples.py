@@ -1,0 +1,440 @@
+"""Rows become samples: the right ones, in order, with labels of the right dtype; or every fault is named."""
+
+# ruff: noqa: E501 - a table of exact messages is easier to read unbroken
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actkit.config import check
+from actkit.samples import Samples, read_samples
+from actkit.schema import VARIABLES
+
+LONG = """\
+sample_id,language,text,gender
+s0,english,He reads.,male
+s0,arabic,يقرأ.,male
+s1,english,She reads.,female
+s1,arabic,تقرأ.,female
+"""
+WIDE = """\
+sample_id,en,ar,gender
+s0,He reads.,يقرأ.,male
+s1,She reads.,تقرأ.,female
+"""
+
+Read = Callable[..., tuple[Samples | None, list[str]]]
+
+
+def read_file(path: Path, **options: Any) -> tuple[Samples | None, list[str]]:
+    config, faults = check({"model": "m", "data": path, "out": "o", **options})
+    assert config is not None
+    assert faults == []
+    samples, faults = read_samples(config)
+    return samples, [str(fault) for fault in faults]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Write a CSV (from text) or a JSONL (from rows), and read its samples."""
+
+    def write_and_read(
+        content: str | list[dict[str, Any]], **options: Any
+    ) -> tuple[Samples | None, list[str]]:
+        path = tmp_path / ("data.csv" if isinstance(content, str) else "data.jsonl")
+        text = content if isinstance(content, str) else "\n".join(json.dumps(row) for row in content)
+        path.write_bytes(text.encode())
+        samples, messages = read_file(path, **options)
+        return samples, [message.removeprefix(str(path)) for message in messages]
+
+    return write_and_read
+
+
+def rows_of(samples: Samples | None) -> list[tuple[str, str, str]]:
+    assert samples is not None
+    return list(zip(samples.sample_id, samples.language, samples.text, strict=True))
+
+
+def test_long_form_keeps_the_order_of_the_file(read: Read) -> None:
+    samples, faults = read(LONG)
+    assert faults == []
+    assert rows_of(samples) == [
+        ("s0", "english", "He reads."),
+        ("s0", "arabic", "يقرأ."),
+        ("s1", "english", "She reads."),
+        ("s1", "arabic", "تقرأ."),
+    ]
+    assert samples is not None
+    assert {name: values.tolist() for name, values in samples.labels.items()} == {
+        "gender": ["male", "male", "female", "female"]
+    }
+
+
+def test_wide_form_gives_the_same_samples(read: Read) -> None:
+    long, _ = read(LONG)
+    wide, faults = read(WIDE, text_columns={"english": "en", "arabic": "ar"})
+    assert faults == []
+    assert rows_of(wide) == rows_of(long)
+    assert wide is not None
+    assert long is not None
+    assert {name: values.tolist() for name, values in wide.labels.items()} == {
+        name: values.tolist() for name, values in long.labels.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"limit": 3}, ["s0 english", "s0 arabic", "s1 english"]),
+        ({"limit": 99}, ["s0 english", "s0 arabic", "s1 english", "s1 arabic"]),
+        ({"languages": "arabic"}, ["s0 arabic", "s1 arabic"]),
+        ({"languages": "arabic,english"}, ["s0 english", "s0 arabic", "s1 english", "s1 arabic"]),
+        ({"languages": "arabic", "limit": 1}, ["s0 arabic"]),
+        ({"languages": "arabic", "limit": 2}, ["s0 arabic", "s1 arabic"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["long", "wide"])
+def test_languages_are_chosen_before_the_limit_counts(
+    form: str, options: dict[str, Any], expected: list[str], read: Read
+) -> None:
+    if form == "wide":
+        options = {**options, "text_columns": "english=en,arabic=ar"}
+    samples, faults = read(LONG if form == "long" else WIDE, **options)
+    assert faults == []
+    assert [f"{name} {language}" for name, language, _ in rows_of(samples)] == expected
+
+
+def test_only_the_rows_asked_for_are_checked(read: Read) -> None:
+    content = "language,text\nenglish,a\narabic,\nenglish,b\nenglish,\n"
+    samples, faults = read(content, languages="english", limit=2)
+    assert faults == []
+    assert [text for _, _, text in rows_of(samples)] == ["a", "b"]
+
+
+def test_other_columns_can_be_named(read: Read) -> None:
+    samples, faults = read(
+        "name,lang,sentence,n\n7,en,a,1\n",
+        id_column="name",
+        language_column="lang",
+        text_column="sentence",
+        labels="n",
+    )
+    assert faults == []
+    assert rows_of(samples) == [("7", "en", "a")]
+    assert samples is not None
+    assert list(samples.labels) == ["n"]
+
+
+def test_without_ids_and_languages_rows_are_counted(read: Read) -> None:
+    samples, faults = read("text\na\na\n")
+    assert faults == []
+    assert rows_of(samples) == [("0", "unspecified", "a"), ("1", "unspecified", "a")]
+    samples, faults = read("text\na\n", languages="english")
+    assert faults == []
+    assert rows_of(samples) == [("0", "english", "a")]
+
+
+def test_whole_numbers_are_ids(read: Read) -> None:
+    samples, faults = read([{"sample_id": 7, "text": "a"}, {"sample_id": "8", "text": "b"}])
+    assert faults == []
+    assert [name for name, _, _ in rows_of(samples)] == ["7", "8"]
+
+
+def test_labels_can_be_left_out(read: Read) -> None:
+    samples, faults = read("text,a,language_\nx,1,2\n", labels=[])
+    assert faults == []
+    assert samples is not None
+    assert samples.labels == {}
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+
+
+@given(rows=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=4, unique_by=lambda row: row[0]))
+def test_the_four_formats_give_the_same_samples(
+    rows: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    columns = dict(zip(("sample_id", "text", "label"), map(list, zip(*rows, strict=True)), strict=True))
+    folder = tmp_path_factory.mktemp("formats")
+    quoted = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in rows]
+    for delimiter, name in ((",", "data.csv"), ("\t", "data.tsv")):
+        lines = [delimiter.join(row) for row in [list(columns), *quoted]]
+        (folder / name).write_bytes("\n".join(lines).encode())
+    objects = [dict(zip(columns, row, strict=True)) for row in rows]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    pq.write_table(pa.table(columns), folder / "data.parquet")
+    for path in folder.iterdir():
+        samples, faults = read_file(path)
+        assert faults == []
+        assert samples is not None
+        got = zip(samples.sample_id, samples.text, samples.labels["label"], strict=True)
+        assert list(got) == rows
+
+
+LABELS: list[tuple[list[Any], str, list[Any]]] = [
+    (["a", "ب"], "object", ["a", "ب"]),
+    (["a", None], "object", ["a", ""]),
+    ([None, None], "object", ["", ""]),
+    ([1, -2], "int64", [1, -2]),
+    ([2**53 + 1, 2**63 - 1], "int64", [2**53 + 1, 2**63 - 1]),
+    ([1, None], "float64", [1.0, np.nan]),
+    ([2**53, None], "float64", [2.0**53, np.nan]),
+    ([1, 0.5], "float64", [1.0, 0.5]),
+    ([0.1, float("nan")], "float64", [0.1, np.nan]),
+    ([True, False], "bool", [True, False]),
+]
+
+NO_LABELS: list[tuple[list[Any], str]] = [
+    ([1, "a"], "holds int, str, which no single label can keep"),
+    ([True, None], "holds bool and gaps, which no single label can keep"),
+    ([True, 1], "holds bool, int, which no single label can keep"),
+    ([2**63, 1], "holds whole numbers too large to keep exactly"),
+    ([2**53 + 1, None], "holds whole numbers too large to keep exactly"),
+    ([2**53 + 1, 0.5], "holds whole numbers too large to keep exactly"),
+    ([[1, 2], [3, 4]], "holds list, which no single label can keep"),
+    ([[1, 2], [3]], "holds list, which no single label can keep"),
+    ([{"a": 1}, "b"], "holds dict, str, which no single label can keep"),
+    (["a", "\ud800"], "holds text that no UTF-8 can store"),
+]
+
+
+@pytest.mark.parametrize(("values", "dtype", "expected"), LABELS, ids=[str(case[0]) for case in LABELS])
+def test_labels_keep_their_values(values: list[Any], dtype: str, expected: list[Any], read: Read) -> None:
+    samples, faults = read([{"text": "x", "label": value} for value in values])
+    assert faults == []
+    assert samples is not None
+    assert samples.labels["label"].dtype == dtype
+    np.testing.assert_array_equal(samples.labels["label"], np.array(expected, dtype=dtype))
+
+
+@pytest.mark.parametrize(("values", "what"), NO_LABELS, ids=[ascii(case[0]) for case in NO_LABELS])
+def test_labels_that_would_lose_values_are_refused(values: list[Any], what: str, read: Read) -> None:
+    rows = [{"text": "x", "label": value} for value in values]
+    samples, faults = read(rows)
+    assert samples is None
+    assert faults == [f"column `label`: {what} (convert it to text, or leave it out with `labels`)"]
+    samples, faults = read(rows, labels=[])
+    assert faults == []
+    assert samples is not None
+
+
+HOSTILE_NAMES = [
+    "../../etc/x", "/etc/x", "a/b", "a\\b", "a\0b", "", " ", ".", "..", "...", "__x", "zarr.json", "x.partial",
+    "x" * 201, "ع" * 101, "half \ud800 pair",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
+def test_columns_that_cannot_be_arrays_are_refused(name: str, read: Read) -> None:
+    rows = [{"text": "x", name: "y"}]
+    samples, faults = read(rows)
+    assert samples is None
+    assert faults == [
+        f": column {name!r} cannot be the name of an array (rename it, or choose the columns with `labels`)"
+    ]
+    samples, faults = read(rows, labels=[])
+    assert faults == []
+    assert samples is not None
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in (*VARIABLES, "hidden") if name not in ("text", "sample_id")]
+)
+def test_columns_with_names_of_the_cube_are_refused(name: str, read: Read) -> None:
+    samples, faults = read(
+        [{"sentence": "x", "lang": "y", name: "z"}], text_column="sentence", language_column="lang"
+    )
+    assert samples is None
+    assert faults == [
+        f": column `{name}` has the name of a variable of the cube (rename it, or choose the columns with `labels`)"
+    ]
+
+
+@pytest.mark.parametrize("name", ["Image ID", "عمود", "a.b", "c", "...x", "a:b", "100%", "x" * 200])
+def test_other_names_are_taken(name: str, read: Read) -> None:
+    samples, faults = read([{"text": "x", name: "y"}])
+    assert faults == []
+    assert samples is not None
+    assert list(samples.labels) == [name]
+
+
+ROW = "(mend or remove the row)"
+UNIQUE = "(make (sample_id, language) unique, or set `id_column`)"
+SURROGATE = "holds half a surrogate pair, which no UTF-8 can store"
+
+FAULTY: dict[str, tuple[str | list[dict[str, Any]], dict[str, Any], list[str]]] = {
+    "empty texts": (
+        'text,n\n"two\nlines",1\n,2\n" \t",3\n"\u2028",4\n',
+        {},
+        [f"row 2 (line 4): `text` is empty {ROW}", f"row 3 (line 5): `text` is empty {ROW}", f"row 4 (line 6): `text` is empty {ROW}"],
+    ),
+    "no texts": (
+        [{"text": None}, {"other": "x"}, {"text": 3}, {"text": ["a"]}, {"text": "\udc00"}],
+        {},
+        [
+            f"row 1 (line 1): `text` is empty {ROW}",
+            f"row 2 (line 2): `text` is empty {ROW}",
+            f"row 3 (line 3): `text` holds a int, not text {ROW}",
+            f"row 4 (line 4): `text` holds a list, not text {ROW}",
+            f"row 5 (line 5): `text` {SURROGATE} {ROW}",
+        ],
+    ),
+    "empty text of the wide form": (
+        "sample_id,en,ar\ns0,a,b\ns1,c,\n",
+        {"text_columns": "english=en,arabic=ar"},
+        [f"row 2 (line 3): `ar` is empty {ROW}"],
+    ),
+    "no languages": (
+        [{"text": "a", "language": value} for value in ("", None, 3, ["x"], "\udc00")],
+        {},
+        [
+            f"row 1 (line 1): `language` is empty {ROW}",
+            f"row 2 (line 2): `language` is empty {ROW}",
+            f"row 3 (line 3): `language` holds a int, not text {ROW}",
+            f"row 4 (line 4): `language` holds a list, not text {ROW}",
+            f"row 5 (line 5): `language` {SURROGATE} {ROW}",
+        ],
+    ),
+    "no ids": (
+        [{"text": "a", "sample_id": value} for value in ("", None, " ", 1.5, True, ["x"], "\udc00")],
+        {},
+        [
+            "row 1 (line 1): `sample_id` is empty (name the sample)",
+            "row 2 (line 2): `sample_id` is empty (name the sample)",
+            "row 3 (line 3): `sample_id` is empty (name the sample)",
+            "row 4 (line 4): `sample_id` holds a float, not text (name the sample)",
+            "row 5 (line 5): `sample_id` holds a bool, not text (name the sample)",
+            "row 6 (line 6): `sample_id` holds a list, not text (name the sample)",
+            f"row 7 (line 7): `sample_id` {SURROGATE} (name the sample)",
+        ],
+    ),
+    "duplicates": (
+        "sample_id,language,text\ns0,english,a\ns1,english,b\ns0,arabic,c\ns0,english,d\ns0,english,e\n",
+        {},
+        [
+            f"row 4 (line 5): sample_id `s0` in english is also that of row 1 (line 2) {UNIQUE}",
+            f"row 5 (line 6): sample_id `s0` in english is also that of row 1 (line 2) {UNIQUE}",
+        ],
+    ),
+    "duplicates of a number and its text": (
+        [{"sample_id": 1, "text": "a"}, {"sample_id": "1", "text": "b"}],
+        {},
+        [f"row 2 (line 2): sample_id `1` in unspecified is also that of row 1 (line 1) {UNIQUE}"],
+    ),
+    "unknown languages": (
+        LONG,
+        {"languages": "english,french,German"},
+        [
+            "languages: unknown language `french` (the data has english, arabic)",
+            "languages: unknown language `German` (the data has english, arabic)",
+        ],
+    ),
+    "unknown language of the wide form": (
+        WIDE,
+        {"text_columns": "english=en", "languages": "arabic"},
+        ["languages: unknown language `arabic` (the data has english)"],
+    ),
+    "languages without a language column": (
+        "text,lang\na,english\n",
+        {"languages": "english,arabic"},
+        [": has no column `language` (it has text, lang; set `language_column`)"],
+    ),
+    "missing text column": ("prompt,n\na,1\n", {}, [": has no column `text` (it has prompt, n; set `text_column`)"]),
+    "missing text columns": (
+        WIDE,
+        {"text_columns": "english=en,french=fr,german=de"},
+        [
+            ": has no column `fr` (it has sample_id, en, ar, gender; set `text_columns`)",
+            ": has no column `de` (it has sample_id, en, ar, gender; set `text_columns`)",
+        ],
+    ),
+    "missing columns that were named": (
+        "text,n\na,1\n,2\n",
+        {"id_column": "id", "language_column": "lang", "labels": "n,gender"},
+        [
+            ": has no column `gender` (it has text, n; set `labels`)",
+            ": has no column `id` (it has text, n; set `id_column`)",
+            ": has no column `lang` (it has text, n; set `language_column`)",
+            f"row 2 (line 3): `text` is empty {ROW}",
+        ],
+    ),
+    "everything at once": (
+        [{"sample_id": 1, "text": "a", "__x": 1, "n": 1}, {"sample_id": 1, "text": "", "n": "x"}],
+        {"languages": "unspecified"},
+        [
+            ": column '__x' cannot be the name of an array (rename it, or choose the columns with `labels`)",
+            f"row 2 (line 2): `text` is empty {ROW}",
+            f"row 2 (line 2): sample_id `1` in unspecified is also that of row 1 (line 1) {UNIQUE}",
+            "column `n`: holds int, str, which no single label can keep (convert it to text, or leave it out with `labels`)",
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_faults(name: str, read: Read) -> None:
+    content, options, messages = FAULTY[name]
+    samples, faults = read(content, **options)
+    assert samples is None
+    assert faults == messages
+
+
+def test_types_of_parquet_that_no_label_keeps(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    columns = {
+        "text": ["a"],
+        "bytes": pa.array([b"x"]),
+        "when": pa.array([0], pa.timestamp("us")),
+        "category": pa.array(["x"]).dictionary_encode(),
+        "small": pa.array([3], pa.uint8()),
+        "large": pa.array([2**64 - 1], pa.uint64()),
+    }
+    pq.write_table(pa.table(columns), path)
+    samples, faults = read_file(path)
+    assert samples is None
+    mend = "(convert it to text, or leave it out with `labels`)"
+    assert faults == [
+        f"column `bytes`: holds bytes, which no single label can keep {mend}",
+        f"column `when`: holds datetime, which no single label can keep {mend}",
+        f"column `large`: holds whole numbers too large to keep exactly {mend}",
+    ]
+    samples, faults = read_file(path, labels="category,small")
+    assert faults == []
+    assert samples is not None
+    assert {name: values.tolist() for name, values in samples.labels.items()} == {
+        "category": ["x"],
+        "small": [3],
+    }
+
+
+def test_parquet_names_rows_without_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"text": ["a", None]}), path)
+    assert read_file(path)[1] == [f"row 2: `text` is empty {ROW}"]
+
+
+def test_mtgeneval_is_what_pandas_reads(mtgeneval: Path) -> None:
+    samples, faults = read_file(mtgeneval)
+    expected = pd.read_csv(mtgeneval, keep_default_na=False, dtype=str)
+    assert faults == []
+    assert samples is not None
+    assert len(samples) == 6000
+    columns = {
+        "sample_id": samples.sample_id,
+        "language": samples.language,
+        "text": samples.text,
+        **samples.labels,
+    }
+    assert list(columns) == list(expected.columns)
+    for name, values in columns.items():
+        assert values.tolist() == expected[name].tolist()

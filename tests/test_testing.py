@@ -1,0 +1,88 @@
+"""The synthetic cubes that tests stand on, ours and those of users."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actkit import open_cube, verify
+from actkit.schema import TokenKind, content_mask
+from actkit.testing import contents, flip_bit, synthetic, write_cube
+
+
+def test_a_cube_has_the_shape_that_was_asked_for(tmp_path: Path) -> None:
+    run = write_cube(
+        tmp_path / "new" / "run",
+        n_layers=2,
+        n_samples=7,
+        n_tokens=9,
+        hidden=3,
+        window=2,
+        languages=["a", "b", "c"],
+    )
+    cube = open_cube(run)
+    assert dict(cube.sizes) == {"layer": 2, "sample": 7, "token": 9, "hidden": 3}
+    assert cube.language.values.tolist() == ["a", "b", "c", "a", "b", "c", "a"]
+    assert cube.n_tokens.values.min() >= 2
+    assert len(list((run / "cube.zarr" / "committed").glob("c.*"))) == 4
+    assert verify(run).ok
+
+
+def test_without_a_folder_it_makes_one() -> None:
+    assert open_cube(write_cube(n_samples=4)).sizes["sample"] == 4
+
+
+def test_the_same_seed_gives_the_same_cube(tmp_path: Path) -> None:
+    trees = [
+        contents(write_cube(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert trees[0] == trees[1] != trees[2]
+
+
+def test_the_languages_of_an_image_share_its_id_and_gender(tmp_path: Path) -> None:
+    cube = open_cube(write_cube(tmp_path, n_samples=12))
+    pairs = cube.load().groupby("image_id")
+    assert len(pairs) == 6
+    for _, pair in pairs:
+        assert sorted(pair.language.values) == ["arabic", "english"]
+        assert len(set(pair.gender.values)) == 1
+    assert set(cube.gender.values) == {"male", "female"}
+
+
+def test_summaries_agree_with_the_residual(tmp_path: Path) -> None:
+    cube = open_cube(write_cube(tmp_path, n_samples=6, n_tokens=7)).load()
+    content = content_mask(cube.token_kind, first_is_content=True)
+    assert (cube.token_kind[:, 0] == TokenKind.SPECIAL).all()
+    np.testing.assert_allclose(cube.pooled, cube.residual.where(content).mean("token"), rtol=1e-5)
+    np.testing.assert_allclose(
+        cube.norm, np.sqrt((cube.residual.astype(np.float64) ** 2).sum("hidden", skipna=False)), rtol=1e-6
+    )
+    for sample, length in enumerate(cube.n_tokens.values):
+        np.testing.assert_array_equal(cube.last[:, sample], cube.residual[:, sample, length - 1])
+    assert (cube.nonfinite == 0).all()
+
+
+def test_parts_are_the_whole() -> None:
+    numbers = synthetic(n_samples=10)
+    parts = [numbers.part(window)["residual"] for window in range(numbers.plan.n_windows)]
+    assert [part.shape[1] for part in parts] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), numbers.values["residual"])
+
+
+@pytest.mark.parametrize(
+    ("bit", "flipped"), [(0, b"\x01\x00"), (7, b"\x80\x00"), (8, b"\x00\x01"), (-1, b"\x00\x80")]
+)
+def test_a_bit_flips_and_flips_back(tmp_path: Path, bit: int, flipped: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\0\0")
+    flip_bit(path, bit)
+    assert path.read_bytes() == flipped
+    flip_bit(path, bit)
+    assert path.read_bytes() == b"\0\0"
+
+
+def test_contents_see_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_bytes(b"1")
+    (tmp_path / "empty").touch()
+    assert contents(tmp_path) == {"a/b/c": b"1", "empty": b""}
