@@ -72,14 +72,11 @@ def measure_model(name: str, folder: Path, out: Path, limit: int) -> None:
     raw = 2 * plan.tokens * plan.shape.layer * plan.shape.hidden
     residual = sum(path.stat().st_size for path in (out / name / CUBE / "residual").iterdir())
     total = sum(path.stat().st_size for path in (out / name / CUBE).rglob("*") if path.is_file())
-    print(
-        f"\n{name} on {limit} sentences: {plan.shape}, {plan.tokens:,} tokens, {prepared.attrs['weights_dtype']}"
-    )
+    dtype = prepared.attrs["weights_dtype"]
+    print(f"\n{name} ({dtype}) on {limit} sentences, {plan.tokens:,} tokens: {plan.shape}")
     print(f"  extract, end to end       {whole:8.1f} s   {plan.tokens / whole:,.0f} tokens/s")
     print(f"  bare forward, same batches{bare:8.1f} s   extract takes {whole / bare:.2f} of it")
-    print(
-        f"  residual on disk          {residual / 1e6:8.1f} MB  {residual / raw:.2f} of raw bfloat16, unpadded"
-    )
+    print(f"  residual on disk          {residual / 1e6:8.1f} MB  {residual / raw:.2f} of unpadded bfloat16")
     print(
         f"  whole cube on disk        {total / 1e6:8.1f} MB  estimated {prepared.estimate.disk / 1e6:.1f} MB"
     )

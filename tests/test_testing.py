@@ -53,10 +53,9 @@ def test_summaries_agree_with_the_residual(tmp_path: Path) -> None:
     cube = open_cube(write_cube(tmp_path, n_samples=6, n_tokens=7)).load()
     content = content_mask(cube.token_kind, first_is_content=True)
     assert (cube.token_kind[:, 0] == TokenKind.SPECIAL).all()
-    np.testing.assert_allclose(cube.pooled, cube.residual.where(content).mean("token"), rtol=1e-5)
-    np.testing.assert_allclose(
-        cube.norm, np.sqrt((cube.residual.astype(np.float64) ** 2).sum("hidden", skipna=False)), rtol=1e-6
-    )
+    residual = cube.residual.astype(np.float64)
+    np.testing.assert_allclose(cube.pooled, residual.where(content).mean("token"), rtol=1e-6)
+    np.testing.assert_allclose(cube.norm, np.sqrt((residual**2).sum("hidden", skipna=False)), rtol=1e-6)
     for sample, length in enumerate(cube.n_tokens.values):
         np.testing.assert_array_equal(cube.last[:, sample], cube.residual[:, sample, length - 1])
     assert (cube.nonfinite == 0).all()

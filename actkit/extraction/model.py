@@ -17,16 +17,8 @@ from .checkpoints import Checkpoint
 
 # weights that no block reads, and that base checkpoints often lack
 _UNUSED_WEIGHTS = ("pooler.",)
-# config attributes that bound the prompt, for models with a table of absolute positions
-_POSITIONS = {
-    "bert": 0,
-    "distilbert": 0,
-    "gpt2": 0,
-    "opt": 0,
-    "roberta": -2,
-    "xlm-roberta": -2,
-    "camembert": -2,
-}
+# positions that a model reserves, out of max_position_embeddings: RoBERTa counts from its pad id on
+_RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "xlm-roberta-xl": 2}
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class Architecture:
     n_layers, hidden
         Number of blocks, and width of the residual stream.
     positions
-        Longest prompt that a table of absolute positions allows, or None.
+        Longest prompt that the model was made for, or None where its config names none.
     """
 
     config: PreTrainedConfig
@@ -93,9 +85,9 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Architecture | None, list
                 "not supported yet",
             )
         ]
-    positions = None
-    if text.model_type in _POSITIONS:
-        positions = text.max_position_embeddings + _POSITIONS[text.model_type]
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions is not None:
+        positions -= _RESERVED_POSITIONS.get(text.model_type, 0)
     return Architecture(text, n_layers, hidden, positions), []
 
 
@@ -185,9 +177,8 @@ def find_blocks(decoder: PreTrainedModel, n_layers: int) -> tuple[nn.Module, ...
     ]
     if len(candidates) != 1:
         found = ", ".join(name for name, _ in candidates) or "none"
-        raise ModelError(
-            f"{type(decoder).__name__}: cannot tell its {n_layers} blocks for certain; fitting module lists: {found}"
-        )
+        name = type(decoder).__name__
+        raise ModelError(f"{name}: cannot tell its {n_layers} blocks for certain; module lists that fit: {found}")
     return tuple(candidates[0][1])
 
 

@@ -71,7 +71,7 @@ def architectures(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Cal
 
 @pytest.fixture(scope="session")
 def oracle() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
-    """What transformers itself returns for one prompt: every block before the final norm, and the embedding."""
+    """What transformers returns for one prompt: every block before the final norm, and the embedding."""
     import torch
     import transformers as tf
 
