@@ -178,7 +178,7 @@ def find_blocks(decoder: PreTrainedModel, n_layers: int) -> tuple[nn.Module, ...
     if len(candidates) != 1:
         found = ", ".join(name for name, _ in candidates) or "none"
         name = type(decoder).__name__
-        raise ModelError(f"{name}: cannot tell its {n_layers} blocks for certain; module lists that fit: {found}")
+        raise ModelError(f"{name}: cannot tell its {n_layers} blocks for certain; these lists fit: {found}")
     return tuple(candidates[0][1])
 
 
