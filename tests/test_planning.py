@@ -113,12 +113,18 @@ def test_the_same_prompts_give_the_same_plan() -> None:
 
 
 def test_prompts_of_one_length_keep_the_order_of_the_file() -> None:
-    plan = plan_of([7] * 10, batch_size=4)
-    assert [batch.tolist() for window in range(plan.n_windows) for batch in plan.batches_of(window)] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9],
+    plan = plan_of([5, 7] * 50, batch_size=40)
+    batches = [sorted(batch.tolist()) for batch in plan.batches_of(0)]
+    assert batches == [
+        [*range(1, 81, 2)],
+        sorted([*range(81, 100, 2), *range(0, 60, 2)]),
+        [*range(60, 100, 2)],
     ]
+
+
+def test_batches_of_short_prompts_are_bounded_too() -> None:
+    plan = plan_of([1] * 100)
+    assert [len(batch) for batch in plan.batches_of(0)] == [AUTO_PROMPTS, 100 - AUTO_PROMPTS]
 
 
 def test_dense_bytes_are_those_of_the_arrays() -> None:
