@@ -20,11 +20,8 @@ import actkit
 from actkit.demo import MODEL
 from actkit.extraction.model import load_model
 from actkit.extraction.preparing import Prepared
-from actkit.planning import make_plan
-from actkit.schema import VARIABLES
 from actkit.store.layout import CUBE
-from actkit.store.writing import CubeWriter
-from actkit.testing import write_cube
+from actkit.testing import synthetic
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "mtgeneval_en_ar.csv"
 
@@ -96,26 +93,16 @@ def measure_model(name: str, folder: Path, out: Path, limit: int) -> None:
 
 def measure_writing(out: Path) -> None:
     """Write windows of bfloat16-valued numbers, fsync and commit included."""
-    run = write_cube(
-        out / "writing", n_layers=12, n_samples=128, n_tokens=64, hidden=512, window=32, windows=[]
-    )
-    plan = make_plan(
-        actkit.Config(model="m", data="d", out="o", window_samples=32),
-        np.full(128, 64, dtype=np.int32),
-        layers=12,
-        hidden=512,
-    )
-    rng = np.random.default_rng(0)
-    lengths = {**vars(plan.shape), "sample": plan.window}
-    values = {
-        name: rng.standard_normal([lengths[dim] for dim in variable.dims]).astype(variable.dtype)
-        for name, variable in VARIABLES.items()
-        if variable.by_window
-    }
-    values["residual"] = (values["residual"].view(np.uint32) & 0xFFFF0000).view(np.float32)
-    writer = CubeWriter(run / CUBE, plan)
-    times = [seconds(lambda window=window: writer.write(window, values)) for window in range(plan.n_windows)]
-    payload = values["residual"].nbytes / 2
+    cube = synthetic(n_layers=12, n_samples=128, n_tokens=128, hidden=512, window=32)
+    for name in ("residual", "embedding"):
+        cube.values[name].view(np.uint32)[:] &= 0xFFFF0000
+    (out / "writing").mkdir()
+    writer = cube.create(out / "writing")
+    payload = sum(cube.part(0)[name].nbytes / 2 for name in ("residual", "embedding"))
+    times = []
+    for window in range(cube.plan.n_windows):
+        part = cube.part(window)
+        times.append(seconds(lambda window=window, part=part: writer.write(window, part)))
     print(f"\nwriting windows of {payload / 1e6:.0f} MB of bfloat16 payload, fsync and commit included:")
     print("  " + ", ".join(f"{payload / 1e6 / took:,.0f}" for took in times) + " MB/s")
 

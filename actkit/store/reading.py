@@ -92,12 +92,8 @@ def open_cube(path: str | Path, *, partial: bool = False) -> xr.Dataset:
     hidden = {key for key in group.attrs if key in ("arrays", "coordinates")}
     attrs = {key: value for key, value in group.attrs.items() if key not in hidden}
     cube = xr.Dataset({name: variables[name] for name in names if name in data}, coords, attrs)
-    if not committed.all():
-        cube = cube.isel(sample=_where(committed))
-    if not committed.any():  # dask would read a block to take nothing of it
-        cube = xr.zeros_like(cube)
     cube.encoding["source"] = str(folder)
-    return cube
+    return cube if committed.all() else cube.isel(sample=_where(committed))
 
 
 def _where(committed: np.ndarray) -> slice | np.ndarray:

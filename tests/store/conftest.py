@@ -1,5 +1,6 @@
 """A cube to read, a copy to damage, and a disk that fails where it is told to."""
 
+import asyncio
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import xarray as xr
 import zarr.storage._local as local
+from zarr.core.sync import sync
 
 from actkit.schema import VARIABLES
 from actkit.store.layout import CUBE
@@ -60,13 +62,15 @@ class Disk:
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, Path]] = []
-        self.mend()
+        self.fail(0, OSError())
 
     def fail(self, at: int, error: BaseException) -> None:
         self._left, self._error = at, error
 
     def mend(self) -> None:
+        """Fail no more; and let zarr end what it had begun beside the step that failed."""
         self.fail(0, OSError())
+        sync(_others())
 
     def step(self, kind: str, path: Path) -> None:
         self._left -= 1
@@ -76,6 +80,11 @@ class Disk:
                 path.with_suffix(".0123456789abcdef.partial").write_bytes(b"half a sh")
             raise self._error
         self.steps.append((kind, path))
+
+
+async def _others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 @pytest.fixture

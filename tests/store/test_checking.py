@@ -94,13 +94,12 @@ def test_a_cut_file(run: Path, name: str, keep: float) -> None:
 @pytest.mark.parametrize("name", [name for name in ARRAYS if name != "committed"])
 def test_a_file_that_is_missing_or_empty(run: Path, name: str) -> None:
     *_, path = files_of(run, name)
-    content = path.read_bytes()
     path.write_bytes(b"")
     expect_named(run, name, [path], "is empty")
     path.unlink()
     expect_named(run, name, [path], "is missing")
-    path.write_bytes(content)
-    assert verify(run).ok
+    with pytest.raises(CorruptError):  # no need to read it
+        open_cube(run)
 
 
 def test_empty_flags_are_named_and_missing_flags_mean_that_the_window_is_not_there(run: Path) -> None:

@@ -156,6 +156,7 @@ def test_an_end_while_a_cube_is_created(
     disk.fail(step, disk.Killed() if killed else OSError(errno.EIO, "Input/output error"))
     with pytest.raises(disk.Killed if killed else StorageError):
         numbers.create(tmp_path)
+    disk.mend()
     assert [path.name for path in tmp_path.iterdir()] == [CUBE if part == 0 else CREATING]
 
     if part:  # a cube in its place is not created again
