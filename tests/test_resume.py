@@ -1,0 +1,324 @@
+"""Whole extractions, ended at any moment and started again: the cube is the one of an undisturbed run."""
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actkit import extract, open_cube, verify
+from actkit.cli import main
+from actkit.errors import ChangedError, LockedError, StorageError
+from actkit.extraction import engine
+from actkit.extraction.progress import Progress
+from actkit.store.layout import CUBE
+from actkit.store.runs import CONFIG, LOG, read_status
+from actkit.store.writing import CREATING
+from actkit.testing import contents, flip_bit
+
+WINDOWS = 15
+SENTENCES = {"english": "He reads a long book. ", "arabic": "الطبيبةُ تقرأ كتابًا. "}
+
+Options = dict[str, Any]
+Start = Callable[[Path], BaseProcess]
+
+
+@pytest.fixture(scope="module")
+def options(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Sixty prompts of one to four sentences, in windows of four."""
+    folder = tmp_path_factory.mktemp("asked")
+    rows = [
+        f"s{number},{language},{SENTENCES[language] * (1 + number % 4)},{('male', 'female')[number % 2]}"
+        for number in range(30)
+        for language in SENTENCES
+    ]
+    data = folder / "prompts.csv"
+    data.write_text("sample_id,language,text,gender\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    model = shutil.copytree(tiny_model, folder / "model")
+    return {"model": str(model), "data": str(data), "window_samples": 4, "device": "cpu"}
+
+
+def command(options: Options, run: Path) -> list[str]:
+    given = {**options, "out": run}
+    return ["extract", *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())]
+
+
+@pytest.fixture(scope="module")
+def start(options: Options) -> Start:
+    """Start an extraction in a process of its own, forked from one that has imported everything."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(
+        ["actkit.cli", "actkit.extraction.engine", "transformers.models.llama.modeling_llama"]
+    )
+
+    def start(run: Path) -> BaseProcess:
+        process = server.Process(target=extract, kwargs={**options, "out": str(run), "listeners": []})
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an undisturbed run; not to be changed."""
+    run = tmp_path_factory.mktemp("finished")
+    start(run).join()
+    assert flags(run) == WINDOWS
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path) -> dict[str, bytes]:
+    return contents(finished / CUBE)
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run folder."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def flags(run: Path) -> int:
+    """Return how many windows are committed."""
+    return len(list((run / CUBE / "committed").glob("c.*")))
+
+
+def wait_for(sign: Callable[[], bool], process: BaseProcess | subprocess.Popen[str]) -> None:
+    """Wait for a sign in the run folder, or for the end of the process."""
+    while not sign() and (
+        process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+    ):
+        time.sleep(0.001)
+
+
+# ended
+
+
+def moment(chance: random.Random, run: Path) -> tuple[Callable[[], bool], float]:
+    """Choose when to kill: the sign to wait for, and the seconds to wait after it."""
+    enough = flags(run) + chance.randint(1, 4)
+    return chance.choice(
+        [
+            (lambda: True, chance.uniform(0, 1)),
+            (lambda: (run / CREATING).exists(), chance.uniform(0, 0.3)),
+            (lambda: flags(run) >= enough, chance.uniform(0, 0.15)),
+            (lambda: flags(run) >= enough, chance.uniform(0, 0.15)),
+        ]
+    )
+
+
+def seen(run: Path) -> str:
+    """Say how far a killed run had come, and make sure that what is there is sound."""
+    if not (run / CUBE).exists():
+        return "creating" if (run / CREATING).exists() else "before"
+    assert verify(run).ok
+    assert open_cube(run, partial=True).residual.load().sizes["sample"] == 4 * flags(run)
+    return str(flags(run))
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(tmp_path: Path, start: Start, undisturbed: dict[str, bytes]) -> None:
+    chance = random.Random(20)
+    kills: list[str] = []
+    runs = 0
+    while len(kills) < 20:
+        run = tmp_path / str(runs)
+        runs += 1
+        killed = True
+        while killed:
+            sign, seconds = moment(chance, run)
+            process = start(run)
+            wait_for(sign, process)
+            time.sleep(seconds)
+            process.kill()
+            process.join()
+            killed = process.exitcode == -signal.SIGKILL
+            if killed:
+                kills.append(seen(run))
+        assert process.exitcode == 0
+        assert contents(run / CUBE) == undisturbed
+    print(f"\n{len(kills)} kills in {runs} runs, with so many windows committed: {' '.join(kills)}")
+
+
+@pytest.mark.slow
+def test_fresh_processes(
+    tmp_path: Path, options: Options, start: Start, undisturbed: dict[str, bytes]
+) -> None:
+    ends = [(signal.SIGKILL, 1), (signal.SIGKILL, 4), (signal.SIGKILL, 8), (signal.SIGINT, 11)]
+    for end, windows in ends:
+        fresh = [sys.executable, "-m", "actkit.cli", *command(options, tmp_path)]
+        with subprocess.Popen(fresh, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda least=windows: flags(tmp_path) >= least, process)
+            process.send_signal(end)
+            _, said = process.communicate()
+        assert process.returncode == (130 if end == signal.SIGINT else -end)
+        assert windows <= flags(tmp_path) < WINDOWS
+        seen(tmp_path)
+    assert said.splitlines()[-1] == "actkit: interrupted; run the same command again to continue"
+    assert "Traceback" not in said
+    assert read_status(tmp_path)["state"] == "interrupted"
+
+    start(tmp_path).join()
+    assert contents(tmp_path / CUBE) == undisturbed
+
+
+# started again
+
+
+def test_a_second_writer_is_refused(
+    tmp_path: Path,
+    options: Options,
+    start: Start,
+    undisturbed: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = start(tmp_path)
+    wait_for(lambda: flags(tmp_path) > 1, first)
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        before = contents(tmp_path)
+        assert main(command(options, tmp_path)) == 1
+        assert contents(tmp_path) == before
+        with pytest.raises(LockedError):
+            extract(**options, out=str(tmp_path), listeners=[])
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    held = f"is being written by process {first.pid} on {socket.gethostname()}; wait for it, or end it"
+    assert capsys.readouterr().err == f"actkit: {tmp_path}: {held}\n"
+    first.join()
+    assert contents(tmp_path / CUBE) == undisturbed
+
+
+def test_a_complete_run_computes_nothing(
+    run: Path, options: Options, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(engine, "load_model", load)
+    before = {path: path.stat().st_mtime_ns for path in (run / CUBE).rglob("*")}
+    cube = extract(**options, out=str(run), listeners=[])
+    assert cube.sizes["sample"] == 60
+    assert {path: path.stat().st_mtime_ns for path in (run / CUBE).rglob("*")} == before
+    assert contents(run / CUBE) == undisturbed
+
+
+def test_only_what_is_lost_is_computed_again(
+    run: Path, options: Options, undisturbed: dict[str, bytes]
+) -> None:
+    lost = ["residual/c.0.3.0.0", "norm/c.0.3.0", "embedding/c.7.0.0", "committed/c.14"]
+    for name in lost:
+        (run / CUBE / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in (run / CUBE).rglob("c.*")}
+    events: list[Progress] = []
+    extract(**options, out=str(run), listeners=[events.append])
+    assert contents(run / CUBE) == undisturbed
+    written = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert all(path.name.startswith(("c.3", "c.0.3", "c.7", "c.0.7", "c.14", "c.0.14")) for path in written)
+    running = [event for event in events if event.state == "running"]
+    assert running[0].samples == 60 - 3 * 4 + 4
+    assert events[-1].state == "done"
+
+
+@contextmanager
+def changed(path: Path) -> Iterator[None]:
+    flip_bit(path, -8)
+    try:
+        yield
+    finally:
+        flip_bit(path, -8)
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"limit": 40}, ["limit"]),
+        ({"layers": "0-1"}, ["layers"]),
+        ({"max_tokens": 20}, ["max_tokens", "truncated_samples"]),
+        ({"batch_size": 2}, ["batch_size"]),
+        ({"window_samples": 8}, ["window_samples"]),
+        ({"languages": "arabic"}, ["languages"]),
+        ({"labels": "gender", "storage": "bfloat16"}, ["labels", "storage"]),
+        ({"dtype": "bfloat16"}, ["dtype", "weights_dtype"]),
+        ({"save": "norm,pooled"}, ["save"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_another_question_is_refused(run: Path, options: Options, change: Options, fields: list[str]) -> None:
+    before = contents(run / CUBE), (run / CONFIG).read_bytes()
+    with pytest.raises(ChangedError, match="holds a cube of other settings") as caught:
+        extract(**{**options, **change}, out=str(run), listeners=[])
+    assert [fault.where for fault in caught.value.faults] == fields
+    assert (contents(run / CUBE), (run / CONFIG).read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("model/model.safetensors", "model_revision"), ("prompts.csv", "data_sha256")]
+)
+def test_other_weights_or_prompts_are_refused(run: Path, options: Options, name: str, field: str) -> None:
+    before = contents(run / CUBE)
+    with (
+        changed(Path(options["data"]).parent / name),
+        pytest.raises(ChangedError, match=field) as caught,
+    ):
+        extract(**options, out=str(run), listeners=[])
+    assert [fault.where for fault in caught.value.faults] == [field]
+    assert contents(run / CUBE) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_fills_up(
+    small_disk: Path, options: Options, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, ballast = small_disk / "run", small_disk / "ballast"
+
+    def fill(event: Progress) -> None:
+        if event.committed and not ballast.exists():
+            for path in (ballast, run / LOG):  # to the last byte, so that no log fits either
+                with suppress(OSError), path.open("ab") as file:
+                    file.write(b"\n" * 2**23)
+
+    message = "cannot write window .*: No space left on device; committed windows are safe"
+    with pytest.raises(StorageError, match=message):
+        extract(**options, out=str(run), listeners=[fill])
+    assert 0 < flags(run) < WINDOWS
+    assert verify(run).ok
+    assert "Traceback" not in capfd.readouterr().err
+    ballast.unlink()
+    extract(**options, out=str(run), listeners=[])
+    assert contents(run / CUBE) == undisturbed
+
+
+def test_damaged_coordinates_are_restored(run: Path, options: Options, undisturbed: dict[str, bytes]) -> None:
+    for name in ("text/c.0", "gender/c.0", "layer/c.0", "token_kind/c.0.0"):
+        flip_bit(run / CUBE / name, 40)
+    (run / CUBE / "batch" / "c.0").unlink()
+    assert len(verify(run).faults) == 5
+    extract(**options, out=str(run), listeners=[])
+    assert contents(run / CUBE) == undisturbed
