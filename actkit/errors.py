@@ -8,7 +8,7 @@ ActkitError
 ├── StorageError        the disk refused; free or mend it and rerun, committed windows are safe
 └── CubeError           the path is not a cube that this version reads
     ├── IncompleteError the cube is unfinished; rerun the extraction, or open with ``partial=True``
-    └── CorruptError    shards are damaged; ``faults`` names each, rerunning recomputes them
+    └── CorruptError    files are damaged; ``faults`` names each; delete them and rerun the extraction
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,9 @@ def _run(prepared: Prepared, meter: Meter) -> None:
             attrs=prepared.attrs,
         )
     writer = CubeWriter(path, prepared.plan)
+    restored = writer.restore({**prepared.coords(), **prepared.samples.labels})
+    if restored:
+        logger.warning("coordinates were damaged, and are written again: %s", ", ".join(restored))
     todo = writer.recover()
     total = len(prepared.samples)
     left = sum(len(prepared.plan.samples_of(window)) for window in todo)
@@ -199,7 +202,8 @@ def _check_unchanged(path: Path, prepared: Prepared) -> None:
 def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the attributes that a run decides, each option by its own name."""
     kept = {name: value for name, value in attrs.items() if name not in _NOT_SETTINGS}
-    return {**kept, **json.loads(kept.pop("options", "{}"))}
+    options = json.loads(kept.pop("options", "{}"))
+    return {**kept, **options}
 
 
 def _warn_nonfinite(counts: np.ndarray, prepared: Prepared, first: int) -> None:
@@ -218,9 +222,24 @@ def _device_memory(device: torch.device) -> dict[str, int]:
     }
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cannot turn against the run: what matters is raised elsewhere."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _log_file(run: Path) -> Iterator[None]:
-    handler = logging.FileHandler(run / LOG, encoding="utf-8", delay=True)
+    handler = _LogFile(run / LOG, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = logger.level
     logger.setLevel(logging.INFO)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 from tqdm.auto import tqdm
 
+from ..errors import StorageError
 from ..store.runs import write_status
 
 
@@ -132,7 +134,8 @@ class StatusFile:
     def __call__(self, event: Progress) -> None:  # noqa: D102
         now = time.monotonic()
         if event.state != self._state or now - self._last >= 1:
-            write_status(self._run, asdict(event))
+            with suppress(StorageError):  # a disk that refuses its data ends a run, not its heartbeat
+                write_status(self._run, asdict(event))
             self._last, self._state = now, event.state
 
 

@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 import zarr
 
+from actkit import open_cube
 from actkit.errors import CorruptError, CubeError
 from actkit.schema import VARIABLES
 from actkit.store.layout import CUBE, array_of, cube_path, open_group, shard_region, shards
@@ -87,6 +88,18 @@ def test_a_number_that_reads_the_same_but_is_spelled_otherwise_is_still_a_change
     root.write_bytes(root.read_bytes().replace(b'"actkit_format": 1', b'"actkit_format": 1.0'))
     with pytest.raises(CorruptError, match=r"zarr\.json: was changed"):
         open_group(run / CUBE)
+
+
+def test_consolidated_metadata_do_no_harm(run: Path) -> None:
+    before = open_cube(run).load()
+    with pytest.warns(UserWarning, match="not part in the Zarr format 3 specification"):
+        zarr.consolidate_metadata(run / CUBE)
+    assert b"consolidated_metadata" in (run / CUBE / "zarr.json").read_bytes()
+    xr.testing.assert_identical(open_cube(run).load(), before)
+
+    zarr.open_group(run / CUBE, mode="r+", use_consolidated=True).update_attributes({"note": "mine"})
+    with pytest.raises(CorruptError, match=r"zarr\.json: was changed"):
+        open_cube(run)
 
 
 @pytest.mark.parametrize(
