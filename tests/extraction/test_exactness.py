@@ -67,6 +67,28 @@ def test_padded_batches_equal_transformers_one_by_one(
         assert np.isnan(one.embedding.values[length:]).all()
 
 
+@pytest.mark.parametrize("name", ["demo", "minilm"])
+def test_sentences_of_mtgeneval(
+    name: str, architectures: Any, oracle: Any, mtgeneval: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"dtype": "float32", "limit": 80, "window_samples": 32, "listeners": []}
+    cube = actkit.extract(
+        model=str(architectures(name)), data=str(mtgeneval), out=str(tmp_path), **options
+    ).load()
+    with mtgeneval.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))[:80]
+    for column in ("text", "language", "sample_id", "gender", "pair_group", "split"):
+        assert cube[column].values.tolist() == [row[column] for row in rows]
+    errors = []
+    for sample in range(3, 80, 7):
+        states, _, ids = oracle(architectures(name), rows[sample]["text"], dtype="float32")
+        assert cube.token_id.values[sample, : len(ids)].tolist() == ids.tolist()
+        ours = cube.residual.values[:, sample, : len(ids)]
+        errors += [relative_error(mine, theirs) for mine, theirs in zip(ours, states, strict=True)]
+    print(f"{name} on MT-GenEval: largest relative error {max(errors):.1e}")
+    assert max(errors) < TOLERANCE
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_batch_gives_the_same_bits(name: str, architectures: Any, tmp_path: Path) -> None:
     import torch
