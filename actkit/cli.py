@@ -34,16 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when all went well, 1 for an error or a damaged cube, 130 when interrupted; 2 (by argparse)
-        for options that do not exist.
+        0 when all went well, 1 for an error or a damaged cube, 130 when interrupted, 141 when nobody
+        reads on; 2 (by argparse) for options that do not exist.
     """
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     try:
-        return int(command(**options))
+        code = int(command(**options))
+        sys.stdout.flush()
+        return code
     except ActkitError as error:
         print(f"actkit: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `actkit info … | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("actkit: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
