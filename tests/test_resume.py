@@ -38,15 +38,19 @@ Start = Callable[[Path], BaseProcess]
 def options(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
     """Sixty prompts of one to four sentences, in windows of four."""
     folder = tmp_path_factory.mktemp("asked")
-    rows = [
-        f"s{number},{language},{SENTENCES[language] * (1 + number % 4)},{('male', 'female')[number % 2]}"
-        for number in range(30)
-        for language in SENTENCES
-    ]
-    data = folder / "prompts.csv"
-    data.write_text("sample_id,language,text,gender\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    data = write_prompts(folder / "prompts.csv", 4 * WINDOWS)
     model = shutil.copytree(tiny_model, folder / "model")
     return {"model": str(model), "data": str(data), "window_samples": 4, "device": "cpu"}
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    rows = [
+        f"s{number},{language},{SENTENCES[language] * (1 + number % 4)},{('male', 'female')[number % 2]}"
+        for number in range(count // len(SENTENCES))
+        for language in SENTENCES
+    ]
+    path.write_text("sample_id,language,text,gender\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
 
 
 def command(options: Options, run: Path) -> list[str]:
@@ -151,25 +155,28 @@ def test_twenty_kills_at_random_moments(tmp_path: Path, start: Start, undisturbe
 
 
 @pytest.mark.slow
-def test_fresh_processes(
-    tmp_path: Path, options: Options, start: Start, undisturbed: dict[str, bytes]
-) -> None:
-    ends = [(signal.SIGKILL, 1), (signal.SIGKILL, 3), (signal.SIGKILL, 6), (signal.SIGINT, 8)]
+def test_fresh_processes(tmp_path: Path, options: Options) -> None:
+    # long enough that no signal, however late it is sent, finds the run at its end
+    many = 300
+    long = {**options, "data": str(write_prompts(tmp_path / "prompts.csv", 4 * many))}
+    run = tmp_path / "run"
+    ends = [(signal.SIGKILL, 1), (signal.SIGKILL, 30), (signal.SIGKILL, 60), (signal.SIGINT, 90)]
     for end, windows in ends:
-        fresh = [sys.executable, "-m", "actkit.cli", *command(options, tmp_path)]
+        fresh = [sys.executable, "-m", "actkit.cli", *command(long, run)]
         with subprocess.Popen(fresh, stderr=subprocess.PIPE, text=True) as process:
-            wait_for(lambda least=windows: flags(tmp_path) >= least, process)
+            wait_for(lambda least=windows: flags(run) >= least, process)
             process.send_signal(end)
             _, said = process.communicate()
         assert process.returncode == (130 if end == signal.SIGINT else -end)
-        assert windows <= flags(tmp_path) < WINDOWS
-        seen(tmp_path)
+        assert windows <= flags(run) < many
+        seen(run)
     assert said.splitlines()[-1] == "actkit: interrupted; run the same command again to continue"
     assert "Traceback" not in said
-    assert read_status(tmp_path)["state"] == "interrupted"
+    assert read_status(run)["state"] == "interrupted"
 
-    start(tmp_path).join()
-    assert contents(tmp_path / CUBE) == undisturbed
+    for out in (run, tmp_path / "undisturbed"):
+        extract(**long, out=str(out), listeners=[])
+    assert contents(run / CUBE) == contents(tmp_path / "undisturbed" / CUBE)
 
 
 # started again
