@@ -108,9 +108,6 @@ def wait_for(sign: Callable[[], bool], process: BaseProcess | subprocess.Popen[s
         time.sleep(0.001)
 
 
-# ended
-
-
 def moment(chance: random.Random, run: Path) -> tuple[Callable[[], bool], float]:
     """Choose when to kill: the sign to wait for, and the seconds to wait after it."""
     if not (run / CUBE).exists() and chance.random() < 0.6:
@@ -177,9 +174,6 @@ def test_fresh_processes(tmp_path: Path, options: Options) -> None:
     for out in (run, tmp_path / "undisturbed"):
         extract(**long, out=str(out), listeners=[])
     assert contents(run / CUBE) == contents(tmp_path / "undisturbed" / CUBE)
-
-
-# started again
 
 
 def test_a_second_writer_is_refused(
@@ -284,20 +278,7 @@ def test_other_weights_or_prompts_are_refused(run: Path, options: Options, name:
     assert contents(run / CUBE) == before
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_a_disk_that_fills_up(
     small_disk: Path, options: Options, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """The one place that declares the variables of a cube."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -108,3 +110,8 @@ def test_the_table_of_the_documentation_names_every_variable() -> None:
     assert heading == "| variable | dims | dtype | meaning |"
     assert len({line.count("|") for line in (heading, rule, *rows)}) == 1
     assert [row.split("`")[1] for row in rows] == list(VARIABLES)
+
+
+def test_the_documentation_holds_this_very_table() -> None:
+    page = Path(__file__).parent.parent / "docs" / "cube.md"
+    assert page.read_text(encoding="utf-8").endswith(f"\n\n{markdown_table()}\n")
