@@ -188,6 +188,7 @@ def test_a_second_writer_is_refused(
     assert first.pid is not None
     os.kill(first.pid, signal.SIGSTOP)
     try:
+        time.sleep(0.5)  # a stop reaches the writing thread a moment after it is sent
         before = contents(tmp_path)
         assert main(command(options, tmp_path)) == 1
         assert contents(tmp_path) == before
