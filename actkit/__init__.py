@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from .extraction.engine import extract, plan
     from .stats.norms import layer_norms
     from .store.checking import verify
-    from .store.reading import open_cube
+    from .store.reading import open_cube, tokens
 
-__all__ = ["Config", "extract", "layer_norms", "open_cube", "plan", "verify"]
+__all__ = ["Config", "extract", "layer_norms", "open_cube", "plan", "tokens", "verify"]
 
 __version__ = version("actkit")
 
@@ -22,6 +22,7 @@ _HOMES = {
     "layer_norms": ".stats.norms",
     "open_cube": ".store.reading",
     "plan": ".extraction.engine",
+    "tokens": ".store.reading",
     "verify": ".store.checking",
 }
 

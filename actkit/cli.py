@@ -13,7 +13,7 @@ import xarray as xr
 
 from .config import Config
 from .errors import ActkitError
-from .layers import describe
+from .layers import describe_all
 from .schema import DIMS
 from .stats.norms import layer_norms
 from .store.checking import verify
@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="run the bundled model on the bundled captions")
     demo.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
+    demo.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="draw the captioned scenes into a new folder instead, for a model that sees",
+    )
     demo.set_defaults(command=_demo)
 
     for name, command, purpose in (
@@ -74,7 +79,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("config", nargs="?", help="YAML file; the options below go over it")
         for option, field in Config.model_fields.items():
             flag = f"--{option.replace('_', '-')}"
-            sub.add_argument(flag, dest=option, metavar=option[0].upper(), help=_escape(field.description))
+            kind: dict[str, Any] = {"metavar": option[0].upper()}
+            if field.annotation in (bool, bool | None):
+                kind = {"action": argparse.BooleanOptionalAction, "default": None}
+            sub.add_argument(flag, dest=option, help=_escape(field.description), **kind)
         sub.set_defaults(command=command)
 
     for name, reader, purpose in (
@@ -91,10 +99,16 @@ def _escape(text: str | None) -> str:
     return (text or "").replace("%", "%%")
 
 
-def _demo(out: str) -> int:
-    from .demo import CAPTIONS, MODEL
+def _demo(out: str, images: str | None) -> int:
+    from .demo import CAPTIONS, MODEL, draw_scenes
 
-    return _extract(None, model=str(MODEL), data=str(CAPTIONS), out=out)
+    if images is None:
+        return _extract(None, model=str(MODEL), data=str(CAPTIONS), out=out)
+    table = draw_scenes(Path(images))
+    print(f"{table}: captions, with a column `image`\n")
+    print("run them through a vision-language model:")
+    print(f"  actkit extract --model MODEL --data {table} --image-column image --out runs/scenes")
+    return 0
 
 
 def _extract(config: str | None, **options: Any) -> int:
@@ -117,7 +131,7 @@ def _extract(config: str | None, **options: Any) -> int:
             ("shape", _shape(cube)),
             ("on disk", _size(_bytes_on_disk(path))),
             ("speed", speed),
-            *_truncation(cube),
+            *_losses(cube),
         ]
     )
     if "norm" in cube:
@@ -131,7 +145,8 @@ def _plan(config: str | None, **options: Any) -> int:
     from .extraction.engine import plan
 
     prepared = plan(config, **options)
-    cut, estimate = prepared.plan, prepared.estimate
+    cut, estimate, scan = prepared.plan, prepared.estimate, prepared.scan
+    blocks = sum(map(len, prepared.layers.values()))
     waste = cut.padded_tokens / cut.tokens
     _print_pairs(
         [
@@ -139,13 +154,11 @@ def _plan(config: str | None, **options: Any) -> int:
                 "model",
                 f"{prepared.checkpoint.name}, {prepared.architecture.n_layers} layers × {cut.shape.hidden}",
             ),
-            ("layers kept", f"{len(prepared.layers)}: {describe(prepared.layers)}"),
-            (
-                "samples",
-                f"{len(prepared.samples):,} in {', '.join(dict.fromkeys(prepared.samples.language))}",
-            ),
-            ("tokens", f"{cut.tokens:,}, longest prompt {cut.shape.token}, padded {waste:.2f}×"),
-            ("truncated", f"{int(prepared.tokens.truncated.sum()):,} samples"),
+            ("layers kept", f"{blocks}: {describe_all(prepared.layers)}"),
+            ("samples", f"{cut.shape.sample:,} in {', '.join(scan.languages)}"),
+            *([("skipped", f"{len(scan.skipped):,} rows")] if scan.skipped else []),
+            ("tokens", f"{cut.tokens:,}, longest prompt {cut.lengths.max()}, padded {waste:.2f}×"),
+            ("truncated", f"{int(prepared.measure.truncated.sum()):,} samples"),
             ("windows", f"{cut.n_windows:,} of {cut.window} samples, {cut.n_batches:,} batches"),
             (
                 "disk",
@@ -169,7 +182,7 @@ def _info(path: str) -> int:
         ("shape", _shape(cube)),
         ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
         ("tokens", f"{int(cube.n_tokens.sum()):,}"),
-        *_truncation(cube),
+        *_losses(cube),
         ("on disk", _size(_bytes_on_disk(folder))),
         ("variables", " ".join(str(name) for name in cube.data_vars)),
     ]
@@ -196,9 +209,15 @@ def _shape(cube: xr.Dataset) -> str:
     return " × ".join(f"{cube.sizes[dim]:,} {dim}" for dim in DIMS if dim in cube.sizes)
 
 
-def _truncation(cube: xr.Dataset) -> Rows:
-    count = int(cube.truncated.sum())
-    return [("truncated", f"{count:,} samples, by max_tokens")] if count else []
+def _losses(cube: xr.Dataset) -> Rows:
+    """Say what the cube has not of what was asked for."""
+    truncated, skipped = int(cube.truncated.sum()), int(cube.attrs.get("skipped_rows", 0))
+    rows = []
+    if truncated:
+        rows.append(("truncated", f"{truncated:,} samples, by max_tokens"))
+    if skipped:
+        rows.append(("skipped", f"{skipped:,} rows; json.loads(cube.attrs['skipped']) names each"))
+    return rows
 
 
 def _counts(values: list[Any], most: int = 6) -> str:

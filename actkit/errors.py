@@ -4,6 +4,7 @@ ActkitError
 ├── InputError          what was asked cannot be run; lists every fault, nothing was written
 │   └── ChangedError    the run folder holds a cube of other settings; use another folder, or the old settings
 ├── ModelError          the model loads, but cannot be captured faithfully; nothing was written
+├── NonfiniteError      a value is NaN or Inf, and on_nonfinite is raise; committed windows are safe
 ├── LockedError         another process writes this run; wait for it, or end it
 ├── StorageError        the disk refused; free or mend it and rerun, committed windows are safe
 └── CubeError           the path is not a cube that this version reads
@@ -70,6 +71,10 @@ class ChangedError(InputError):
 
 class ModelError(ActkitError):
     """The model loads, but its layers cannot be captured faithfully."""
+
+
+class NonfiniteError(ActkitError):
+    """The model computed a NaN or Inf value, and was told to raise; what was committed is safe."""
 
 
 class LockedError(ActkitError):

@@ -1,16 +1,17 @@
 """The grammar of layer specifications: one language in Python, YAML, the shell and the app."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from . import schema
 from .errors import Fault
 
-COMPONENTS = ("residual",)
+COMPONENTS = (*schema.COMPONENTS, schema.VISION)
 _PLURALS = {"residuals": "residual", "mlps": "mlp", "attentions": "attention"}
 _RANGE = re.compile(r"(?P<start>-?\d{1,9})(?:-(?P<stop>-?\d{1,9})(?::(?P<step>\d{1,9}))?)?")
 
-GRAMMAR = "all, 7, -1, 10-23, 0-32:2, 0-10 24-33, residual_all, or a list of these"
+GRAMMAR = "all, 7, -1, 10-23, 0-32:2, 0-10 24-33, residual_all, mlp_5-15, vision_all, or a list of these"
 
 Spec = str | int | Sequence[str | int]
 
@@ -59,7 +60,9 @@ def parse(spec: Spec) -> tuple[list[Part], list[Fault]]:
     return parts, faults
 
 
-def resolve(parts: Iterable[Part], n_layers: int) -> tuple[tuple[int, ...], list[Fault]]:
+def resolve(
+    parts: Iterable[Part], n_layers: Mapping[str, int]
+) -> tuple[dict[str, tuple[int, ...]], list[Fault]]:
     """Turn parts into the sorted block indices of a model.
 
     Parameters
@@ -67,30 +70,36 @@ def resolve(parts: Iterable[Part], n_layers: int) -> tuple[tuple[int, ...], list
     parts
         What :func:`parse` gave.
     n_layers
-        Number of blocks of the model.
+        Number of blocks that have each component; components that the model has not are absent.
 
     Returns
     -------
-    layers : tuple of int
-        Sorted, without repetition.
+    layers : dict
+        Component to sorted block indices, without repetition, in the order of ``COMPONENTS``.
     faults : list of Fault
-        Layers that the model does not have, with its range.
+        Components and layers that the model does not have, with what it has.
     """
-    layers: set[int] = set()
+    chosen: dict[str, set[int]] = {}
     faults: list[Fault] = []
     for part in parts:
-        start, stop = (_from_end(index, n_layers) for index in (part.start, part.stop))
+        if part.component not in n_layers:
+            what = f"`{part.text}`: the model has no `{part.component}` that can be captured"
+            faults.append(Fault("layers", what, f"it has {', '.join(n_layers)}"))
+            continue
+        count = n_layers[part.component]
+        start, stop = (_from_end(index, count) for index in (part.start, part.stop))
         outside = [
-            given for given, index in ((part.start, start), (part.stop, stop)) if not 0 <= index < n_layers
+            given for given, index in ((part.start, start), (part.stop, stop)) if not 0 <= index < count
         ]
         if outside:
-            what = f"`{part.text}`: the model has no layer {outside[0]}"
-            faults.append(Fault("layers", what, f"it has {n_layers} layers, 0–{n_layers - 1}"))
+            of = "vision tower" if part.component == "vision" else "model"
+            what = f"`{part.text}`: the {of} has no layer {outside[0]}"
+            faults.append(Fault("layers", what, f"it has {count} layers, 0–{count - 1}"))
         elif start > stop:
             faults.append(Fault("layers", f"`{part.text}` runs backwards", f"write {stop}-{start}"))
         else:
-            layers.update(range(start, stop + 1, part.step))
-    return tuple(sorted(layers)), faults
+            chosen.setdefault(part.component, set()).update(range(start, stop + 1, part.step))
+    return {name: tuple(sorted(chosen[name])) for name in COMPONENTS if name in chosen}, faults
 
 
 def describe(layers: Iterable[int]) -> str:
@@ -110,6 +119,21 @@ def describe(layers: Iterable[int]) -> str:
     return " ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
+def describe_all(layers: Mapping[str, Iterable[int]]) -> str:
+    """Write the blocks of each component so that :func:`parse` reads them back.
+
+    Examples
+    --------
+    >>> describe_all({"residual": [0, 1, 2], "mlp": [1, 2, 5]})
+    '0-2 mlp_1-2 mlp_5'
+    """
+    return " ".join(
+        term if component == "residual" else f"{component}_{term}"
+        for component, indices in layers.items()
+        for term in describe(indices).split()
+    )
+
+
 def _terms(spec: Spec) -> list[str]:
     items = [spec] if isinstance(spec, str | int) else spec
     return [term for item in items for term in str(item).replace(",", " ").split()]
@@ -120,8 +144,7 @@ def _parse_term(term: str) -> Part | Fault:
     given = given if named else "residual"
     component = _PLURALS.get(given, given)
     if component not in COMPONENTS:
-        known = component in _PLURALS.values()
-        what = f"`{term}`: component `{given}` " + ("cannot be captured yet" if known else "is unknown")
+        what = f"`{term}`: component `{given}` is unknown"
         return Fault("layers", what, f"components: {', '.join(COMPONENTS)}")
     if rest == "all":
         return Part(term, component)

@@ -1,13 +1,13 @@
 """From the lengths of prompts to windows, batches and estimates; no data, no torch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .config import MB, Config
-from .schema import VARIABLES
+from .schema import VARIABLES, Variable
 
 AUTO_TOKENS = 2048
 AUTO_PROMPTS = 64
@@ -34,22 +34,29 @@ class Plan:
     Parameters
     ----------
     shape
-        Lengths of the cube's dimensions; ``token`` is that of the longest prompt.
+        Lengths of the cube's dimensions; ``token`` is that of the most positions kept of a prompt.
     lengths
         Number of tokens of each prompt, dims ``(sample,)``.
+    stored
+        Most positions kept of each prompt, dims ``(sample,)``: fewer than its tokens where ``tokens``
+        chooses among them, more where the model continues it.
     window
         Samples in a window; the last one may hold fewer.
     chunk
         Samples in an inner chunk; divides ``window``.
     batches
         The batch of each sample, counted over the whole run, dims ``(sample,)``.
+    vision
+        Lengths of the dimensions of the vision tower's group, where there is one.
     """
 
     shape: Shape
     lengths: np.ndarray
+    stored: np.ndarray
     window: int
     chunk: int
     batches: np.ndarray
+    vision: Shape | None = None
 
     @property
     def n_windows(self) -> int:
@@ -84,13 +91,33 @@ class Plan:
         for batch in np.unique(batches):
             yield samples[batches == batch]
 
-    @property
-    def window_bytes(self) -> int:
-        """Host memory of one window's `residual`."""
-        return 4 * self.shape.layer * self.window * self.shape.token * self.shape.hidden
+    def shape_of(self, variable: Variable) -> Shape:
+        """Return the lengths of the dimensions of the variable's group."""
+        if not variable.group:
+            return self.shape
+        assert self.vision is not None
+        return self.vision
+
+    def chunk_of(self, variable: Variable) -> int:
+        """Return the samples in an inner chunk of a variable."""
+        if not variable.group or not {"token", "hidden"} <= set(variable.dims):
+            return self.chunk
+        shape = self.shape_of(variable)
+        return min(
+            _power_of_two(CHUNK_BYTES // (4 * shape.token * shape.hidden)), _largest_divisor(self.window)
+        )
 
 
-def make_plan(config: Config, lengths: np.ndarray, *, layers: int, hidden: int) -> Plan:
+def make_plan(
+    config: Config,
+    lengths: np.ndarray,
+    *,
+    layers: int,
+    hidden: int,
+    stored: np.ndarray | None = None,
+    arrays: int = 1,
+    vision: Shape | None = None,
+) -> Plan:
     """Cut the samples into windows and batches.
 
     Parameters
@@ -101,15 +128,26 @@ def make_plan(config: Config, lengths: np.ndarray, *, layers: int, hidden: int) 
         Number of tokens of each prompt, dims ``(sample,)``.
     layers, hidden
         Number of layers kept, and width of the model.
+    stored
+        Most positions kept of each prompt; as many as it has tokens by default.
+    arrays
+        Number of arrays that hold all four dimensions.
+    vision
+        Lengths of the dimensions of the vision tower's group.
 
     Returns
     -------
     Plan
         The same for the same arguments, whatever the machine.
     """
-    shape = Shape(layers, len(lengths), int(lengths.max()), hidden)
+    stored = lengths if stored is None else stored
+    # where no prompt has a position to keep, there is still an axis
+    shape = Shape(layers, len(lengths), max(1, int(stored.max())), hidden)
     row_bytes = 4 * shape.token * hidden
-    most = max(1, config.window_mb * MB // (layers * row_bytes))
+    sample_bytes = arrays * layers * row_bytes
+    if vision is not None:
+        sample_bytes += 4 * vision.layer * vision.token * vision.hidden
+    most = max(1, config.window_mb * MB // sample_bytes)
     window = min(most, config.window_samples)
     # powers of two, so that the chunk divides the window
     chunk = min(_power_of_two(CHUNK_BYTES // row_bytes), _power_of_two(min(window, shape.sample)))
@@ -122,7 +160,7 @@ def make_plan(config: Config, lengths: np.ndarray, *, layers: int, hidden: int) 
         for members in _cut(part[order], config.batch_size):
             batches[start + order[members]] = count
             count += 1
-    return Plan(shape, lengths, window, chunk, batches)
+    return Plan(shape, lengths, stored, window, chunk, batches, vision)
 
 
 def _cut(lengths: np.ndarray, batch_size: int | str) -> Iterator[slice]:
@@ -137,6 +175,11 @@ def _cut(lengths: np.ndarray, batch_size: int | str) -> Iterator[slice]:
 
 def _power_of_two(at_most: int) -> int:
     return 1 << (max(at_most, 1).bit_length() - 1)
+
+
+def _largest_divisor(number: int) -> int:
+    """Return the largest power of two that divides a number."""
+    return number & -number
 
 
 @dataclass(frozen=True)
@@ -164,7 +207,14 @@ COMPRESSED = {2: 0.75, 4: 0.9}
 PROGRAM_BYTES = 700 * MB
 
 
-def estimate(plan: Plan, variables: Sequence[str], *, value_bytes: int, weights_bytes: int) -> Estimate:
+def estimate(
+    plan: Plan,
+    variables: Sequence[str],
+    *,
+    layers: Mapping[str, int],
+    value_bytes: int,
+    weights_bytes: int,
+) -> Estimate:
     """Predict what a run takes.
 
     Parameters
@@ -173,21 +223,29 @@ def estimate(plan: Plan, variables: Sequence[str], *, value_bytes: int, weights_
         The plan of the run.
     variables
         Names of the data variables to store.
+    layers
+        Number of layers kept of each component; the others of the axis are NaN, which takes no disk.
     value_bytes
         Bytes of a value of `residual` that carry information: 2 from bfloat16 weights.
     weights_bytes
         Size of the weights in memory.
     """
-    lengths = vars(plan.shape)
     disk = dense = window = 0
     for variable in (VARIABLES[name] for name in variables):
-        sizes = {dim: lengths[dim] for dim in variable.dims}
+        if variable.dtype == "str":
+            continue
+        shape = plan.shape_of(variable)
+        sizes = {dim: shape[dim] for dim in variable.dims}
         item = np.dtype(variable.dtype).itemsize
         cells = math.prod(sizes.values())
         dense += cells * item
         window += math.prod({**sizes, "sample": plan.window}.values()) * item
+        real = cells
+        if "token" in sizes and not variable.group:
+            real = cells * int(plan.stored.sum()) // (plan.shape.sample * plan.shape.token)
+        if variable.name in layers:
+            real = real * layers[variable.name] // sizes["layer"]
         full = {"token", "hidden"} <= sizes.keys()
-        real = cells * plan.tokens // (plan.shape.sample * plan.shape.token) if "token" in sizes else cells
         carried = value_bytes if full else 4
         disk += int(real * carried * COMPRESSED[carried])
     return Estimate(disk, dense, weights_bytes + 2 * window + PROGRAM_BYTES)

@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 import xarray as xr
 
-FORMAT = 1
+FORMAT = 2
 DIMS = ("layer", "sample", "token", "hidden")
 
 
@@ -19,9 +19,16 @@ class TokenKind(IntEnum):
     TEMPLATE = 2
     TEXT = 3
     IMAGE = 4
+    GENERATED = 5
+    MEAN = 6
 
 
-CONTENT_KINDS = (TokenKind.TEXT, TokenKind.IMAGE)
+# what was generated is no content: what a cube says of a prompt is the same with and without a generation
+CONTENT_KINDS = (TokenKind.TEXT, TokenKind.IMAGE, TokenKind.MEAN)
+
+
+VISION = "vision"
+COMPONENTS = ("residual", "attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -31,17 +38,17 @@ class Variable:
     Parameters
     ----------
     name
-        Its name in the store and in the Dataset.
+        Its path in the store: a name, after that of its group where it is in one.
     dims
-        Dimension names, outermost first.
+        Dimension names, outermost first; each group has its own ``layer``, ``token`` and ``hidden``.
     dtype
         NumPy dtype name; ``str`` is variable-length UTF-8.
     meaning
         One sentence, also stored as the attribute ``long_name``.
     coord
         Whether it is a coordinate rather than a data variable.
-    optional
-        Whether a cube may lack it.
+    by_window
+        Whether it is written window by window, not when the cube is created.
     """
 
     name: str
@@ -49,12 +56,12 @@ class Variable:
     dtype: str
     meaning: str
     coord: bool = False
-    optional: bool = False
+    by_window: bool = True
 
     @property
-    def by_window(self) -> bool:
-        """Whether the variable is written window by window, as shards."""
-        return not self.coord
+    def group(self) -> str:
+        """The group that it is in; empty for the cube itself."""
+        return self.name.rpartition("/")[0]
 
     @property
     def sample_axis(self) -> int:
@@ -78,6 +85,11 @@ class Variable:
         return attrs
 
 
+def _known(name: str, dims: tuple[str, ...], dtype: str, meaning: str) -> Variable:
+    """Return a coordinate that is known before the model runs."""
+    return Variable(name, dims, dtype, meaning, coord=True, by_window=False)
+
+
 VARIABLES: dict[str, Variable] = {
     variable.name: variable
     for variable in (
@@ -86,63 +98,50 @@ VARIABLES: dict[str, Variable] = {
             DIMS,
             "float32",
             "Output of decoder block l, before the model's final norm; NaN where there is no token.",
-            optional=True,
+        ),
+        Variable(
+            "attention",
+            DIMS,
+            "float32",
+            "What the attention of block l adds to the stream, after post-norms; NaN where no token is.",
+        ),
+        Variable(
+            "mlp",
+            DIMS,
+            "float32",
+            "What the MLP of block l adds to the stream, after post-norms; NaN where no token is.",
         ),
         Variable(
             "embedding",
             ("sample", "token", "hidden"),
             "float32",
             "What enters block 0; NaN where there is no token.",
-            optional=True,
         ),
         Variable(
             "norm",
             ("layer", "sample", "token"),
             "float32",
             "L2 norm of the block's output over hidden, before any rounding by `storage`.",
-            optional=True,
         ),
         Variable(
             "pooled",
             ("layer", "sample", "hidden"),
             "float32",
             "Mean of the block's output over content tokens; NaN where a sample has none.",
-            optional=True,
         ),
         Variable(
             "last",
             ("layer", "sample", "hidden"),
             "float32",
             "The block's output at the last content token; NaN where a sample has none.",
-            optional=True,
         ),
         Variable(
             "nonfinite",
             ("layer", "sample"),
             "int32",
-            "Number of NaN and Inf values met in the block's output.",
+            "Number of NaN and Inf values met in what was captured of the block, at real tokens.",
         ),
-        Variable("layer", ("layer",), "int64", "Index of the block, from 0.", coord=True),
-        Variable("sample", ("sample",), "int64", "Position in the cube, from 0.", coord=True),
-        Variable(
-            "token",
-            ("token",),
-            "int64",
-            "Position in the prompt; 0 = first real token.",
-            coord=True,
-        ),
-        Variable(
-            "sample_id",
-            ("sample",),
-            "str",
-            "Name of the sample, unique within a language.",
-            coord=True,
-        ),
-        Variable("language", ("sample",), "str", "Language of the text.", coord=True),
-        Variable("text", ("sample",), "str", "The text, as it was given.", coord=True),
-        Variable("n_tokens", ("sample",), "int32", "Number of real tokens.", coord=True),
-        Variable("truncated", ("sample",), "bool", "Whether max_tokens cut the text.", coord=True),
-        Variable("batch", ("sample",), "int32", "The batch that computed the sample.", coord=True),
+        Variable("n_tokens", ("sample",), "int32", "Number of positions that hold a token.", coord=True),
         Variable("token_id", ("sample", "token"), "int32", "Vocabulary index; 0 at pads.", coord=True),
         Variable(
             "token_kind",
@@ -152,21 +151,67 @@ VARIABLES: dict[str, Variable] = {
             coord=True,
         ),
         Variable(
-            "committed",
-            ("sample",),
-            "bool",
-            "Whether the sample's window is safely stored: the only ledger.",
+            "token_text",
+            ("sample", "token"),
+            "str",
+            "The token's characters; one that is spread over several tokens stands at the last of them.",
             coord=True,
         ),
+        Variable(
+            "position",
+            ("sample", "token"),
+            "int32",
+            "Where the token stood in the prompt, from 0; -1 for a mean and at pads.",
+            coord=True,
+        ),
+        Variable("generated", ("sample",), "str", "The text that the model generated.", coord=True),
+        _known("layer", ("layer",), "int64", "Index of the block, from 0."),
+        *(
+            _known(f"has_{name}", ("layer",), "bool", f"Whether `{name}` was captured at the layer.")
+            for name in COMPONENTS
+        ),
+        _known("sample", ("sample",), "int64", "Position in the cube, from 0."),
+        _known(
+            "token", ("token",), "int64", "Index among the kept positions; 0 = first one that holds a token."
+        ),
+        _known("sample_id", ("sample",), "str", "Name of the sample, unique within a language."),
+        _known("language", ("sample",), "str", "Language of the text."),
+        _known("text", ("sample",), "str", "The text, as it was given."),
+        _known("prompt_tokens", ("sample",), "int32", "Number of tokens of the prompt, as the model saw it."),
+        _known("truncated", ("sample",), "bool", "Whether max_tokens cut the text."),
+        _known("batch", ("sample",), "int32", "The batch that computed the sample."),
+        _known(
+            "committed", ("sample",), "bool", "Whether the sample's window is safely stored: the only ledger."
+        ),
+        Variable(
+            f"{VISION}/residual",
+            DIMS,
+            "float32",
+            "Output of block l of the vision tower, patch by patch; NaN where there is no patch.",
+        ),
+        Variable(f"{VISION}/norm", ("layer", "sample", "token"), "float32", "L2 norm of the patch's vector."),
+        Variable(f"{VISION}/pooled", ("layer", "sample", "hidden"), "float32", "Mean over the patches."),
+        Variable(
+            f"{VISION}/nonfinite",
+            ("layer", "sample"),
+            "int32",
+            "Number of NaN and Inf values met in the block's output.",
+        ),
+        Variable(f"{VISION}/n_tokens", ("sample",), "int32", "Number of patches.", coord=True),
+        _known(f"{VISION}/layer", ("layer",), "int64", "Index of the vision tower's block, from 0."),
+        _known(f"{VISION}/sample", ("sample",), "int64", "Position in the cube, from 0."),
+        _known(f"{VISION}/token", ("token",), "int64", "Index of the patch, as the processor orders them."),
     )
 }
 
-SAVABLE = tuple(v.name for v in VARIABLES.values() if v.optional)
+SAVABLE = ("residual", "embedding", "norm", "pooled", "last")
+# what is computed from `residual`, and absent where no layer of it is asked for
+OF_RESIDUAL = ("residual", "norm", "pooled", "last")
 
 
 def label(name: str, dtype: str) -> Variable:
     """Return the variable of a label column of the data."""
-    return Variable(name, ("sample",), dtype, f"Label column `{name}` of the data.", coord=True)
+    return _known(name, ("sample",), dtype, f"Label column `{name}` of the data.")
 
 
 def content_mask(token_kind: xr.DataArray, *, first_is_content: bool) -> xr.DataArray:
@@ -186,7 +231,9 @@ def content_mask(token_kind: xr.DataArray, *, first_is_content: bool) -> xr.Data
         Boolean, dims ``(sample, token)``.
     """
     mask = token_kind.isin([int(kind) for kind in CONTENT_KINDS])
-    return mask if first_is_content else mask & (token_kind.token > 0)
+    # where only some positions are kept, `position` says where they stood
+    stood = token_kind.coords.get("position", token_kind.token)
+    return mask if first_is_content else mask & (stood != 0)
 
 
 def markdown_table(variables: Iterable[Variable] = VARIABLES.values()) -> str:

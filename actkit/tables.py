@@ -4,13 +4,22 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import Fault
+
+
+class Record(NamedTuple):
+    """One row of a file or dataset: where it is, its cells, and what keeps it from being read."""
+
+    where: str
+    cells: dict[str, Any]
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,16 @@ class Table:
         """Name a row as its user counts it: rows from 1, lines of the file from 1."""
         return f"row {row + 1}" + (f" (line {self.lines[row]})" if self.lines else "")
 
+    def records(self, names: Iterable[str]) -> Iterator[Record]:
+        """Give the cells of some columns, row by row; as often as asked."""
+        chosen = {name: self.columns[name] for name in names}
+        for row in range(len(self)):
+            yield Record(self.where(row), {name: cells[row] for name, cells in chosen.items()})
+
+    def holds_text(self, name: str) -> bool:
+        """Tell whether the first cell of a column that is not empty is text."""
+        return isinstance(next((cell for cell in self.columns[name] if cell is not None), None), str)
+
 
 def read_table(path: Path) -> tuple[Table | None, list[Fault]]:
     """Read a file of prompts, whatever its format.
@@ -56,9 +75,9 @@ def read_table(path: Path) -> tuple[Table | None, list[Fault]]:
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        return None, [
-            Fault(str(path), f"is of unknown type `{path.suffix}`", f"known: {', '.join(_READERS)}")
-        ]
+        if not os.path.exists(path):
+            return None, [Fault(str(path), "does not exist", "check the path")]
+        return None, [Fault(str(path), f"is of unknown type `{path.suffix}`", f"known: {', '.join(FORMATS)}")]
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -71,6 +90,7 @@ def read_table(path: Path) -> tuple[Table | None, list[Fault]]:
     return (None, faults) if faults else (table, faults)
 
 
+ONE_OBJECT = "write one object a line"
 _Reading = tuple[Table | None, list[Fault]]
 
 
@@ -79,14 +99,19 @@ def _decode(path: Path, content: bytes) -> tuple[str, list[Fault]]:
         return content.decode("utf-8-sig"), []
     except UnicodeDecodeError:
         pass
-    faults = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            what = f"byte 0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8"
-            faults.append(Fault(f"{path}, line {number}", what, "save the file as UTF-8"))
-    return "", faults
+    whats = enumerate(map(utf8_fault, content.split(b"\n")), start=1)
+    return "", [
+        Fault(f"{path}, line {number}", what, "save the file as UTF-8") for number, what in whats if what
+    ]
+
+
+def utf8_fault(line: bytes) -> str:
+    """Return which byte of a line keeps it from being UTF-8; ``""`` where none does."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"byte 0x{line[error.start]:02x} at position {error.start + 1} is not UTF-8"
+    return ""
 
 
 def _read_csv(path: Path, content: bytes, delimiter: str = ",") -> _Reading:
@@ -116,7 +141,7 @@ def _read_csv(path: Path, content: bytes, delimiter: str = ",") -> _Reading:
         if len(row) != len(header):
             what = f"has {len(row)} cells where the header has {len(header)}"
             faults.append(Fault(f"{path}, line {line}", what, "quote cells that hold the delimiter"))
-    faults += _repeated(path, header)
+    faults += repeated(path, header)
     if faults:
         return None, faults
     columns = {name: [row[i] for row in rows] for i, name in enumerate(header)}
@@ -134,20 +159,9 @@ def _read_jsonl(path: Path, content: bytes) -> _Reading:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line, object_pairs_hook=_object)
-        except json.JSONDecodeError as error:
-            what = f"is not JSON at column {error.colno}: {error.msg}"
-            faults.append(Fault(where, what, "write one object a line"))
-            continue
-        except (ValueError, RecursionError) as error:
-            faults.append(Fault(where, f"cannot be read: {error}", "write one object a line"))
-            continue
-        if not isinstance(row, dict):
-            faults.append(
-                Fault(where, f"holds a {type(row).__name__}, not an object", "write one object a line")
-            )
+        row, what = parse_line(line)
+        if what:
+            faults.append(Fault(f"{path}, line {number}", what, ONE_OBJECT))
             continue
         rows.append(row)
         lines.append(number)
@@ -156,6 +170,27 @@ def _read_jsonl(path: Path, content: bytes) -> _Reading:
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     return Table(columns, hashlib.sha256(content).hexdigest(), lines), []
+
+
+def parse_line(line: str) -> tuple[dict[str, Any], str]:
+    """Read one line of a JSONL file.
+
+    Returns
+    -------
+    row : dict
+        Empty where the line is at fault.
+    what : str
+        What is wrong with the line; empty if nothing is.
+    """
+    try:
+        row = json.loads(line, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        return {}, f"is not JSON at column {error.colno}: {error.msg}"
+    except (ValueError, RecursionError) as error:
+        return {}, f"cannot be read: {error}"
+    if not isinstance(row, dict):
+        return {}, f"holds a {type(row).__name__}, not an object"
+    return row, ""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -177,12 +212,13 @@ def _read_parquet(path: Path, content: bytes) -> _Reading:
         values = [column.to_pylist() for column in read.columns]
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         return None, [Fault(str(path), f"cannot be read as Parquet: {error}", "write it again")]
-    faults = _repeated(path, read.column_names)
+    faults = repeated(path, read.column_names)
     columns = dict(zip(read.column_names, values, strict=True))
     return Table(columns, hashlib.sha256(content).hexdigest()), faults
 
 
-def _repeated(path: Path, names: list[str]) -> list[Fault]:
+def repeated(path: Path, names: list[str]) -> list[Fault]:
+    """Name the columns that a file has more than once."""
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     return [Fault(str(path), f"column `{name}` occurs twice", "rename one") for name in twice]
 
@@ -194,3 +230,5 @@ _READERS: dict[str, Callable[[Path, bytes], _Reading]] = {
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+FORMATS = tuple(_READERS)

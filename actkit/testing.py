@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .config import Config
-from .planning import Plan, make_plan
+from .planning import Plan, Shape, make_plan
 from .schema import VARIABLES, TokenKind
 from .store.layout import CUBE
 from .store.writing import CubeWriter, create_cube
@@ -22,15 +22,20 @@ class Synthetic:
     ----------
     plan
         Its shape and windows.
-    coords, labels
+    coords
         What :func:`~actkit.store.writing.create_cube` takes.
+    labels
+        Values of the label columns, dims ``(sample,)``.
+    rows
+        Values of the coordinates that say which samples these are, and of the labels.
     values
-        Every data variable, whole.
+        Every variable that is written by window, whole.
     """
 
     plan: Plan
     coords: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
 
     def create(self, run: Path) -> CubeWriter:
@@ -40,7 +45,8 @@ class Synthetic:
             self.plan,
             variables=tuple(self.values),
             coords=self.coords,
-            labels=self.labels,
+            labels=dict.fromkeys(self.labels, "str"),
+            rows=[self.rows],
             attrs={"model": "synthetic", "first_is_content": True},
         )
         return CubeWriter(run / CUBE, self.plan)
@@ -61,6 +67,7 @@ def synthetic(
     hidden: int = 16,
     window: int = 4,
     languages: Sequence[str] = ("english", "arabic"),
+    everything: bool = False,
     seed: int = 0,
 ) -> Synthetic:
     """Draw random numbers that obey the cube format.
@@ -73,6 +80,8 @@ def synthetic(
         Most samples in a window.
     languages
         Taken in turn; each ``len(languages)`` samples share an ``image_id``, and genders alternate.
+    everything
+        Whether it has every variable that a cube may have, those of a vision tower of two blocks too.
     seed
         Of the random numbers.
     """
@@ -80,30 +89,46 @@ def synthetic(
     lengths = rng.integers(2, n_tokens + 1, n_samples).astype(np.int32)
     lengths[-1] = n_tokens
     config = Config(model="synthetic", data="synthetic", out="synthetic", window_samples=window)
-    plan = make_plan(config, lengths, layers=n_layers, hidden=hidden)
+    vision = Shape(2, n_samples, 7, hidden // 2) if everything else None
+    plan = make_plan(config, lengths, layers=n_layers, hidden=hidden, vision=vision)
     real = np.arange(n_tokens)[None, :] < lengths[:, None]
     kinds = np.where(real, TokenKind.TEXT, TokenKind.PAD).astype(np.int8)
     kinds[:, 0] = TokenKind.SPECIAL
     image = np.arange(n_samples) // len(languages)
+    labels = {
+        "gender": _strings(("male", "female")[i % 2] for i in image),
+        "image_id": _strings(f"image-{i:04d}" for i in image),
+    }
+    coords = {
+        "layer": np.arange(n_layers),
+        "has_residual": np.ones(n_layers, dtype=bool),
+        "sample": np.arange(n_samples),
+        "token": np.arange(n_tokens),
+        "prompt_tokens": lengths,
+        "truncated": np.zeros(n_samples, dtype=bool),
+    }
+    values = {
+        **_values(plan, real, kinds, rng),
+        "n_tokens": lengths,
+        "token_id": np.where(real, rng.integers(1, 100, real.shape), 0).astype(np.int32),
+        "token_kind": kinds,
+        "token_text": np.where(real, _strings(f"ن{i}" for i in range(n_tokens)), ""),
+    }
+    if vision is not None:
+        coords |= {"has_attention": coords["has_residual"], "has_mlp": np.arange(n_layers) > 0}
+        coords |= {f"vision/{dim}": np.arange(vision[dim]) for dim in ("layer", "sample", "token")}
+        values |= _further_values(values["residual"], real, vision, rng)
     return Synthetic(
         plan,
-        coords={
-            "layer": np.arange(n_layers),
-            "sample": np.arange(n_samples),
-            "token": np.arange(n_tokens),
-            "sample_id": _strings(f"image-{i:04d}" for i in image),
+        coords=coords,
+        labels=labels,
+        rows={
+            "sample_id": labels["image_id"],
             "language": _strings(languages[i % len(languages)] for i in range(n_samples)),
             "text": _strings(f"text {i} نص" for i in range(n_samples)),
-            "n_tokens": lengths,
-            "truncated": np.zeros(n_samples, dtype=bool),
-            "token_id": np.where(real, rng.integers(1, 100, real.shape), 0).astype(np.int32),
-            "token_kind": kinds,
+            **labels,
         },
-        labels={
-            "gender": _strings(("male", "female")[i % 2] for i in image),
-            "image_id": _strings(f"image-{i:04d}" for i in image),
-        },
-        values=_values(plan, real, kinds, rng),
+        values=values,
     )
 
 
@@ -195,6 +220,26 @@ def _values(
         "pooled": (summed / content.sum(axis=1)[:, None]).astype(np.float32),
         "last": residual[:, np.arange(shape.sample), plan.lengths - 1],
         "nonfinite": np.zeros((shape.layer, shape.sample), dtype=np.int32),
+    }
+
+
+def _further_values(
+    residual: np.ndarray, real: np.ndarray, vision: Shape, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw what only some cubes hold."""
+    patches = rng.standard_normal(tuple(vars(vision).values())).astype(np.float32)
+    mlp = residual / 3
+    mlp[0] = np.nan
+    return {
+        "attention": residual / 2,
+        "mlp": mlp,
+        "position": np.where(real, np.arange(real.shape[1]), -1).astype(np.int32),
+        "generated": _strings(f"جواب {i}" for i in range(len(real))),
+        "vision/residual": patches,
+        "vision/norm": np.linalg.norm(patches.astype(np.float64), axis=-1).astype(np.float32),
+        "vision/pooled": patches.mean(axis=2, dtype=np.float64).astype(np.float32),
+        "vision/nonfinite": np.zeros((vision.layer, vision.sample), dtype=np.int32),
+        "vision/n_tokens": np.full(vision.sample, vision.token, dtype=np.int32),
     }
 
 

@@ -215,7 +215,11 @@ def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ("--layers=-3--1" in words) == (command in ("extract", "plan"))
     if command in ("extract", "plan"):
         for name, field in Config.model_fields.items():
-            assert f" --{name.replace('_', '-')} {name[0].upper()} {field.description}" in words
+            option = f"--{name.replace('_', '-')}"
+            if field.annotation in (bool, bool | None):
+                assert f" {option}, --no-{option[2:]} {field.description}" in words
+            else:
+                assert f" {option} {name[0].upper()} {field.description}" in words
 
 
 def test_help_lists_every_command() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from actkit.config import Config, check, read_yaml
+from actkit.config import Config, Generation, check, read_yaml
 from actkit.layers import GRAMMAR
 from actkit.schema import SAVABLE
 
@@ -29,7 +29,41 @@ UNDERSTOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"layers": range(3)}, {"layers": "0 1 2"}),
     ({"device": "cuda:1"}, {"device": "cuda:1"}),
     ({"data": Path("a") / "b.csv", "out": Path("o")}, {"data": "a/b.csv", "out": "o"}),
-]
+    ({"layers": "residual_all mlp_5-15"}, {"layers": "residual_all mlp_5-15"}),
+    ({"image_column": "image", "image_root": Path("a") / "b"}, {"image_root": "a/b", "chats": True}),
+    ({"on_bad_row": "skip", "streaming": "true"}, {"on_bad_row": "skip", "streaming": True}),
+    ({"split": "test", "subset": "en"}, {"split": "test", "subset": "en"}),
+    ({"categories": "job, food", "max_per_category": "3"}, {"categories": ("job", "food"), "max_per_category": 3}),
+    ({"categories": ["a, b"], "category_column": "topic"}, {"categories": ("a, b",), "category_column": "topic"}),
+    ({}, {"chat": None, "chats": False, "tokens": "all", "generate": None, "on_nonfinite": "keep"}),
+    ({"chat": True}, {"chats": True}),
+    ({"chat": "false"}, {"chat": False, "chats": False}),
+    ({"system": "Be brief."}, {"chat": None, "chats": True}),
+    ({"system": "Be brief.", "chat": True, "image_column": "image"}, {"chats": True}),
+    ({"template": "He said: {text} {name} {{}}"}, {"template": "He said: {text} {name} {{}}", "chats": False}),
+    ({"template": "{text}", "chat": False}, {"template": "{text}", "chats": False}),
+    ({"tokens": "mean", "on_nonfinite": "zero"}, {"tokens": "mean", "on_nonfinite": "zero"}),
+    ({"device_map": "balanced_low_0", "device": "auto"}, {"device_map": "balanced_low_0"}),
+    ({"attn_implementation": "eager", "quantization": "4bit"}, {"attn_implementation": "eager", "quantization": "4bit"}),
+    ({"generate": {"max_new_tokens": 20}}, {"generate": Generation(max_new_tokens=20)}),
+    ({"generate": Generation(max_new_tokens=20)}, {"generate": Generation(max_new_tokens=20)}),
+    ({"generate": "max_new_tokens=20"}, {"generate": Generation(max_new_tokens=20)}),
+    ({"generate": "max_new_tokens=20,do_sample=true"}, {"generate": Generation(max_new_tokens=20, do_sample=True)}),
+    (
+        {"generate": " max_new_tokens = 2 , do_sample=True, temperature=0.7, top_p=1, top_k=50, seed=4294967295"},
+        {"generate": Generation(max_new_tokens=2, do_sample=True, temperature=0.7, top_p=1.0, top_k=50, seed=2**32 - 1)},
+    ),
+]  # fmt: skip
+
+IMAGES = {"image_column": "image"}
+HOW = "how to continue each prompt: max_new_tokens=20,do_sample=true,temperature=0.7,seed=0"
+SETTINGS = "max_new_tokens, do_sample, temperature, top_p, top_k, seed"
+DATA = "CSV, TSV, JSONL or Parquet file of prompts; folder or pattern of such shards; or Hugging Face dataset"
+
+
+def drawn(**settings: Any) -> dict[str, Any]:
+    return {"generate": {"max_new_tokens": 5, "do_sample": True, **settings}}
+
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"limt": 3}, ["limt: is no option (did you mean limit?)"]),
@@ -54,8 +88,8 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"device": "gpu"}, ["device: 'gpu' is not possible (give auto, cpu, mps, cuda or cuda:N)"]),
     ({"storage": 4}, ["storage: 4 is not possible (give rounding of residual and embedding: exact, bfloat16 or float16)"]),
     ({"model": ""}, ["model: '' is not possible (give Hugging Face id, or folder of a model)"]),
-    ({"data": ["a.csv"]}, ["data: ['a.csv'] is not possible (give CSV, TSV, JSONL or Parquet file of prompts)"]),
-    ({"data": "\udcff.csv"}, ["data: '\\udcff.csv' is not possible (give CSV, TSV, JSONL or Parquet file of prompts)"]),
+    ({"data": ["a.csv"]}, [f"data: ['a.csv'] is not possible (give {DATA})"]),
+    ({"data": "\udcff.csv"}, [f"data: '\\udcff.csv' is not possible (give {DATA})"]),
     ({"out": "s3://bucket/x"}, ["out: `s3://bucket/x` is not on this machine; only local paths can be used yet"]),
     ({"languages": {"english": 1}}, ["languages: {'english': 1} is not possible (give languages to keep; all by default)"]),
     ({"languages": ["english", False]}, ["languages: False is not possible (give languages to keep; all by default)"]),
@@ -75,12 +109,109 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"layers": 1.5}, [f"layers: write {GRAMMAR}"]),
     ({"layers": [[1, 2]]}, [f"layers: cannot read `[1` (write {GRAMMAR}); cannot read `2]` (write {GRAMMAR})"]),
     (
-        {"limt": 3, "layers": "mlp_3", "save": "x", "device": "gpu"},
+        {"limt": 3, "layers": "head_3", "save": "x", "device": "gpu"},
         [
-            "layers: `mlp_3`: component `mlp` cannot be captured yet (components: residual)",
+            "layers: `head_3`: component `head` is unknown (components: residual, attention, mlp, vision)",
             "device: 'gpu' is not possible (give auto, cpu, mps, cuda or cuda:N)",
             f"save: cannot save ['x']; choose from {', '.join(SAVABLE)}",
             "limt: is no option (did you mean limit?)",
+        ],
+    ),
+    # data and images
+    ({"image_root": "https://a/b"}, ["image_root: `https://a/b` is not on this machine; only local paths can be used yet"]),
+    ({"image_root": 3}, ["image_root: 3 is not possible (give folder below which image paths lie; that of the data by default)"]),
+    ({"image_column": ["a"]}, ["image_column: ['a'] is not possible (give column of the images: paths, or encoded images)"]),
+    ({"on_bad_row": "drop"}, ["on_bad_row: 'drop' is not possible (give what to do with a row that cannot be used: raise, or skip and list it)"]),
+    ({"streaming": "maybe"}, ["streaming: 'maybe' is not possible (give true or false)"]),
+    ({"split": 3}, ["split: 3 is not possible (give split of a dataset; train by default)"]),
+    ({"subset": ["en"]}, ["subset: ['en'] is not possible (give configuration of a Hugging Face dataset)"]),
+    ({"category_column": 1}, ["category_column: 1 is not possible (give column that names the category of a row)"]),
+    ({"categories": ""}, ["categories: names no category; leave it out to take all"]),
+    ({"categories": []}, ["categories: names no category; leave it out to take all"]),
+    ({"categories": ["job", 1]}, ["categories: 1 is not possible (give categories to keep; all by default)"]),
+    ({"max_per_category": 0}, ["max_per_category: 0 is not possible (give most samples of each category)"]),
+    ({"max_per_category": 1.5}, ["max_per_category: 1.5 is no whole number"]),
+    # prompts
+    ({"chat": "maybe"}, ["chat: 'maybe' is not possible (give true or false)"]),
+    ({"chat": 3}, ["chat: 3 is not possible (give true or false)"]),
+    ({"system": ""}, ["system: '' is not possible (give system prompt of the chat)"]),
+    ({"template": "He said:"}, ["template: has to hold {text} once, where the text belongs"]),
+    ({"template": "{text} {text}"}, ["template: has to hold {text} once, where the text belongs"]),
+    ({"tokens": "first"}, ["tokens: 'first' is not possible (give positions to keep: all, last (the last one), content, or mean (over content tokens))"]),
+    # the model
+    ({"device_map": "cuda:0"}, ["device_map: 'cuda:0' is not possible (give how accelerate spreads the weights over all devices: auto, balanced, balanced_low_0 or sequential)"]),
+    ({"attn_implementation": "flash"}, ["attn_implementation: 'flash' is not possible (give how attention is computed: eager, sdpa, flash_attention_2 or _3, flex_attention)"]),
+    ({"quantization": 4}, ["quantization: 4 is not possible (give precision in which bitsandbytes loads the weights: 8bit or 4bit)"]),
+    ({"on_nonfinite": "drop"}, ["on_nonfinite: 'drop' is not possible (give what to do with NaN and Inf values: keep, zero or raise; they are counted anyway)"]),
+    # generation
+    ({"generate": 20}, [f"generate: 20 is not possible (give {HOW})"]),
+    ({"generate": True}, [f"generate: True is not possible (give {HOW})"]),
+    ({"generate": ["max_new_tokens"]}, [f"generate: ['max_new_tokens'] is not possible (give {HOW})"]),
+    ({"generate": ""}, ["generate: write max_new_tokens=20, and more such pairs after a comma"]),
+    ({"generate": "20"}, ["generate: write max_new_tokens=20, and more such pairs after a comma"]),
+    ({"generate": "max_new_tokens=20,"}, ["generate: write max_new_tokens=20, and more such pairs after a comma"]),
+    ({"generate": "max_new_tokens="}, ["generate: write max_new_tokens=20, and more such pairs after a comma"]),
+    ({"generate": "max_new_tokens=2,max_new_tokens=3"}, ["generate: names a setting twice"]),
+    ({"generate": {}}, ["generate.max_new_tokens: is missing (give most tokens to generate, 1 or more)"]),
+    ({"generate": "do_sample=true"}, ["generate.max_new_tokens: is missing (give most tokens to generate, 1 or more)"]),
+    ({"generate": "max_tokens=20"}, [
+        "generate.max_new_tokens: is missing (give most tokens to generate, 1 or more)",
+        "generate.max_tokens: is no option (did you mean max_new_tokens?)",
+    ]),
+    ({"generate": {"max_new_tokens": 5, "num_beams": 4}}, [f"generate.num_beams: is no option (known: {SETTINGS})"]),
+    # names are looked for among the settings of a generation, not among the options
+    ({"generate": {"max_new_tokens": 5, "limt": 4}}, [f"generate.limt: is no option (known: {SETTINGS})"]),
+    ({"generate": {"max_new_tokens": True}}, ["generate.max_new_tokens: True is no whole number"]),
+    ({"generate": {"max_new_tokens": 2.0}}, ["generate.max_new_tokens: 2.0 is no whole number"]),
+    ({"generate": "max_new_tokens=2.5"}, ["generate.max_new_tokens: '2.5' is not possible (give most tokens to generate, 1 or more)"]),
+    (drawn(do_sample="maybe"), ["generate.do_sample: 'maybe' is not possible (give true or false)"]),
+    (drawn(temperature="nan"), ["generate.temperature: 'nan' is not possible (give temperature of the draw, above 0)"]),
+    (drawn(temperature=float("inf")), ["generate.temperature: inf is not possible (give temperature of the draw, above 0)"]),
+    (
+        drawn(max_new_tokens=0, temperature=0, top_p=1.01, top_k=0, seed=-1),
+        [
+            "generate.max_new_tokens: 0 is not possible (give most tokens to generate, 1 or more)",
+            "generate.temperature: 0 is not possible (give temperature of the draw, above 0)",
+            "generate.top_p: 1.01 is not possible (give total of the likeliest tokens to draw from, up to 1)",
+            "generate.top_k: 0 is not possible (give number of the likeliest tokens to draw from)",
+            "generate.seed: -1 is not possible (give seed of the draw, from 0 to 4294967295)",
+        ],
+    ),
+    (drawn(seed=2**32), ["generate.seed: 4294967296 is not possible (give seed of the draw, from 0 to 4294967295)"]),
+    (
+        {"generate": "max_new_tokens=5,top_p=0.9,temperature=0.5"},
+        ["generate: set do_sample: true, without which nothing uses temperature, top_p"],
+    ),
+    (drawn(do_sample=False, seed=0), ["generate: set do_sample: true, without which nothing uses seed"]),
+    # options that contradict each other
+    ({"system": "x", "chat": False}, ["system: a system prompt needs the chat template (leave out chat: false)"]),
+    ({"template": "{text}", "chat": True}, ["template: cannot be combined with the chat template (put its words into the texts)"]),
+    ({"template": "{text}", "system": "x"}, ["template: cannot be combined with the chat template (put its words into the texts)"]),
+    ({"template": "{text}", **IMAGES}, ["template: cannot be combined with the chat template (put its words into the texts)"]),
+    ({"chat": False, **IMAGES}, ["chat: images stand in the chat template (leave out chat: false)"]),
+    ({"device_map": "auto", "device": "cuda:1"}, ["device_map: chooses the devices itself (leave out device)"]),
+    (
+        {"chat": False, "system": "x", "template": "{text}", **IMAGES, "device_map": "auto", "device": "cpu"},
+        [
+            "system: a system prompt needs the chat template (leave out chat: false)",
+            "template: cannot be combined with the chat template (put its words into the texts)",
+            "chat: images stand in the chat template (leave out chat: false)",
+            "device_map: chooses the devices itself (leave out device)",
+        ],
+    ),
+    (
+        {"template": "{text}", "chat": True, "limit": 0, "generate": "20"},
+        [
+            "limit: 0 is not possible (give how many samples to take, from the first on, all languages together)",
+            "generate: write max_new_tokens=20, and more such pairs after a comma",
+            "template: cannot be combined with the chat template (put its words into the texts)",
+        ],
+    ),
+    (
+        {"model": "", "template": "{text}", "chat": True},
+        [
+            "model: '' is not possible (give Hugging Face id, or folder of a model)",
+            "template: cannot be combined with the chat template (put its words into the texts)",
         ],
     ),
 ]  # fmt: skip
@@ -108,22 +239,45 @@ def test_missing_options_are_all_named() -> None:
     assert config is None
     assert [str(fault) for fault in faults] == [
         "model: is missing (give Hugging Face id, or folder of a model)",
-        "data: is missing (give CSV, TSV, JSONL or Parquet file of prompts)",
+        f"data: is missing (give {DATA})",
         "out: is missing (give run folder to write, or to continue)",
     ]
 
 
+def test_what_is_wrong_is_left_out_and_the_rest_is_kept() -> None:
+    options = {**ASKED, "chat": False, "image_column": "image", "limit": 0, "tokens": "last"}
+    config, faults = check(options)
+    assert len(faults) == 2
+    assert config == Config(**ASKED, image_column="image", tokens="last")
+
+
+def test_contradictions_are_refused_in_python_too() -> None:
+    with pytest.raises(
+        ValueError, match=r"system: a system prompt needs the chat template .*; template: cannot"
+    ):
+        Config(**ASKED, system="x", template="{text}", chat=False)
+
+
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    config, _ = check({"model": "~/m", "data": "~/d.csv", "out": "~nobody-of-this-name/o"})
+    config, _ = check(
+        {"model": "~/m", "data": "~/d.csv", "image_root": "~/i", "out": "~nobody-of-this-name/o"}
+    )
     assert config is not None
     assert (config.model, config.data) == ("/home/someone/m", "/home/someone/d.csv")
+    assert config.image_root == "/home/someone/i"
     assert config.out == "~nobody-of-this-name/o"
 
 
-@pytest.mark.parametrize("name", Config.model_fields)
+OPTIONS = {
+    **Config.model_fields,
+    **{f"generate.{name}": field for name, field in Generation.model_fields.items()},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_described(name: str) -> None:
-    description = Config.model_fields[name].description
+    description = OPTIONS[name].description
     assert description
     assert description[0].islower() or description.split()[0] in {"CSV,", "Hugging"}
     assert not description.endswith(".")
@@ -211,6 +365,45 @@ def test_yaml_gives_types_and_keeps_scripts(tmp_path: Path) -> None:
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 counts = st.none() | st.integers(1, 10**6)
+fractions = st.floats(0, 1, exclude_min=True)
+generations = st.builds(Generation, max_new_tokens=st.integers(1, 100_000)) | st.builds(
+    Generation,
+    max_new_tokens=st.integers(1, 100_000),
+    do_sample=st.just(True),
+    temperature=st.floats(0, exclude_min=True, allow_infinity=False),
+    top_p=fractions,
+    top_k=counts,
+    seed=st.integers(0, 2**32 - 1),
+)
+# a chat with or without images, or a template, or neither
+manners = st.one_of(
+    st.fixed_dictionaries(
+        {},
+        optional={"chat": st.just(True), "system": names, "image_column": names, "image_root": names},
+    ),
+    st.fixed_dictionaries({"chat": st.just(False)}, optional={"template": names.map("{{text}}{}".format)}),
+    st.fixed_dictionaries({"template": names.map("{}: {{text}}".format)}),
+)
+choices = st.fixed_dictionaries(
+    {},
+    optional={
+        "generate": generations,
+        "tokens": st.sampled_from(["all", "last", "content", "mean"]),
+        "on_bad_row": st.sampled_from(["raise", "skip"]),
+        "on_nonfinite": st.sampled_from(["keep", "zero", "raise"]),
+        "streaming": st.booleans(),
+        "split": names,
+        "subset": names,
+        "category_column": names,
+        "categories": st.lists(names, min_size=1, max_size=3),
+        "max_per_category": st.integers(1, 100),
+        "device_map": st.sampled_from(["auto", "balanced", "balanced_low_0", "sequential"]),
+        "attn_implementation": st.sampled_from(["eager", "sdpa", "flash_attention_2", "flex_attention"]),
+        "quantization": st.sampled_from(["8bit", "4bit"]),
+        "dtype": st.sampled_from(["float32", "bfloat16", "float16"]),
+        "revision": names,
+    },
+)
 
 
 @given(
@@ -220,6 +413,8 @@ counts = st.none() | st.integers(1, 10**6)
     numbers=st.tuples(counts, counts, counts),
     save=st.sets(st.sampled_from(SAVABLE), min_size=1),
     layers=st.lists(st.integers(-5, 5), min_size=1),
+    manner=manners,
+    chosen=choices,
 )
 def test_config_survives_its_yaml(
     paths: tuple[str, str, str],
@@ -228,9 +423,13 @@ def test_config_survives_its_yaml(
     numbers: tuple[int | None, int | None, int | None],
     save: set[str],
     layers: list[int],
+    manner: dict[str, Any],
+    chosen: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    assume(not any("://" in path or path.startswith("~") for path in paths))
+    assume("{text}" not in manner.get("template", "").replace("{text}", "", 1))
+    local = (*paths, manner.get("image_root", ""))
+    assume(not any("://" in path or path.startswith("~") for path in local))
     model, data, out = paths
     config = Config(
         model=model,
@@ -244,12 +443,34 @@ def test_config_survives_its_yaml(
         batch_size=numbers[2] or "auto",
         save=sorted(save),
         layers=layers,
+        **manner,
+        **chosen,
     )
     path = tmp_path_factory.mktemp("yaml") / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     options, faults = read_yaml(path)
     assert faults == []
     assert check(options) == (config, [])
+    assert config.to_yaml() == path.read_text(encoding="utf-8")
+
+
+def test_a_generation_is_a_mapping_in_yaml(tmp_path: Path) -> None:
+    config, faults = check({**ASKED, "generate": "max_new_tokens=20,do_sample=true,seed=3,temperature=1.0"})
+    assert faults == []
+    assert config is not None
+    assert config.to_yaml() == (
+        "model: m\ndata: d.csv\nout: o\ngenerate:\n  max_new_tokens: 20\n  do_sample: true\n  seed: 3\n"
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert check(read_yaml(path)[0]) == (config, [])
+
+
+def test_what_is_false_on_purpose_is_kept_in_yaml() -> None:
+    # chat has three states: left out, it follows the images
+    config, _ = check({**ASKED, "chat": False})
+    assert config is not None
+    assert config.to_yaml() == "model: m\ndata: d.csv\nout: o\nchat: false\n"
 
 
 def test_yaml_says_only_what_differs_from_the_defaults() -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from actkit import errors
-from actkit.errors import ActkitError, ChangedError, CorruptError, Fault, InputError
+from actkit.errors import ActkitError, ChangedError, CorruptError, Fault, InputError, NonfiniteError
 
 FAULTS = [Fault("row 3", "`text` is empty", "mend or remove the row"), Fault("out", "is a file")]
 
@@ -33,6 +33,12 @@ def test_errors_with_faults_can_be_pickled(kind: type[errors.FaultsError], headi
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert (again.faults, str(again)) == (error.faults, str(error))
+
+
+def test_an_error_without_faults_can_be_pickled() -> None:
+    error = NonfiniteError("residual of layer 3 of sample 7 holds 2 NaN")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (NonfiniteError, str(error))
 
 
 def test_the_drawn_tree_is_the_tree() -> None:

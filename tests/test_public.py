@@ -24,7 +24,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_actkit_imports_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "zarr", "dask", "pandas"}
+    heavy = {"torch", "transformers", "datasets", "PIL", "zarr", "dask", "pandas"}
     code = f"import sys, actkit; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

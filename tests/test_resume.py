@@ -303,7 +303,7 @@ def test_a_disk_that_fills_up(
 
 
 def test_damaged_coordinates_are_restored(run: Path, options: Options, undisturbed: dict[str, bytes]) -> None:
-    for name in ("text/c.0", "gender/c.0", "layer/c.0", "token_kind/c.0.0"):
+    for name in ("text/c.0", "gender/c.0", "layer/c.0", "has_residual/c.0"):
         flip_bit(run / CUBE / name, 40)
     (run / CUBE / "batch" / "c.0").unlink()
     assert len(verify(run).faults) == 5

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actkit.config import check
-from actkit.samples import Samples, read_samples
+from actkit.samples import Samples, blocks, scan
 from actkit.schema import VARIABLES
+from actkit.sources import Row, open_source
 
 LONG = """\
 sample_id,language,text,gender
@@ -35,12 +36,25 @@ s1,She reads.,تقرأ.,female
 Read = Callable[..., tuple[Samples | None, list[str]]]
 
 
+def sound(rows: list[Row]) -> list[str]:
+    return [""] * len(rows)
+
+
 def read_file(path: Path, **options: Any) -> tuple[Samples | None, list[str]]:
+    """Read all samples of a file as one block."""
     config, faults = check({"model": "m", "data": path, "out": "o", **options})
     assert config is not None
     assert faults == []
-    samples, faults = read_samples(config)
-    return samples, [str(fault) for fault in faults]
+    source, faults = open_source(config)
+    if source is None:
+        return None, [str(fault) for fault in faults]
+    assert faults == []
+    scanned, more = scan(source, config, sound)
+    if scanned is None:
+        return None, [str(fault) for fault in more]
+    (samples,) = blocks(source, scanned, config, size=len(scanned))
+    assert len(samples) == len(scanned)
+    return samples, []
 
 
 @pytest.fixture

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from actkit.schema import DIMS, SAVABLE, VARIABLES, TokenKind, Variable, content_mask, label, markdown_table
+from actkit.schema import (
+    COMPONENTS,
+    DIMS,
+    OF_RESIDUAL,
+    SAVABLE,
+    VARIABLES,
+    VISION,
+    TokenKind,
+    Variable,
+    content_mask,
+    label,
+    markdown_table,
+)
 
 ALL = list(VARIABLES.values())
 
@@ -15,24 +27,80 @@ def test_the_contract_with_every_reader() -> None:
     """Written out again on purpose: changing a name, a dimension or a dtype breaks somebody's analysis."""
     assert {name: (*variable.dims, variable.dtype) for name, variable in VARIABLES.items()} == {
         "residual": ("layer", "sample", "token", "hidden", "float32"),
+        "attention": ("layer", "sample", "token", "hidden", "float32"),
+        "mlp": ("layer", "sample", "token", "hidden", "float32"),
         "embedding": ("sample", "token", "hidden", "float32"),
         "norm": ("layer", "sample", "token", "float32"),
         "pooled": ("layer", "sample", "hidden", "float32"),
         "last": ("layer", "sample", "hidden", "float32"),
         "nonfinite": ("layer", "sample", "int32"),
+        "n_tokens": ("sample", "int32"),
+        "token_id": ("sample", "token", "int32"),
+        "token_kind": ("sample", "token", "int8"),
+        "token_text": ("sample", "token", "str"),
+        "position": ("sample", "token", "int32"),
+        "generated": ("sample", "str"),
         "layer": ("layer", "int64"),
+        "has_residual": ("layer", "bool"),
+        "has_attention": ("layer", "bool"),
+        "has_mlp": ("layer", "bool"),
         "sample": ("sample", "int64"),
         "token": ("token", "int64"),
         "sample_id": ("sample", "str"),
         "language": ("sample", "str"),
         "text": ("sample", "str"),
-        "n_tokens": ("sample", "int32"),
+        "prompt_tokens": ("sample", "int32"),
         "truncated": ("sample", "bool"),
         "batch": ("sample", "int32"),
-        "token_id": ("sample", "token", "int32"),
-        "token_kind": ("sample", "token", "int8"),
         "committed": ("sample", "bool"),
+        "vision/residual": ("layer", "sample", "token", "hidden", "float32"),
+        "vision/norm": ("layer", "sample", "token", "float32"),
+        "vision/pooled": ("layer", "sample", "hidden", "float32"),
+        "vision/nonfinite": ("layer", "sample", "int32"),
+        "vision/n_tokens": ("sample", "int32"),
+        "vision/layer": ("layer", "int64"),
+        "vision/sample": ("sample", "int64"),
+        "vision/token": ("token", "int64"),
     }
+
+
+def test_what_is_computed_is_a_number_of_the_cube_and_the_rest_are_its_coordinates() -> None:
+    assert [name for name, variable in VARIABLES.items() if not variable.coord] == [
+        "residual",
+        "attention",
+        "mlp",
+        "embedding",
+        "norm",
+        "pooled",
+        "last",
+        "nonfinite",
+        "vision/residual",
+        "vision/norm",
+        "vision/pooled",
+        "vision/nonfinite",
+    ]
+
+
+def test_what_is_known_before_the_model_runs() -> None:
+    """What a model, a tokenizer or a processor decides is written with its window; the data are not."""
+    assert {name for name, variable in VARIABLES.items() if not variable.by_window} == {
+        *("layer", "sample", "token", "has_residual", "has_attention", "has_mlp"),
+        *("sample_id", "language", "text", "prompt_tokens", "truncated", "batch", "committed"),
+        *("vision/layer", "vision/sample", "vision/token"),
+    }
+
+
+def test_the_vision_tower_has_a_group_of_its_own() -> None:
+    assert {variable.group for variable in ALL} == {"", VISION}
+    assert {name for name, variable in VARIABLES.items() if variable.group == VISION} == {
+        name for name in VARIABLES if name.startswith("vision/")
+    }
+    # a reader of both finds the same thing under the same name
+    for name, variable in VARIABLES.items():
+        if variable.group:
+            namesake = VARIABLES[name.removeprefix("vision/")]
+            assert (variable.dims, variable.dtype) == (namesake.dims, namesake.dtype)
+            assert (variable.coord, variable.by_window) == (namesake.coord, namesake.by_window)
 
 
 def test_token_kinds_keep_their_numbers() -> None:
@@ -42,9 +110,11 @@ def test_token_kinds_keep_their_numbers() -> None:
         "TEMPLATE": 2,
         "TEXT": 3,
         "IMAGE": 4,
+        "GENERATED": 5,
+        "MEAN": 6,
     }
-    assert VARIABLES["token_kind"].attrs["flag_values"] == "0 1 2 3 4"
-    assert VARIABLES["token_kind"].attrs["flag_meanings"] == "pad special template text image"
+    assert VARIABLES["token_kind"].attrs["flag_values"] == "0 1 2 3 4 5 6"
+    assert VARIABLES["token_kind"].attrs["flag_meanings"] == "pad special template text image generated mean"
 
 
 @pytest.mark.parametrize("variable", ALL, ids=lambda variable: variable.name)
@@ -57,11 +127,14 @@ def test_every_variable_is_described(variable: Variable) -> None:
 
 def test_what_can_be_left_out() -> None:
     assert SAVABLE == ("residual", "embedding", "norm", "pooled", "last")
+    # without a layer of it, there is nothing to take the norm of
+    assert OF_RESIDUAL == ("residual", "norm", "pooled", "last")
+    assert COMPONENTS == ("residual", "attention", "mlp")
 
 
 @pytest.mark.parametrize("variable", ALL, ids=lambda variable: variable.name)
 def test_windows_are_cut_along_samples(variable: Variable) -> None:
-    assert variable.by_window == (not variable.coord)
+    assert variable.by_window or variable.coord
     if variable.by_window:
         assert variable.dims[variable.sample_axis] == "sample"
 
@@ -78,6 +151,8 @@ def test_what_nothing_reads_as(dtype: str, fill: object) -> None:
 def test_no_number_reads_as_nan() -> None:
     assert np.isnan(VARIABLES["residual"].fill_value)
     assert np.isnan(label("score", "float64").fill_value)
+    for name in ("attention", "mlp", "embedding", "norm", "pooled", "last", "vision/residual", "vision/norm"):
+        assert np.isnan(VARIABLES[name].fill_value), name
 
 
 def test_a_label_is_a_coordinate_of_samples() -> None:
@@ -103,6 +178,61 @@ def test_content_is_text_and_images(first_is_content: bool, expected: list[list[
     mask = content_mask(array, first_is_content=first_is_content)
     assert mask.dims == ("sample", "token")
     assert mask.values.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_content"),
+    [
+        (TokenKind.PAD, False),
+        (TokenKind.SPECIAL, False),
+        (TokenKind.TEMPLATE, False),
+        (TokenKind.TEXT, True),
+        (TokenKind.IMAGE, True),
+        # what the model says is not what it was asked
+        (TokenKind.GENERATED, False),
+        (TokenKind.MEAN, True),
+    ],
+)
+def test_each_kind_is_content_or_is_not(kind: TokenKind, is_content: bool) -> None:
+    array = xr.DataArray(np.full((1, 3), kind, np.int8), dims=("sample", "token"))
+    array = array.assign_coords(token=np.arange(3))
+    assert content_mask(array, first_is_content=True).values.tolist() == [[is_content] * 3]
+
+
+def kept(positions: list[list[int]], kinds: list[list[int]]) -> xr.DataArray:
+    """The kinds of tokens of which only some were kept."""
+    return xr.DataArray(
+        np.array(kinds, np.int8),
+        dims=("sample", "token"),
+        coords={
+            "token": np.arange(len(kinds[0])),
+            "position": (("sample", "token"), np.array(positions, np.int32)),
+        },
+    )
+
+
+def test_where_a_kept_token_stood_is_what_counts_and_not_its_index() -> None:
+    text, pad = TokenKind.TEXT, TokenKind.PAD
+    array = kept(
+        [[4, 5, 6], [0, 2, -1], [1, 0, 3]], [[text, text, text], [text, text, pad], [text, text, text]]
+    )
+    assert content_mask(array, first_is_content=False).values.tolist() == [
+        [True, True, True],
+        [False, True, False],
+        [True, False, True],
+    ]
+    assert content_mask(array, first_is_content=True).values.tolist() == [
+        [True, True, True],
+        [True, True, False],
+        [True, True, True],
+    ]
+
+
+@pytest.mark.parametrize("first_is_content", [True, False])
+def test_a_mean_stood_nowhere_and_counts(first_is_content: bool) -> None:
+    # its position is -1; a sample without content holds no mean, and that is a pad
+    array = kept([[-1], [-1]], [[TokenKind.MEAN], [TokenKind.PAD]])
+    assert content_mask(array, first_is_content=first_is_content).values.tolist() == [[True], [False]]
 
 
 def test_the_table_of_the_documentation_names_every_variable() -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from actkit import open_cube, verify
-from actkit.schema import TokenKind, content_mask
+from actkit.schema import VARIABLES, VISION, TokenKind, content_mask
 from actkit.testing import contents, flip_bit, synthetic, write_cube
 
 
@@ -61,11 +62,58 @@ def test_summaries_agree_with_the_residual(tmp_path: Path) -> None:
     assert (cube.nonfinite == 0).all()
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("everything")
+    numbers = synthetic(n_layers=4, n_samples=10, n_tokens=7, hidden=6, everything=True)
+    writer = numbers.create(run)
+    for window in range(numbers.plan.n_windows):
+        writer.write(window, numbers.part(window))
+    return run
+
+
+def test_everything_is_every_variable_that_there_is(everything: Path) -> None:
+    cube, tower = open_cube(everything), open_cube(everything, group=VISION)
+    own = {f"vision/{name}" for name in tower.variables if f"vision/{name}" in VARIABLES}
+    assert {*cube.variables, *own} == {*VARIABLES, "gender", "image_id"}
+    assert dict(tower.sizes) == {"layer": 2, "sample": 10, "token": 7, "hidden": 3}
+    assert verify(everything).ok
+
+
+def test_without_everything_there_is_what_every_cube_has(tmp_path: Path) -> None:
+    cube = open_cube(write_cube(tmp_path))
+    assert {"n_tokens", "token_id", "token_kind", "token_text", "prompt_tokens", "has_residual"} <= {
+        *cube.coords
+    }
+    absent = {"attention", "mlp", "has_attention", "has_mlp", "position", "generated"}
+    assert not absent & {*cube.variables}
+
+
+def test_the_variables_of_everything_agree_with_each_other(everything: Path) -> None:
+    cube, tower = open_cube(everything).load(), open_cube(everything, group=VISION).load()
+    pads = cube.token_kind == TokenKind.PAD
+    assert pads.any()
+    np.testing.assert_array_equal(cube.position, xr.where(pads, -1, cube.token).transpose("sample", "token"))
+    assert ((cube.token_text == "") == pads).all()
+    assert ((cube.token_id == 0) == pads).all()
+    assert (cube.token_kind.where(pads).count("token") == cube.sizes["token"] - cube.n_tokens).all()
+    assert (cube.n_tokens == cube.prompt_tokens).all()
+    for name in ("residual", "attention", "mlp"):
+        assert (cube[name].notnull().any(["sample", "token", "hidden"]) == cube[f"has_{name}"]).all()
+    assert not cube.has_mlp.all()
+    vectors = tower.residual.astype(np.float64)
+    np.testing.assert_allclose(tower.norm, np.sqrt((vectors**2).sum("hidden")), rtol=1e-6)
+    np.testing.assert_allclose(tower.pooled, vectors.mean("token"), rtol=1e-6)
+    assert (tower.n_tokens == tower.sizes["token"]).all()
+
+
 def test_parts_are_the_whole() -> None:
-    numbers = synthetic(n_samples=10)
-    parts = [numbers.part(window)["residual"] for window in range(numbers.plan.n_windows)]
-    assert [part.shape[1] for part in parts] == [4, 4, 2]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), numbers.values["residual"])
+    numbers = synthetic(n_samples=10, everything=True)
+    parts = [numbers.part(window) for window in range(numbers.plan.n_windows)]
+    assert [part["residual"].shape[1] for part in parts] == [4, 4, 2]
+    for name, values in numbers.values.items():
+        axis = VARIABLES[name].dims.index("sample")
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], axis), values)
 
 
 @pytest.mark.parametrize(

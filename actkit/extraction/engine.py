@@ -16,19 +16,22 @@ import xarray as xr
 
 from ..config import Config
 from ..errors import ChangedError, Fault
-from ..layers import describe
+from ..layers import describe_all
 from ..store.layout import CHECKSUM, CUBE, open_group
 from ..store.reading import open_cube
 from ..store.runs import CONFIG, LOG, locked, replace_text
 from ..store.writing import CubeWriter, create_cube, storage_errors
-from .capture import Capture, WindowBuffer
+from .capture import Capture, WindowBuffer, nonfinite_cause
+from .feeding import batch_prompts, windows
+from .generation import continue_prompts
 from .model import LoadedModel, load_model
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
+from .prompts import Prompt
 
 logger = logging.getLogger("actkit")
 
-_NOT_SETTINGS = {"actkit_format", "arrays", "coordinates", CHECKSUM}
+_NOT_SETTINGS = {"actkit_format", "arrays", "coordinates", "sum_rule", "sum_rule_error", CHECKSUM}
 
 
 def plan(config: str | Path | Config | None = None, **options: Any) -> Prepared:
@@ -45,7 +48,7 @@ def plan(config: str | Path | Config | None = None, **options: Any) -> Prepared:
     -------
     Prepared
         ``plan`` (windows, batches, tokens), ``estimate`` (disk and memory, in bytes), ``layers``,
-        ``tokens``, ``samples``.
+        ``scan`` (which rows are taken).
 
     Raises
     ------
@@ -87,6 +90,8 @@ def extract(
         Where another process writes this run.
     ModelError
         Where the model cannot be captured faithfully.
+    NonfiniteError
+        Where a value is NaN or Inf and ``on_nonfinite="raise"``.
     StorageError
         Where the disk refuses; committed windows are safe.
 
@@ -100,7 +105,7 @@ def extract(
         run.mkdir(parents=True, exist_ok=True)
     with locked(run), _log_file(run):
         told: list[Listener] = [*(listeners if listeners is not None else [Bar()]), StatusFile(run)]
-        meter = Meter(len(prepared.samples), told)
+        meter = Meter(prepared.plan.shape.sample, told)
         state = "failed"
         try:
             _run(prepared, meter)
@@ -118,25 +123,28 @@ def _run(prepared: Prepared, meter: Meter) -> None:
     path = prepared.run / CUBE
     meter.tell("loading")
     model = None
+    labels = prepared.scan.label_dtypes
     if path.exists():
         _check_unchanged(path, prepared)
     else:
         model = _load(prepared)
+        sum_rule = _check_sum_rule(prepared, model)
         replace_text(prepared.run / CONFIG, prepared.config.to_yaml())
         create_cube(
             prepared.run,
             prepared.plan,
             variables=prepared.variables,
             coords=prepared.coords(),
-            labels=prepared.samples.labels,
-            attrs=prepared.attrs,
+            labels=labels,
+            rows=prepared.rows(),
+            attrs={**prepared.attrs, **sum_rule},
         )
     writer = CubeWriter(path, prepared.plan)
-    restored = writer.restore({**prepared.coords(), **prepared.samples.labels})
+    restored = writer.restore(prepared.coords(), labels, prepared.rows())
     if restored:
         logger.warning("coordinates were damaged, and are written again: %s", ", ".join(restored))
     todo = writer.recover()
-    total = len(prepared.samples)
+    total = prepared.plan.shape.sample
     left = sum(len(prepared.plan.samples_of(window)) for window in todo)
     logger.info("%d of %d samples are to be computed", left, total)
     if todo:
@@ -151,7 +159,7 @@ def _compute(
     prepared: Prepared, model: LoadedModel, writer: CubeWriter, todo: list[int], meter: Meter
 ) -> None:
     """Compute each window while the one before it is compressed and written."""
-    capture = Capture(model, prepared.layers, prepared.tokens, prepared.config.storage)
+    capture = Capture(model, prepared.architecture, prepared.encoder, prepared.rules)
     buffers = [WindowBuffer(prepared.plan, prepared.variables) for _ in range(min(2, len(todo)))]
     writing: list[Future[None] | None] = [None] * len(buffers)
 
@@ -162,28 +170,66 @@ def _compute(
         logger.info("window %d committed in %.2f s", window, time.monotonic() - started)
 
     with ThreadPoolExecutor(1, thread_name_prefix="actkit-write") as pool:
-        for turn, window in enumerate(todo):
+        for turn, (window, block) in enumerate(windows(prepared, todo)):
             slot = turn % len(buffers)
             if (before := writing[slot]) is not None:
                 before.result()  # waits for its buffer, and raises what went wrong
             samples = prepared.plan.samples_of(window)
             for batch in prepared.plan.batches_of(window):
-                capture.run(batch, batch - samples.start, buffers[slot])
+                prompts = batch_prompts(prepared, block, samples.start, batch)
+                _capture_batch(prepared, model, capture, prompts, batch, samples.start, buffers[slot])
                 meter.samples += len(batch)
-                meter.tokens += int(prepared.tokens.lengths[batch].sum())
+                meter.tokens += sum(len(prompt.ids) for prompt in prompts)
                 meter.tell()
             arrays = buffers[slot].arrays(len(samples))
-            _warn_nonfinite(arrays["nonfinite"], prepared, samples.start)
+            _warn_nonfinite(arrays["nonfinite"], prepared, model, samples.start)
             writing[slot] = pool.submit(write, window, arrays)
         for future in writing:
             if future is not None:
                 future.result()
 
 
+def _capture_batch(
+    prepared: Prepared,
+    model: LoadedModel,
+    capture: Capture,
+    prompts: list[Prompt],
+    batch: np.ndarray,
+    first: int,
+    buffer: WindowBuffer,
+) -> None:
+    options = prepared.config.generate
+    if options is not None:
+        number = int(prepared.plan.batches[batch[0]])
+        tokenizer = prepared.encoder.tokenizer
+        pad = tokenizer.pad_token_id or 0
+        lengths = [len(prompt.ids) for prompt in prompts]
+        prompts = continue_prompts(model, prompts, options, batch=number, pad_id=pad)
+        for row, prompt, length in zip((batch - first).tolist(), prompts, lengths, strict=True):
+            buffer["generated"][row] = tokenizer.decode(prompt.ids[length:], skip_special_tokens=True)
+    # one pass over prompts and what was generated after them: the states are those of a teacher-forced one
+    capture.run(prompts, batch, batch - first, buffer)
+
+
+def _check_sum_rule(prepared: Prepared, model: LoadedModel) -> dict[str, str | float]:
+    """Check on the first batch that the parts of each block add up, and say so for the cube."""
+    if not {"attention", "mlp"} & prepared.layers.keys():
+        return {}
+    _, block = next(windows(prepared, [0]))
+    batch = next(prepared.plan.batches_of(0))
+    prompts = batch_prompts(prepared, block, 0, batch)
+    capture = Capture(model, prepared.architecture, prepared.encoder, prepared.rules)
+    error = capture.check_sum_rule(prompts)
+    logger.info("largest relative error of the sum rule: %.1e", error)
+    if model.sites.exception:
+        return {"sum_rule": model.sites.exception}
+    return {"sum_rule": "holds", "sum_rule_error": float(f"{error:.1e}")}
+
+
 def _load(prepared: Prepared) -> LoadedModel:
     model = load_model(prepared.checkpoint, prepared.architecture, prepared.config)
     logger.info("loaded %s as %s on %s", prepared.checkpoint.name, model.dtype, model.device)
-    logger.info("layers %s, %d windows", describe(prepared.layers), prepared.plan.n_windows)
+    logger.info("layers %s, %d windows", describe_all(prepared.layers), prepared.plan.n_windows)
     return model
 
 
@@ -206,10 +252,14 @@ def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **options}
 
 
-def _warn_nonfinite(counts: np.ndarray, prepared: Prepared, first: int) -> None:
-    for index, row in zip(*np.nonzero(counts), strict=True):
-        where = f"layer {prepared.layers[index]}, sample {first + row}"
-        logger.warning("%d values that are NaN or Inf: %s", counts[index, row], where)
+def _warn_nonfinite(counts: np.ndarray, prepared: Prepared, model: LoadedModel, first: int) -> None:
+    met = list(zip(*np.nonzero(counts), strict=True))
+    if not met:
+        return
+    axis = prepared.rules.axis
+    shown = [f"layer {axis[index]}, sample {first + row}: {counts[index, row]}" for index, row in met[:5]]
+    more = f" and {len(met) - 5} more" if len(met) > 5 else ""
+    logger.warning("values that are NaN or Inf: %s%s%s", "; ".join(shown), more, nonfinite_cause(model.dtype))
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

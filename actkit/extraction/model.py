@@ -1,24 +1,49 @@
-"""Load a model, find its blocks, and make sure that what they give is what transformers gives."""
+"""Load a model as it was asked for, and say beforehand what of it can be captured."""
 
-from collections.abc import Iterator
+import copy
+import importlib.util
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForTextEncoding,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging
 
 from ..config import Config
 from ..errors import Fault, ModelError
+from .agreement import check_blocks
 from .checkpoints import Checkpoint
+from .padding import check_padding
+from .sites import Sites, find_blocks, find_decoder, find_sites
 
 # weights that no block reads, and that base checkpoints often lack
 _UNUSED_WEIGHTS = ("pooler.",)
-# positions that a model reserves, out of max_position_embeddings: RoBERTa counts from its pad id on
-_RESERVED_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "xlm-roberta-xl": 2}
+# how vision configs name their number of blocks
+_DEPTHS = ("num_hidden_layers", "depth", "num_layers")
+# packages that values of options need, by the names that they are imported by
+_NEEDED = {
+    **dict.fromkeys(("auto", "balanced", "balanced_low_0", "sequential"), ("accelerate",)),
+    **dict.fromkeys(("8bit", "4bit"), ("accelerate", "bitsandbytes")),
+    "flash_attention_2": ("flash_attn",),
+    "flash_attention_3": ("flash_attn_interface",),
+}
+# and installed by, where those differ
+_FROM_PIP = {"flash_attn": "flash-attn", "flash_attn_interface": "flash-attn-3"}
 
 
 @dataclass(frozen=True)
@@ -29,16 +54,25 @@ class Architecture:
     ----------
     config
         The config of the text decoder or encoder.
+    full
+        The whole config.
     n_layers, hidden
         Number of blocks, and width of the residual stream.
     positions
         Longest prompt that the model was made for, or None where its config names none.
+    components
+        Each component that can be captured, and the number of blocks that have it.
+    can_generate
+        Whether it can continue a prompt.
     """
 
     config: PreTrainedConfig
+    full: PreTrainedConfig
     n_layers: int
     hidden: int
     positions: int | None
+    components: Mapping[str, int]
+    can_generate: bool
 
 
 @dataclass(frozen=True)
@@ -47,80 +81,154 @@ class LoadedModel:
 
     Parameters
     ----------
-    decoder
-        The module that is called; the blocks are its own.
-    blocks
-        The blocks, in order.
-    device, dtype
-        Where and as what its weights lie.
+    model
+        As it was loaded; with its language modelling head where it generates.
+    base
+        The module that is called with images, without the head.
+    sites
+        The module that is called with text, its blocks and their components.
+    vision
+        The blocks of the vision tower; empty without one.
+    device
+        Where inputs go.
+    dtype
+        As what the weights lie, or are computed with where they are quantized.
     """
 
-    decoder: PreTrainedModel
-    blocks: tuple[nn.Module, ...]
+    model: PreTrainedModel
+    base: PreTrainedModel
+    sites: Sites
+    vision: tuple[nn.Module, ...]
     device: torch.device
     dtype: torch.dtype
 
 
 def read_architecture(checkpoint: Checkpoint) -> tuple[Architecture | None, list[Fault]]:
-    """Read the config of a checkpoint."""
+    """Read the config of a checkpoint, and find on a skeleton without weights what can be captured."""
     where = f"model {checkpoint.name}"
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+        full = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # configs validate themselves, each in its own way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return None, [
-            Fault(
-                where,
-                f"its config cannot be read: {reason}",
-                f"transformers {transformers.__version__}",
-            )
-        ]
-    text = config.get_text_config()
-    n_layers, hidden = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
+        what = f"its config cannot be read: {_first_line(error)}"
+        return None, [Fault(where, what, f"transformers {transformers.__version__}")]
+    try:
+        skeleton = _skeleton(full)
+    except Exception as error:  # as above
+        what = f"`{full.model_type}` cannot be built: {_first_line(error)}"
+        return None, [Fault(where, what, "not supported yet")]
+    decoder = find_decoder(skeleton)
+    config = decoder.config
+    n_layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
     if not isinstance(n_layers, int) or not isinstance(hidden, int):
-        return None, [
-            Fault(
-                where,
-                f"`{config.model_type}` names no number of layers or no width",
-                "not supported yet",
-            )
-        ]
-    positions = getattr(text, "max_position_embeddings", None)
+        what = f"`{full.model_type}` names no number of layers or no width"
+        return None, [Fault(where, what, "not supported yet")]
+    if decoder.main_input_name != "input_ids":
+        return None, [Fault(where, f"`{full.model_type}` reads {decoder.main_input_name}, not text")]
+    try:
+        sites = find_sites(skeleton, n_layers)
+    except ModelError as error:
+        return None, [Fault(where, str(error), "not supported yet")]
+    components = {"residual": n_layers, **{name: len(found) for name, found in sites.components.items()}}
+    if vision := find_vision(skeleton):
+        components["vision"] = len(vision)
+    positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
-        positions -= _RESERVED_POSITIONS.get(text.model_type, 0)
-    return Architecture(text, n_layers, hidden, positions), []
+        positions -= _reserved_positions(decoder)
+    return Architecture(config, full, n_layers, hidden, positions, components, _can_generate(full)), []
+
+
+def check_model_options(architecture: Architecture | None, config: Config) -> list[Fault]:
+    """Find out, before anything is loaded, whether a model can be loaded as it was asked for.
+
+    Parameters
+    ----------
+    architecture
+        None where it could not be read; the options are checked as far as they can be.
+    config
+        The options.
+    """
+    faults = check_device(config.device)
+    for option in ("device_map", "quantization", "attn_implementation"):
+        value = getattr(config, option)
+        missing = [name for name in _NEEDED.get(value, ()) if importlib.util.find_spec(name) is None]
+        for name in (_FROM_PIP.get(name, name) for name in missing):
+            faults.append(Fault(option, f"`{value}` needs {name}", f"pip install {name}"))
+    if (config.attn_implementation or "").startswith("flash") and not torch.cuda.is_available():
+        faults.append(
+            Fault("attn_implementation", "flash attention needs a CUDA device", "try sdpa or eager")
+        )
+    if architecture is None:
+        return faults
+    if config.generate is not None and not architecture.can_generate:
+        what = f"`{architecture.full.model_type}` reads text, and cannot continue it"
+        faults.append(Fault("generate", what, "leave it out"))
+    if config.quantization is not None and getattr(architecture.full, "quantization_config", None):
+        mend = "leave it out, or use the unquantized checkpoint"
+        faults.append(Fault("quantization", "the checkpoint is quantized already", mend))
+    if config.attn_implementation is not None and not any(f.where == "attn_implementation" for f in faults):
+        faults += _check_attention(architecture.full, config.attn_implementation)
+    return faults
+
+
+def _check_attention(full: PreTrainedConfig, implementation: str) -> list[Fault]:
+    try:
+        _skeleton(full, attn_implementation=implementation)
+    except (ValueError, ImportError) as error:
+        reason = _first_line(error).partition(". ")[0]  # then it asks for issues and pull requests
+        what = f"`{full.model_type}` cannot use `{implementation}`: {reason}"
+        return [Fault("attn_implementation", what, "leave it out, or try eager")]
+    return []
 
 
 def load_model(checkpoint: Checkpoint, architecture: Architecture, config: Config) -> LoadedModel:
-    """Load the weights and find the blocks.
+    """Load the weights, and find and check the blocks.
 
     Raises
     ------
     ModelError
-        Where weights are missing, or the blocks cannot be told for certain.
+        Where weights are missing, the blocks cannot be told for certain, or prompts of a batch cannot be
+        kept apart.
     """
+    if config.quantization is not None:
+        # at every product of matrices it says that it rounds what goes in
+        getLogger("bitsandbytes").setLevel("ERROR")
     device = pick_device(config.device)
+    placed = config.device_map is not None or config.quantization is not None
     try:
         with _quiet():
-            model, info = AutoModel.from_pretrained(
+            model, info = _auto_class(
+                architecture.full, generate=config.generate is not None
+            ).from_pretrained(
                 checkpoint.folder,
                 dtype="auto" if config.dtype == "auto" else getattr(torch, config.dtype),
+                device_map=config.device_map or ({"": device} if placed else None),
+                quantization_config=_quantization(config, architecture),
+                attn_implementation=config.attn_implementation,
+                ignore_mismatched_sizes=True,  # the error would not name them
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(f"{checkpoint.name}: cannot be loaded: {error}") from error
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(_UNUSED_WEIGHTS))
-    if missing or info["mismatched_keys"]:
-        wrong = ", ".join([*missing, *map(str, info["mismatched_keys"])][:5])
+    missing += [f"{key} {tuple(is_)} not {tuple(should)}" for key, is_, should in info["mismatched_keys"]]
+    if missing:
+        wrong = ", ".join(missing[:5])
         raise ModelError(f"{checkpoint.name}: weights are missing or of another shape: {wrong}")
-    decoder: Any = find_decoder(model).to(device)  # type: ignore[arg-type]
-    decoder.eval()
-    blocks = find_blocks(decoder, architecture.n_layers)
-    loaded = LoadedModel(decoder, blocks, device, next(decoder.parameters()).dtype)
-    check_blocks(loaded, architecture)
+    if not placed:
+        model = model.to(device)
+    model.eval()
+    base = model.base_model if config.generate is not None else model
+    sites = find_sites(base, architecture.n_layers)
+    vision = find_vision(base)
+    loaded = LoadedModel(model, base, sites, vision, _input_device(model), sites.decoder.dtype)
+    check_blocks(sites, loaded.device, architecture.hidden)
+    if config.batch_size != 1:
+        check_padding(sites, loaded.device)
+        if config.generate is not None:
+            check_padding(sites, loaded.device, "left")
     return loaded
 
 
@@ -149,51 +257,87 @@ def check_device(name: str) -> list[Fault]:
     return []
 
 
-def find_decoder(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the module that owns the block list, asking ``get_decoder()`` while there is a deeper one."""
-    while hasattr(model, "get_decoder"):
-        inner = model.get_decoder()  # type: ignore[no-untyped-call]
-        if inner is model or not isinstance(inner, PreTrainedModel):
-            break
-        model = inner
+def find_vision(base: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Return the blocks of the vision tower; empty without one, or where they cannot be told for certain."""
+    tower = base.get_encoder(modality="image")
+    config = getattr(base.config, "vision_config", None)
+    count = next((getattr(config, name) for name in _DEPTHS if hasattr(config, name)), None)
+    if tower is base or not isinstance(tower, PreTrainedModel) or not isinstance(count, int):
+        return ()
+    try:
+        return find_blocks(tower, count)
+    except ModelError:
+        return ()
+
+
+def _auto_class(full: PreTrainedConfig, *, generate: bool = False) -> Any:
+    """Return transformers' own class for loading a config."""
+    if _has_decoder_beside(full) and type(full) in AutoModelForTextEncoding._model_mapping:
+        return AutoModelForTextEncoding  # without the decoder
+    if not generate:
+        return AutoModel
+    images = type(full) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if images else AutoModelForCausalLM
+
+
+def _skeleton(full: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """Build the model on the meta device: all modules, no memory."""
+    with _quiet(), torch.device("meta"):
+        model: PreTrainedModel = _auto_class(full).from_config(copy.deepcopy(full), **options)
     return model
 
 
-def find_blocks(decoder: PreTrainedModel, n_layers: int) -> tuple[nn.Module, ...]:
-    """Return the blocks: the one module list of that length, whose class transformers records itself.
-
-    Raises
-    ------
-    ModelError
-        Where no list, or more than one, fits.
-    """
-    recorded = _recorded_class(decoder)
-    candidates = [
-        (name, module)
-        for name, module in decoder.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == n_layers
-        and all(isinstance(block, recorded) for block in module)
-    ]
-    if len(candidates) != 1:
-        found = ", ".join(name for name, _ in candidates) or "none"
-        name = type(decoder).__name__
-        raise ModelError(f"{name}: cannot tell its {n_layers} blocks for certain; these lists fit: {found}")
-    return tuple(candidates[0][1])
+def _has_decoder_beside(full: PreTrainedConfig) -> bool:
+    # the config of a checkpoint that holds a T5 encoder alone denies it
+    return bool(full.is_encoder_decoder or type(full).is_encoder_decoder)
 
 
-def _recorded_class(decoder: PreTrainedModel) -> type[nn.Module]:
-    record: Any = (getattr(decoder, "_can_record_outputs", None) or {}).get("hidden_states")
-    record = getattr(record, "target_class", record)
-    return record if isinstance(record, type) else nn.Module
+def _can_generate(full: PreTrainedConfig) -> bool:
+    if _has_decoder_beside(full):
+        return False  # its encoder is what is captured
+    # encoders have a language modelling head too, which is of use only where they are made decoders
+    if type(full) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(full, "is_decoder", False):
+        return False
+    return any(
+        type(full) in auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)
+    )
 
 
-def block_output(output: Any) -> torch.Tensor:
-    """Return the residual stream that a block gives, alone or first in a tuple."""
-    tensor = output[0] if isinstance(output, tuple) else output
-    if not isinstance(tensor, torch.Tensor):
-        raise ModelError(f"a block gave a {type(tensor).__name__}, not a tensor")
-    return tensor
+def _reserved_positions(decoder: PreTrainedModel) -> int:
+    """Return how many positions are no prompt's: RoBERTa and its kin count from their pad id on."""
+    return next(
+        (
+            module.padding_idx + 1
+            for name, module in decoder.named_modules()
+            if name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None
+        ),
+        0,
+    )
+
+
+def _quantization(config: Config, architecture: Architecture) -> BitsAndBytesConfig | None:
+    if config.quantization is None:
+        return None
+    dtype = config.dtype if config.dtype != "auto" else (architecture.full.dtype or "float32")
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_8bit=config.quantization == "8bit",
+        load_in_4bit=config.quantization == "4bit",
+        bnb_4bit_compute_dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _input_device(model: PreTrainedModel) -> torch.device:
+    """Return where token ids go: to the embedding, which accelerate may have put anywhere."""
+    embedding = model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)
+    placed = getattr(hook, "execution_device", None)
+    return torch.device(placed if placed is not None else next(embedding.parameters()).device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager
@@ -208,52 +352,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    """Remove hooks at the end, whatever happens."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.inference_mode()
-def check_blocks(loaded: LoadedModel, architecture: Architecture) -> None:
-    """Compare the captured streams with transformers' own hidden states, on a few tokens.
-
-    Raises
-    ------
-    ModelError
-        Where shapes or numbers differ: the architecture would be captured wrongly.
-    """
-    captured: list[torch.Tensor] = []
-    ids = torch.arange(1, 5, device=loaded.device)[None]
-    handles = [
-        block.register_forward_hook(lambda _m, _i, out: captured.append(block_output(out)))
-        for block in loaded.blocks
-    ]
-    with hooks(handles):
-        expected = loaded.decoder(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            use_cache=False,
-            output_hidden_states=True,
-        ).hidden_states
-    name = type(loaded.decoder).__name__
-    shape = (1, ids.shape[1], architecture.hidden)
-    if len(captured) != architecture.n_layers or any(tensor.shape != shape for tensor in captured):
-        shapes = sorted({tuple(tensor.shape) for tensor in captured})
-        raise ModelError(
-            f"{name}: its {len(captured)} blocks gave shapes {shapes}, not {architecture.n_layers} × {shape}"
-        )
-    if expected is None or len(expected) != architecture.n_layers + 1:
-        raise ModelError(f"{name}: transformers gives no hidden states of each block to check against")
-    # the last entry is after the final norm
-    for layer, (ours, theirs) in enumerate(zip(captured[:-1], expected[1:-1], strict=True)):
-        if not torch.equal(ours, theirs):
-            raise ModelError(
-                f"{name}: block {layer} does not give hidden_states[{layer + 1}] of transformers"
-            )

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,19 @@ from safetensors import safe_open
 from .. import layers as grammar
 from ..config import Config, check, read_yaml
 from ..errors import Fault, InputError
-from ..planning import Estimate, Plan, estimate, make_plan
-from ..samples import Samples, read_samples
-from ..store.layout import CUBE
+from ..planning import Estimate, Plan, Shape, estimate, make_plan
+from ..samples import blocks
+from ..scanning import Scan, scan
+from ..schema import COMPONENTS, OF_RESIDUAL, SAVABLE, VARIABLES, VISION
+from ..sources import Source, open_source
+from ..store.layout import COORD_CHUNK, CUBE
 from ..store.runs import check_folder
+from .capture import Rules
 from .checkpoints import Checkpoint, find_checkpoint
-from .model import Architecture, check_device, pick_device, read_architecture
-from .tokens import Tokens, load_tokenizer, tokenize
+from .measuring import Measure
+from .model import Architecture, check_model_options, pick_device, read_architecture
+from .prompts import Encoder, load_encoder
+from .vision import check_vision, vision_hidden
 
 CONTENT_RULE = "text and image tokens; not pads, special or template tokens"
 _VERSIONS = ("actkit", "torch", "transformers", "tokenizers")
@@ -33,10 +39,14 @@ class Prepared:
 
     Parameters
     ----------
+    source, scan
+        Where the rows are, and which of them are taken.
     layers
-        Blocks to keep, sorted.
+        Component to the blocks at which it is kept, sorted.
+    measure
+        How long the prompts are.
     variables
-        Names of the data variables to store.
+        Names of the variables that are written by window.
     attrs
         What the cube will say of itself; a run is continued only where this is the same.
     estimate
@@ -46,11 +56,13 @@ class Prepared:
     """
 
     config: Config
-    samples: Samples
+    source: Source
+    scan: Scan
     checkpoint: Checkpoint
     architecture: Architecture
-    layers: tuple[int, ...]
-    tokens: Tokens
+    encoder: Encoder
+    layers: dict[str, tuple[int, ...]]
+    measure: Measure
     plan: Plan
     variables: tuple[str, ...]
     attrs: dict[str, str | int | float | bool]
@@ -62,20 +74,53 @@ class Prepared:
         """The run folder."""
         return Path(self.config.out)
 
+    @property
+    def rules(self) -> Rules:
+        """What is kept of what the blocks give."""
+        return Rules(
+            self.layers,
+            layer_axis(self.layers),
+            self.config.tokens,
+            self.config.storage,
+            self.config.on_nonfinite,
+            self.measure.first_is_content,
+        )
+
     def coords(self) -> dict[str, np.ndarray]:
-        """Return the coordinates that are known before the model runs."""
-        return {
-            "layer": np.array(self.layers, dtype=np.int64),
-            "sample": np.arange(len(self.samples), dtype=np.int64),
+        """Return the coordinates that are known before the model runs, but for those of the rows."""
+        axis = layer_axis(self.layers)
+        coords = {
+            "layer": np.array(axis, dtype=np.int64),
+            "sample": np.arange(self.plan.shape.sample, dtype=np.int64),
             "token": np.arange(self.plan.shape.token, dtype=np.int64),
-            "sample_id": self.samples.sample_id,
-            "language": self.samples.language,
-            "text": self.samples.text,
-            "n_tokens": self.tokens.lengths,
-            "truncated": self.tokens.truncated,
-            "token_id": self.tokens.ids,
-            "token_kind": self.tokens.kinds,
+            "prompt_tokens": self.measure.lengths,
+            "truncated": self.measure.truncated,
         }
+        for component in COMPONENTS:
+            if component in self.variables:
+                coords[f"has_{component}"] = np.isin(axis, self.layers[component])
+        if self.plan.vision is not None:
+            coords |= {
+                f"{VISION}/layer": np.array(self.layers[VISION], dtype=np.int64),
+                f"{VISION}/sample": coords["sample"],
+                f"{VISION}/token": np.arange(self.plan.vision.token, dtype=np.int64),
+            }
+        return coords
+
+    def rows(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yield what the data say of each sample, and the labels, in blocks."""
+        for block in blocks(self.source, self.scan, self.config, size=COORD_CHUNK):
+            yield {
+                "sample_id": block.sample_id,
+                "language": block.language,
+                "text": block.text,
+                **block.labels,
+            }
+
+
+def layer_axis(layers: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the blocks on the layer axis: all that any component of the decoder is kept at."""
+    return tuple(sorted({layer for name in layers if name != VISION for layer in layers[name]}))
 
 
 def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> Prepared:
@@ -93,8 +138,41 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
     InputError
         With every fault of options, data, model and output.
     """
+    checked, faults = _read_options(config, options)
+    source, data_faults = open_source(checked)
+    # nothing large is fetched or read before all else is known to be right
+    checkpoint, model_faults = find_checkpoint(checked.model, checked.revision, weights=False)
+    architecture = encoder = measure = scanned = None
+    layers: dict[str, tuple[int, ...]] = {}
+    if checkpoint is not None:
+        architecture, found = read_architecture(checkpoint)
+        model_faults += found
+    if checkpoint is not None and architecture is not None:
+        layers, found = _resolve(checked, architecture)
+        model_faults += found
+        encoder, found = load_encoder(checkpoint, architecture, checked)
+        model_faults += found
+    if source is not None:
+        examine: Any = _sound
+        if encoder is not None and architecture is not None:
+            examine = measure = Measure(checked, architecture, encoder, vision=VISION in layers)
+        # decoded images are large
+        scanned, data_faults = scan(source, checked, examine, block=16 if checked.image_column else 1024)
+    faults += data_faults + check_folder(Path(checked.out))
+    faults += check_model_options(architecture, checked) + model_faults
+    if checkpoint is not None and not faults:
+        checkpoint, faults = find_checkpoint(checked.model, checkpoint.revision or checked.revision)
+    if faults or source is None or scanned is None or measure is None:
+        raise InputError(faults)
+    if checkpoint is None or architecture is None or encoder is None:
+        raise InputError(faults)
+    return _planned(checked, source, scanned, checkpoint, architecture, encoder, layers, measure)
+
+
+def _read_options(
+    config: str | Path | Config | None, options: Mapping[str, Any]
+) -> tuple[Config, list[Fault]]:
     given: dict[str, Any] = {}
-    faults: list[Fault] = []
     if isinstance(config, Config):
         given = config.model_dump(exclude_unset=True)
     elif config is not None:
@@ -106,51 +184,59 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
     )
     if checked is None:
         raise InputError(faults)
-    samples, more = read_samples(checked)
-    faults += more + check_folder(Path(checked.out)) + check_device(checked.device)
-    # nothing large is fetched or read before all else is known to be right
-    checkpoint, more = find_checkpoint(checked.model, checked.revision, weights=False)
-    faults += more
-    architecture = tokens = None
-    layers: tuple[int, ...] = ()
-    if checkpoint is not None:
-        architecture, more = read_architecture(checkpoint)
-        faults += more
-    if architecture is not None:
-        layers, more = grammar.resolve(grammar.parse(checked.layers)[0], architecture.n_layers)
-        faults += more
-    if checkpoint is not None and architecture is not None:
-        tokenizer, more = load_tokenizer(checkpoint)
-        faults += more
-        if tokenizer is not None and samples is not None:
-            tokens, more = tokenize(
-                tokenizer,
-                samples.text.tolist(),
-                max_tokens=checked.max_tokens,
-                positions=architecture.positions,
-                vocabulary=getattr(architecture.config, "vocab_size", None),
-            )
-            faults += more
-    if checkpoint is not None and not faults:
-        checkpoint, faults = find_checkpoint(checked.model, checkpoint.revision or checked.revision)
-    if faults or checkpoint is None or architecture is None or samples is None or tokens is None:
-        raise InputError(faults)
-    return _planned(checked, samples, checkpoint, architecture, layers, tokens)
+    return checked, faults
+
+
+def _resolve(config: Config, architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], list[Fault]]:
+    layers, faults = grammar.resolve(grammar.parse(config.layers)[0], architecture.components)
+    if VISION in layers:
+        faults += check_vision(architecture)
+    if VISION in layers and not config.image_column:
+        mend = "name the column of the images in image_column"
+        faults.append(Fault("layers", "the vision tower sees nothing without images", mend))
+    if layers and not layer_axis(layers):
+        mend = "name a block of the decoder too, such as residual_0"
+        faults.append(Fault("layers", "names blocks of the vision tower alone", mend))
+    return layers, faults
+
+
+def _sound(rows: list[Any]) -> list[str]:
+    return [""] * len(rows)
 
 
 def _planned(
     config: Config,
-    samples: Samples,
+    source: Source,
+    scanned: Scan,
     checkpoint: Checkpoint,
     architecture: Architecture,
-    layers: tuple[int, ...],
-    tokens: Tokens,
+    encoder: Encoder,
+    layers: dict[str, tuple[int, ...]],
+    measure: Measure,
 ) -> Prepared:
-    plan = make_plan(config, tokens.lengths, layers=len(layers), hidden=architecture.hidden)
-    variables = (*config.save, "nonfinite")
+    axis = layer_axis(layers)
+    variables = _variables(config, layers)
+    n_samples = len(scanned.accepted)
+    vision = None
+    if VISION in layers:
+        vision = Shape(len(layers[VISION]), n_samples, measure.patches, vision_hidden(architecture))
+    plan = make_plan(
+        config,
+        measure.lengths,
+        layers=len(axis),
+        hidden=architecture.hidden,
+        stored=measure.stored,
+        arrays=max(1, sum(name in variables for name in COMPONENTS)),
+        vision=vision,
+    )
     dtype = weights_dtype(checkpoint, architecture, config)
-    value_bytes = 2 if "16" in dtype or config.storage != "exact" else 4
-    needs = estimate(plan, variables, value_bytes=value_bytes, weights_bytes=_weights_bytes(checkpoint))
+    needs = estimate(
+        plan,
+        variables,
+        layers={name: len(layers[name]) for name in COMPONENTS if name in layers},
+        value_bytes=2 if "16" in dtype or config.storage != "exact" else 4,
+        weights_bytes=_weights_bytes(checkpoint),
+    )
     run = Path(config.out)
     nearest = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(nearest).free
@@ -159,19 +245,67 @@ def _planned(
         raise InputError(
             [Fault(f"out {run}", what, "keep fewer layers, cut max_tokens, or limit the samples")]
         )
-    attrs = _attrs(config, samples, checkpoint, architecture, layers, tokens, plan, dtype)
+    attrs: dict[str, str | int | float | bool] = {
+        **_asked(config),
+        "model": checkpoint.name,
+        "model_revision": checkpoint.revision,
+        "model_type": str(architecture.config.model_type),
+        "model_layers": architecture.n_layers,
+        "weights_dtype": dtype,
+        "device": pick_device(config.device).type,
+        "data": source.name,
+        "data_sha256": scanned.digest,
+        "layers": grammar.describe_all(layers),
+        "storage": config.storage,
+        "tokens_kept": config.tokens,
+        "content_rule": CONTENT_RULE + ("" if measure.first_is_content else "; not position 0"),
+        # a mean is made of content alone
+        "first_is_content": measure.first_is_content or config.tokens == "mean",
+        "truncated_samples": int(measure.truncated.sum()),
+        "window_samples": plan.window,
+        **encoder.description,
+        **({"images_sha256": measure.images_digest} if config.image_column else {}),
+        **({"skipped_rows": len(scanned.skipped)} if config.on_bad_row == "skip" else {}),
+        **({"skipped": json.dumps(scanned.skipped, ensure_ascii=False)} if scanned.skipped else {}),
+        **{f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS},
+    }
     return Prepared(
         config,
-        samples,
+        source,
+        scanned,
         checkpoint,
         architecture,
+        encoder,
         layers,
-        tokens,
+        measure,
         plan,
         variables,
         attrs,
         needs,
         free,
+    )
+
+
+def _asked(config: Config) -> dict[str, str]:
+    asked = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision"}
+    )
+    return {"options": json.dumps(asked, ensure_ascii=False, sort_keys=True)}
+
+
+def _variables(config: Config, layers: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Return the variables of a cube that are written by window, in the order of the schema."""
+    left_out = {name for name in OF_RESIDUAL if "residual" not in layers}
+    left_out |= {name for name in ("attention", "mlp") if name not in layers}
+    left_out |= {name for name in SAVABLE if name not in config.save}
+    left_out |= {"position"} if config.tokens == "all" else set()
+    left_out |= {"generated"} if config.generate is None else set()
+    return tuple(
+        variable.name
+        for variable in VARIABLES.values()
+        if variable.by_window
+        and variable.name not in left_out
+        and (variable.group != VISION or VISION in layers)
     )
 
 
@@ -189,36 +323,3 @@ def weights_dtype(checkpoint: Checkpoint, architecture: Architecture, config: Co
 
 def _weights_bytes(checkpoint: Checkpoint) -> int:
     return sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
-
-
-def _attrs(
-    config: Config,
-    samples: Samples,
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    layers: tuple[int, ...],
-    tokens: Tokens,
-    plan: Plan,
-    dtype: str,
-) -> dict[str, str | int | float | bool]:
-    asked = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision"}
-    )
-    return {
-        "model": checkpoint.name,
-        "model_revision": checkpoint.revision,
-        "model_type": str(architecture.config.model_type),
-        "model_layers": architecture.n_layers,
-        "weights_dtype": dtype,
-        "device": pick_device(config.device).type,
-        "data": Path(config.data).name,
-        "data_sha256": samples.digest,
-        "layers": grammar.describe(layers),
-        "storage": config.storage,
-        "content_rule": CONTENT_RULE + ("" if tokens.first_is_content else "; not position 0"),
-        "first_is_content": tokens.first_is_content,
-        "truncated_samples": int(tokens.truncated.sum()),
-        "window_samples": plan.window,
-        "options": json.dumps(asked, ensure_ascii=False, sort_keys=True),
-        **{f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS},
-    }

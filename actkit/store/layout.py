@@ -79,7 +79,7 @@ def open_group(path: Path, *, mode: str = "r") -> zarr.Group:
 def create_array(
     group: zarr.Group,
     variable: Variable,
-    lengths: dict[str, int],
+    lengths: Mapping[str, int],
     *,
     window: int,
     chunk: int,
@@ -102,7 +102,9 @@ def create_array(
     """
     shape = tuple(lengths[dim] for dim in variable.dims)
     shards = None
-    if variable.by_window:
+    if variable.by_window and variable.dtype == "str":  # no codec shards strings
+        chunks = tuple(window if dim == "sample" else lengths[dim] for dim in variable.dims)
+    elif variable.by_window:
         shards = tuple(window if dim == "sample" else lengths[dim] for dim in variable.dims)
         # one layer is read alone; the small variables keep a whole window in a chunk
         samples = chunk if {"token", "hidden"} <= set(variable.dims) else window
@@ -140,13 +142,15 @@ def _codecs(variable: Variable) -> list[_Codec]:
     return [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
 
 
-def seal(path: Path, group: zarr.Group, arrays: Iterable[str], attrs: Mapping[str, Any]) -> None:
+def seal(path: Path, group: zarr.Group, nodes: Iterable[str], attrs: Mapping[str, Any]) -> None:
     """Write the attributes of a new cube, with a checksum of every metadata file.
+
+    The nodes are its arrays, and the groups that some of them are in.
 
     Shards and coordinates carry checksums of their own; a flipped bit in the metadata would move or
     retype them all.
     """
-    digests = {name: _sha256((path / name / METADATA).read_bytes()) for name in arrays}
+    digests = {name: _sha256((path / name / METADATA).read_bytes()) for name in nodes}
     group.update_attributes({**attrs, ARRAYS: json.dumps(digests), CHECKSUM: ""})
     group.update_attributes({CHECKSUM: _sha256((path / METADATA).read_bytes())})
 
@@ -175,8 +179,10 @@ def _sha256(content: bytes) -> str:
 
 
 def array_names(group: zarr.Group) -> list[str]:
-    """Return the names of the arrays that a cube was created with."""
-    return [str(name) for name in json.loads(str(group.attrs[ARRAYS]))]
+    """Return the names of the arrays that a cube was created with, those in its groups as paths."""
+    nodes = [str(name) for name in json.loads(str(group.attrs[ARRAYS]))]
+    groups = {name.rpartition("/")[0] for name in nodes}
+    return [name for name in nodes if name not in groups]
 
 
 def shards(path: Path, array: Array) -> Iterator[Shard]:
@@ -185,7 +191,7 @@ def shards(path: Path, array: Array) -> Iterator[Shard]:
     For an array that is not written by window, ``window`` counts its chunks along its first dimension.
     """
     axis = window_axis(array)
-    name = array.name.rsplit("/", 1)[-1]
+    name = array.path
     folder = path / name
     before, after = "c." + "0." * axis, ".0" * (array.ndim - axis - 1)
     for window in range(-(-array.shape[axis] // (array.shards or array.chunks)[axis])):

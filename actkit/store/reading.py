@@ -32,13 +32,16 @@ from .layout import (
 BLOCK_BYTES = 128 * MB
 
 
-def open_cube(path: str | Path, *, partial: bool = False) -> xr.Dataset:
+def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr.Dataset:
     """Open a cube.
 
     Parameters
     ----------
     path
         Run folder, or its ``cube.zarr``.
+    group
+        ``"vision"`` for what the blocks of the vision tower gave, with its own ``layer``, ``token`` and
+        ``hidden``, and the samples of the cube.
     partial
         Also open a cube that is still being written, or was interrupted: its committed samples.
 
@@ -51,7 +54,7 @@ def open_cube(path: str | Path, *, partial: bool = False) -> xr.Dataset:
     Raises
     ------
     CubeError
-        Where there is no cube.
+        Where there is no cube, or no such group in it.
     IncompleteError
         Where samples are missing and ``partial`` is False.
     CorruptError
@@ -65,8 +68,8 @@ def open_cube(path: str | Path, *, partial: bool = False) -> xr.Dataset:
     ('sample', 'token', 'hidden')
     """
     folder = cube_path(path)
-    group = open_group(folder)
-    committed, faults = read_committed(folder, group)
+    root = open_group(folder)
+    committed, faults = read_committed(folder, root)
     if faults:
         raise CorruptError(faults)
     if not committed.all() and not partial:
@@ -74,26 +77,88 @@ def open_cube(path: str | Path, *, partial: bool = False) -> xr.Dataset:
             f"{folder}: {committed.sum()} of {len(committed)} samples are committed; "
             "rerun the extraction to complete it, or open it with partial=True"
         )
-    names, seal = array_names(group), str(group.attrs[CHECKSUM])
-    faults = list(_absent(folder, group, names, committed))
+    names, seal = array_names(root), str(root.attrs[CHECKSUM])
+    faults = list(_absent(folder, root, names, committed))
     if faults:
         raise CorruptError(faults)
+    groups = {name.rpartition("/")[0] for name in names}
+    if group not in groups:
+        what = f"has no group `{group}`"
+        raise CubeError(f"{folder}: {what}; it has {', '.join(sorted(groups - {''})) or 'no groups'}")
+    own = [name for name in names if name.rpartition("/")[0] == group]
+    if group:  # whose samples are those of the cube
+        own += [name for name in names if "/" not in name and _is_of_samples(root, name)]
+    own.sort(key=_place)
     variables: dict[str, xr.Variable] = {}
-    for name in names:
-        array = array_of(group, name)
-        dims = dims_of(array)
+    data: set[str] = set()
+    for name in own:
+        array = array_of(root, name)
+        variable = VARIABLES.get(name)
+        short = name.rsplit("/", 1)[-1]
+        if short in variables:  # the group's own comes first
+            continue
+        if variable is not None and not variable.coord:
+            data.add(short)
         values: Any = committed
         if name != "committed":  # strictly read, windows without flags would be damage
             stored = _Stored(folder, name, seal)
-            values = _lazy(stored, array, committed) if len(dims) > 1 else _read(stored)
-        variables[name] = xr.Variable(dims, values, attrs=dict(array.attrs))
-    data = {name for name in names if name in VARIABLES and not VARIABLES[name].coord}
-    coords = {name: variables[name] for name in names if name not in data}
-    hidden = {key for key in group.attrs if key in ("arrays", "coordinates")}
-    attrs = {key: value for key, value in group.attrs.items() if key not in hidden}
-    cube = xr.Dataset({name: variables[name] for name in names if name in data}, coords, attrs)
+            by_window = variable is not None and variable.by_window
+            if array.ndim > 1:
+                values = _lazy(stored, array, committed)
+            else:
+                values = _read_committed(stored, array, committed) if by_window else stored[...]
+        variables[short] = xr.Variable(dims_of(array), values, attrs=dict(array.attrs))
+    hidden = {key for key in root.attrs if key in ("arrays", "coordinates")}
+    attrs = {key: value for key, value in root.attrs.items() if key not in hidden}
+    cube = xr.Dataset(
+        {name: variables[name] for name in variables if name in data},
+        {name: variables[name] for name in variables if name not in data},
+        attrs,
+    )
     cube.encoding["source"] = str(folder)
     return cube if committed.all() else cube.isel(sample=_where(committed))
+
+
+def tokens(cube: xr.Dataset, sample: int) -> list[str]:
+    """Return the characters of each token of a sample.
+
+    Parameters
+    ----------
+    cube
+        From :func:`open_cube`, or a part of it.
+    sample
+        Its coordinate ``sample``.
+
+    Returns
+    -------
+    list of str
+        One a position. Put together they are the prompt, special tokens included; a character that is
+        spread over several tokens stands whole at the last of them.
+
+    Raises
+    ------
+    KeyError
+        Where the cube has no such sample.
+
+    Examples
+    --------
+    >>> from actkit.testing import write_cube
+    >>> tokens(open_cube(write_cube(n_tokens=3)), 7)
+    ['ن0', 'ن1', 'ن2']
+    """
+    one = cube[["token_text", "n_tokens"]].sel(sample=sample)
+    return [str(text) for text in one.token_text.values[: int(one.n_tokens)]]
+
+
+def _place(name: str) -> int:
+    """Put first what tells samples apart: of many coordinates, xarray shows only some."""
+    return {"language": 0, "sample_id": 1}.get(name, 3 if name in VARIABLES else 2)
+
+
+def _is_of_samples(root: zarr.Group, name: str) -> bool:
+    """Tell whether an array says something of samples, whatever was captured of them."""
+    variable = VARIABLES.get(name)
+    return dims_of(array_of(root, name)) == ("sample",) and (variable is None or variable.coord)
 
 
 def _where(committed: np.ndarray) -> slice | np.ndarray:
@@ -113,7 +178,7 @@ class _Stored:
         self.seal = seal
         array = self._array
         self.shape = array.shape
-        self.dtype = array.dtype
+        self.dtype = np.dtype(object) if array.dtype.kind == "T" else array.dtype
         self.ndim = array.ndim
 
     @property
@@ -129,7 +194,7 @@ class _Stored:
     def __getitem__(self, key: Any) -> np.ndarray:
         array = self._array
         try:
-            return np.asarray(array[key])
+            return _plain(np.asarray(array[key]))
         except Exception as error:  # each codec raises its own
             faults = shard_faults(array, self._touched(array, key))
             if not faults:
@@ -153,9 +218,21 @@ def _open_array(folder: Path, name: str, _version: int) -> tuple[Array, str]:
     return array_of(group, name), str(group.attrs[CHECKSUM])
 
 
-def _read(stored: _Stored) -> np.ndarray:
-    values = stored[...]
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return strings as objects: not every reader knows NumPy's own strings."""
     return values.astype(object) if values.dtype.kind == "T" else values
+
+
+def _read_committed(stored: _Stored, array: Array, committed: np.ndarray) -> np.ndarray:
+    """Read what committed windows hold of a coordinate; the rest stays empty."""
+    if committed.all():
+        return stored[...]
+    values = np.full(array.shape, "" if stored.dtype == object else 0, dtype=stored.dtype)
+    size = (array.shards or array.chunks)[0]
+    for start in range(0, len(values), size):
+        if committed[start]:
+            values[start : start + size] = stored[start : start + size]
+    return values
 
 
 def _lazy(stored: _Stored, array: Array, committed: np.ndarray) -> da.Array:
@@ -163,7 +240,7 @@ def _lazy(stored: _Stored, array: Array, committed: np.ndarray) -> da.Array:
     file = (array.shards or array.chunks)[dims.index("sample")]
     # one layer at a time where a layer is large; few and large blocks keep dask's overhead small
     layers = 1 if "hidden" in dims else stored.shape[0]
-    per_sample = array.dtype.itemsize * int(
+    per_sample = stored.dtype.itemsize * int(
         np.prod(
             [
                 layers if dim == "layer" else n
@@ -179,7 +256,7 @@ def _lazy(stored: _Stored, array: Array, committed: np.ndarray) -> da.Array:
         stored,
         chunks=chunks,
         fancy=True,  # only then does dask read what a slice wants, not whole blocks
-        meta=np.empty((0,) * stored.ndim, dtype=array.dtype),
+        meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
     )
     return lazy
 

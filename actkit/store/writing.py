@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from zarr.core.array_spec import ArrayConfig
 
 from ..errors import StorageError
 from ..planning import Plan
-from ..schema import FORMAT, VARIABLES, label
+from ..schema import DIMS, FORMAT, VARIABLES, label
 from .checking import read_committed, shard_faults
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shard_region, shards
 
 CREATING = CUBE + ".creating"
+ROW_COORDS = ("sample_id", "language", "text")
 
 
 @contextmanager
@@ -38,10 +39,11 @@ def create_cube(
     *,
     variables: Sequence[str],
     coords: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
+    labels: Mapping[str, str],
+    rows: Iterable[Mapping[str, np.ndarray]],
     attrs: Mapping[str, str | int | float | bool],
 ) -> None:
-    """Write an empty cube with all its coordinates, then put it in its place.
+    """Write an empty cube with the coordinates that are known, then put it in its place.
 
     Parameters
     ----------
@@ -50,11 +52,13 @@ def create_cube(
     plan
         Its shape, window, chunk and batches are used.
     variables
-        Names of the data variables to allocate.
+        Names of the variables that are written by window.
     coords
-        Values of the coordinates of ``schema.VARIABLES``, `committed` and `batch` excepted.
+        Values of coordinates of ``schema.VARIABLES``, whole.
     labels
-        Values of the label columns, dims ``(sample,)``.
+        The label columns: name to dtype.
+    rows
+        Values of ``ROW_COORDS`` and of the labels, in blocks of consecutive samples of ``COORD_CHUNK``.
     attrs
         JSON scalars that say how the cube was made.
 
@@ -64,38 +68,52 @@ def create_cube(
         Where the disk refuses.
     """
     building = run / CREATING
-    declared = [VARIABLES[name] for name in variables]
-    values = {
-        **coords,
-        "batch": plan.batches,
-        "committed": np.zeros(plan.shape.sample, dtype=bool),
-        **labels,
-    }
-    declared += [VARIABLES.get(name) or label(name, _dtype_name(array)) for name, array in values.items()]
-    # other xarray readers go by this attribute
-    coordinates = " ".join(name for name in values if name not in vars(plan.shape))
+    names = [*coords, "batch", "committed", *ROW_COORDS]
+    declared = [VARIABLES[name] for name in (*variables, *names)]
+    declared += [label(name, dtype) for name, dtype in labels.items()]
     with storage_errors("cannot create the cube in"):
         if building.exists():
             shutil.rmtree(building)
         group = zarr.create_group(building, zarr_format=3)
-        for variable in declared:
-            array = create_array(
+        arrays = {
+            variable.name: create_array(
                 group,
                 variable,
-                vars(plan.shape),
+                vars(plan.shape_of(variable)),
                 window=plan.window,
-                chunk=plan.chunk,
+                chunk=plan.chunk_of(variable),
                 attrs={"label": True} if variable.name in labels else {},
             )
-            if variable.name in values and variable.name != "committed":
-                array[:] = _storable(values[variable.name])
-        described = {"actkit_format": FORMAT, **attrs, "coordinates": coordinates}
-        seal(building, group, [variable.name for variable in declared], described)
+            for variable in declared
+        }
+        for name, values in {**coords, "batch": plan.batches}.items():
+            arrays[name][:] = values
+        _write_rows({name: arrays[name] for name in (*ROW_COORDS, *labels)}, rows)
+        # other xarray readers go by this attribute
+        listed: dict[str, list[str]] = {}
+        for variable in declared:
+            short = variable.name.rsplit("/", 1)[-1]
+            if variable.coord and short not in DIMS:
+                listed.setdefault(variable.group, []).append(short)
+        groups = list(dict.fromkeys(variable.group for variable in declared if variable.group))
+        for name in groups:
+            group.require_group(name).update_attributes({"coordinates": " ".join(listed.get(name, []))})
+        described = {"actkit_format": FORMAT, **attrs, "coordinates": " ".join(listed[""])}
+        seal(building, group, [*(variable.name for variable in declared), *groups], described)
         for folder, _, files in os.walk(building, topdown=False):
             for name in [*files, ""]:
                 _fsync(Path(folder) / name)
         building.rename(run / CUBE)
         _fsync(run)
+
+
+def _write_rows(arrays: Mapping[str, Array], rows: Iterable[Mapping[str, np.ndarray]]) -> None:
+    start = 0
+    for block in rows:
+        stop = start + len(block["text"])
+        for name, array in arrays.items():
+            array[start:stop] = _storable(block[name])
+        start = stop
 
 
 class CubeWriter:
@@ -130,8 +148,9 @@ class CubeWriter:
         A committed window any of whose shards is missing or empty is taken back.
         """
         with storage_errors("cannot recover"):
-            for partial in self.path.glob("*/*.partial"):
-                partial.unlink()
+            for partial in self.path.rglob("*.partial"):
+                if partial.is_file():
+                    partial.unlink()
             committed, _ = read_committed(self.path, self._group)
             flags = self._files["committed"]
             present = {window for window in range(len(flags)) if committed[window * self._plan.window]}
@@ -145,28 +164,39 @@ class CubeWriter:
             _fsync(flags[0].parent)
         return [window for window in range(len(flags)) if window not in present - lost]
 
-    def restore(self, coords: Mapping[str, np.ndarray]) -> list[str]:
+    def restore(
+        self,
+        coords: Mapping[str, np.ndarray],
+        labels: Iterable[str],
+        rows: Iterable[Mapping[str, np.ndarray]],
+    ) -> list[str]:
         """Write again the coordinates whose files are missing or damaged, and return their names.
 
         Parameters
         ----------
-        coords
-            Values of all coordinates and labels, `committed` and `batch` excepted.
+        coords, labels, rows
+            As for :func:`create_cube`; the rows are asked for only where one of theirs is damaged.
         """
+        whole = {**coords, "batch": self._plan.batches}
         restored = []
         with storage_errors("cannot restore the coordinates"):
-            for name, values in {**coords, "batch": self._plan.batches}.items():
+            for name in (*whole, *ROW_COORDS, *labels):
                 array = self._open(name)
                 files = list(shards(self.path, array))
                 if not shard_faults(array, files):
                     continue
                 for file in files:
                     file.path.unlink(missing_ok=True)
-                array[:] = _storable(values)
-                for file in files:
+                if name in whole:
+                    array[:] = whole[name]
+                restored.append(name)
+            by_row = [name for name in restored if name not in whole]
+            if by_row:
+                _write_rows({name: self._open(name) for name in by_row}, rows)
+            for name in restored:
+                for file in shards(self.path, self._open(name)):
                     _fsync(file.path)
                 _fsync(self.path / name)
-                restored.append(name)
         return restored
 
     def write(self, window: int, values: Mapping[str, np.ndarray]) -> int:
@@ -177,7 +207,7 @@ class CubeWriter:
         window
             Its index.
         values
-            For every data variable of the cube, the window's part.
+            For every variable of the cube that is written by window, the window's part.
 
         Returns
         -------
@@ -198,7 +228,7 @@ class CubeWriter:
             for path in [flag, *files.values()]:
                 path.unlink(missing_ok=True)
             for name, array in self._arrays.items():
-                array[shard_region(array, window)] = values[name]
+                array[shard_region(array, window)] = _storable(values[name])
             for path in files.values():
                 _fsync(path)
                 _fsync(path.parent)
@@ -214,10 +244,6 @@ class CubeWriter:
 
 def _holds_bytes(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
-
-
-def _dtype_name(array: np.ndarray) -> str:
-    return "str" if array.dtype == object else array.dtype.name
 
 
 def _storable(array: np.ndarray) -> Any:

@@ -15,7 +15,7 @@ import pytest
 
 from actkit.extraction.checkpoints import find_checkpoint
 from actkit.extraction.model import read_architecture
-from actkit.extraction.tokens import load_tokenizer
+from actkit.extraction.processors import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

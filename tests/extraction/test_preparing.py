@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, PreTra
 from actkit.config import Config
 from actkit.errors import InputError
 from actkit.extraction.preparing import prepare
-from actkit.extraction.tokens import Tokens, tokenize
+from actkit.extraction.prompts import Encoder, Prompt
+from actkit.extraction.selection import content_positions
 from actkit.planning import Shape
 from actkit.schema import TokenKind
 
@@ -66,7 +66,7 @@ def edit_json(path: Path, **entries: Any) -> None:
 
 def test_a_sound_run_is_prepared_without_a_trace(asked: dict[str, Any], tmp_path: Path) -> None:
     prepared = prepare(None, {**asked, "layers": "0 2", "max_tokens": 4})
-    assert prepared.layers == (0, 2)
+    assert prepared.layers == {"residual": (0, 2)}
     assert prepared.plan.shape == Shape(layer=2, sample=6, token=4, hidden=16)
     assert prepared.attrs["layers"] == "0 2"
     assert json.loads(str(prepared.attrs["options"])) == {"max_tokens": 4}
@@ -119,7 +119,7 @@ def test_options_go_over_yaml_and_config(asked: dict[str, Any], tmp_path: Path) 
     path.write_text(config.to_yaml(), encoding="utf-8")
     for given in (config, path, str(path)):
         prepared = prepare(given, {"limit": 4, "languages": None})
-        assert (len(prepared.samples), prepared.layers) == (4, (0,))
+        assert (len(prepared.scan), prepared.layers) == (4, {"residual": (0,)})
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "NUL", "too long", "foreign files"])
@@ -222,12 +222,13 @@ def test_prompts_longer_than_the_positions_of_bert(
     data = write("short", "word " * 510, "word " * 511, "word " * 900)
     options = {**asked, "model": minilm, "data": data}
     assert faults_of(**options) == [
-        "max_tokens: 2 prompts exceed the 512 tokens that the model takes, first sample 2 "
-        "(set max_tokens to 512 or less)"
+        f"row {row} (line {row + 1}): has {count} tokens, and the model takes 512: "
+        "set max_tokens to 512 or less (mend or remove the row)"
+        for row, count in ((3, 513), (4, 902))
     ]
     prepared = prepare(None, {**options, "max_tokens": 512})
-    assert prepared.tokens.lengths.tolist() == [3, 512, 512, 512]
-    assert prepared.tokens.truncated.tolist() == [False, False, True, True]
+    assert prepared.measure.lengths.tolist() == [3, 512, 512, 512]
+    assert prepared.measure.truncated.tolist() == [False, False, True, True]
     assert prepared.attrs["truncated_samples"] == 2
 
 
@@ -247,25 +248,27 @@ def test_prompts_longer_than_the_positions_of_gpt2(
         )
     ).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    long = sum(len(tokenizer(text).input_ids) > 8 for text in prepare(None, asked).samples.text)
-    assert long == 4
+    counts = [len(tokenizer(text).input_ids) for text in texts_of(asked)]
+    assert sum(count > 8 for count in counts) == 4
     assert faults_of(**{**asked, "model": model}) == [
-        "max_tokens: 4 prompts exceed the 8 tokens that the model takes, first sample 0 "
-        "(set max_tokens to 8 or less)"
+        f"row {row} (line {row + 1}): has {count} tokens, and the model takes 8: set max_tokens to 8 or less "
+        "(mend or remove the row)"
+        for row, count in enumerate(counts, start=1)
+        if count > 8
     ]
     assert prepare(None, {**asked, "model": model, "max_tokens": 8}).attrs["truncated_samples"] == 4
 
 
 def test_prompts_are_cut_and_counted(asked: dict[str, Any], tokenizer: Any) -> None:
     prepared = prepare(None, {**asked, "max_tokens": 10})
-    whole = [tokenizer(text).input_ids for text in prepared.samples.text]
-    tokens = prepared.tokens
-    assert tokens.lengths.tolist() == [min(len(ids), 10) for ids in whole]
-    assert tokens.truncated.tolist() == [len(ids) > 10 for ids in whole]
+    texts = texts_of(asked)
+    whole = [tokenizer(text).input_ids for text in texts]
+    assert prepared.measure.lengths.tolist() == [min(len(ids), 10) for ids in whole]
+    assert prepared.measure.truncated.tolist() == [len(ids) > 10 for ids in whole]
     assert 0 < prepared.attrs["truncated_samples"] == sum(len(ids) > 10 for ids in whole) < 6
-    for row, length, ids in zip(tokens.ids, tokens.lengths, whole, strict=True):
-        assert row[:length].tolist() == ids[:length]
-        assert not row[length:].any()
+    for prompt, ids in zip(prepared.encoder.encode(texts), whole, strict=True):
+        assert isinstance(prompt, Prompt)
+        assert prompt.ids.tolist() == ids[:10]
 
 
 @pytest.mark.parametrize(("model", "added"), [("tiny_model", 1), ("minilm", 2)])
@@ -278,41 +281,50 @@ def test_max_tokens_leaves_room_for_text(
             f"max_tokens: {too_few} leaves no room for text: the tokenizer adds {added} tokens of its own "
             f"(set max_tokens to {added + 1} or more)"
         ]
-    tokens = prepare(None, {**options, "max_tokens": added + 1}).tokens
-    assert (tokens.content().sum(axis=1) == 1).all()
+    encoder = prepare(None, {**options, "max_tokens": added + 1}).encoder
+    for prompt in encoder.encode(texts_of(asked)):
+        assert isinstance(prompt, Prompt)
+        assert content_positions(prompt.kinds, first_is_content=True).sum() == 1
 
 
-def test_a_tokenizer_of_another_model_is_a_fault(asked: dict[str, Any], model_copy: Path) -> None:
-    highest = int(prepare(None, asked).tokens.ids.max())
-    edit_json(model_copy / "config.json", vocab_size=highest)
-    assert faults_of(**{**asked, "model": model_copy}) == [
-        f"model: its tokenizer gives token {highest}, and its embedding has {highest} rows "
-        "(use the tokenizer that belongs to the model)"
-    ]
+def test_a_tokenizer_of_another_model_is_a_fault(
+    asked: dict[str, Any], model_copy: Path, tokenizer: Any
+) -> None:
+    highest = [max(tokenizer(text).input_ids) for text in texts_of(asked)]
+    edit_json(model_copy / "config.json", vocab_size=max(highest))
+    row = highest.index(max(highest)) + 1
+    assert faults_of(**{**asked, "model": model_copy})[0] == (
+        f"row {row} (line {row + 1}): has token {max(highest)}, and the model's embedding has {max(highest)} "
+        "rows: use the tokenizer that belongs to the model (mend or remove the row)"
+    )
 
 
-def encode(tokenizer: Any, *texts: str) -> tuple[Tokens, list[str]]:
-    tokens, faults = tokenize(tokenizer, texts, max_tokens=None, positions=None, vocabulary=None)
-    return tokens, [str(fault) for fault in faults]
+def texts_of(asked: dict[str, Any]) -> list[str]:
+    return [str(text) for block in prepare(None, asked).rows() for text in block["text"]]
+
+
+def encode(tokenizer: Any, *texts: str) -> list[Prompt | str]:
+    return Encoder(tokenizer).encode(texts)
+
+
+def kinds_of(prompts: list[Prompt | str]) -> list[list[int]]:
+    assert not any(isinstance(prompt, str) for prompt in prompts)
+    return [prompt.kinds.tolist() for prompt in prompts if isinstance(prompt, Prompt)]
 
 
 def test_kinds_tell_text_from_what_the_tokenizer_adds(tokenizer: Any) -> None:
-    tokens, faults = encode(tokenizer, "a", "a</s>b", "<s>")
-    assert faults == []
-    assert tokens.first_is_content
-    assert tokens.kinds.tolist() == [
-        [TokenKind.SPECIAL, TokenKind.TEXT, TokenKind.PAD, TokenKind.PAD],
+    assert kinds_of(encode(tokenizer, "a", "a</s>b", "<s>")) == [
+        [TokenKind.SPECIAL, TokenKind.TEXT],
         [TokenKind.SPECIAL, TokenKind.TEXT, TokenKind.SPECIAL, TokenKind.TEXT],
-        [TokenKind.SPECIAL, TokenKind.SPECIAL, TokenKind.PAD, TokenKind.PAD],
+        [TokenKind.SPECIAL, TokenKind.SPECIAL],
     ]
-    assert tokens.content().sum(axis=1).tolist() == [1, 2, 0]
 
 
 def test_unknown_words_are_text(minilm: Path) -> None:
-    tokens, faults = encode(AutoTokenizer.from_pretrained(minilm), "word 🦄")
-    assert faults == []
-    assert tokens.ids[0].tolist() == [101, 2773, 100, 102]
-    assert tokens.kinds[0].tolist() == [TokenKind.SPECIAL, TokenKind.TEXT, TokenKind.TEXT, TokenKind.SPECIAL]
+    (prompt,) = encode(AutoTokenizer.from_pretrained(minilm), "word 🦄")
+    assert isinstance(prompt, Prompt)
+    assert prompt.ids.tolist() == [101, 2773, 100, 102]
+    assert prompt.kinds.tolist() == [TokenKind.SPECIAL, TokenKind.TEXT, TokenKind.TEXT, TokenKind.SPECIAL]
 
 
 def with_parts(tokenizer: Any, **parts: Any) -> Any:
@@ -321,22 +333,28 @@ def with_parts(tokenizer: Any, **parts: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(described)))
 
 
-def test_without_a_special_token_in_front_the_first_position_is_no_content(tokenizer: Any) -> None:
-    tokens, faults = encode(with_parts(tokenizer, post_processor=None), "ab", "abcd")
-    assert faults == []
-    assert not tokens.first_is_content
-    assert tokens.content()[:, 0].tolist() == [False, False]
-    np.testing.assert_array_equal(tokens.content().sum(axis=1), tokens.lengths - 1)
+def test_without_a_special_token_in_front_the_first_position_is_no_content(
+    tokenizer: Any, asked: dict[str, Any], model_copy: Path
+) -> None:
+    assert prepare(None, asked).measure.first_is_content
+    with_parts(tokenizer, post_processor=None).save_pretrained(model_copy)
+    prepared = prepare(None, {**asked, "model": model_copy})
+    assert not prepared.measure.first_is_content
+    assert prepared.attrs["first_is_content"] is False
+    assert str(prepared.attrs["content_rule"]).endswith("; not position 0")
 
 
-def test_prompts_without_any_token_are_a_fault(tokenizer: Any) -> None:
+def test_prompts_without_any_token_are_a_fault(
+    tokenizer: Any, asked: dict[str, Any], model_copy: Path, write: Callable[..., Path]
+) -> None:
     silent = with_parts(
         tokenizer,
         post_processor=None,
         normalizer={"type": "Replace", "pattern": {"String": "\u200f"}, "content": ""},
     )
-    _, faults = encode(silent, "a", "\u200f", "b", "\u200f\u200f")
-    assert faults == [
-        "sample 1: has no tokens (mend or remove the row)",
-        "sample 3: has no tokens (mend or remove the row)",
+    silent.save_pretrained(model_copy)
+    data = write("a", "\u200f", "b", "\u200f\u200f")
+    assert faults_of(**{**asked, "model": model_copy, "data": data}) == [
+        "row 2 (line 3): has no tokens (mend or remove the row)",
+        "row 4 (line 5): has no tokens (mend or remove the row)",
     ]

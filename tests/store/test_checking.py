@@ -2,6 +2,7 @@
 
 import errno
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import zarr.storage._local as local
 from actkit import open_cube, verify
 from actkit.cli import main
 from actkit.errors import CorruptError, CubeError
-from actkit.schema import VARIABLES
+from actkit.schema import VARIABLES, VISION
 from actkit.store.layout import CUBE, array_of, open_group, shards
 from actkit.testing import Synthetic, contents, flip_bit
 
@@ -20,6 +21,7 @@ LABELS = ("gender", "image_id")
 ARRAYS = (*VARIABLES, *LABELS)
 # what is read when it is computed with, not when the cube is opened
 LAZY = [name for name, variable in VARIABLES.items() if len(variable.dims) > 1]
+VISION_NODES = [VISION, *(name for name, variable in VARIABLES.items() if variable.group == VISION)]
 
 
 def files_of(run: Path, name: str) -> list[Path]:
@@ -34,8 +36,9 @@ def expect_named(run: Path, name: str, files: list[Path], what: str) -> None:
     found = verify(run)
     assert [(fault.where, fault.what.partition(":")[0]) for fault in found.faults] == wanted
     assert not found.ok
+    group, _, short = name.rpartition("/")
     with pytest.raises(CorruptError) as caught:
-        open_cube(run)[name].load(scheduler="synchronous")
+        open_cube(run, group=group)[short].load(scheduler="synchronous")
     assert [(fault.where, fault.what.partition(":")[0]) for fault in caught.value.faults] == wanted
 
 
@@ -59,11 +62,11 @@ def test_a_flipped_bit(run: Path, name: str) -> None:
     assert verify(run).ok
 
 
-@pytest.mark.parametrize("name", ["", *ARRAYS])
+@pytest.mark.parametrize("name", ["", VISION, *ARRAYS])
 def test_a_flipped_bit_of_the_metadata(run: Path, name: str) -> None:
     path = run / CUBE / name / "zarr.json"
     chance = random.Random(name)
-    for _ in range(20 if not name else 2):
+    for _ in range(20 if name in ("", VISION) else 2):
         bit = chance.randrange(8 * path.stat().st_size)
         flip_bit(path, bit)
         for read in (verify, open_cube):
@@ -81,7 +84,12 @@ def test_a_flipped_bit_of_the_metadata(run: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["residual", "embedding", "pooled", "nonfinite", "text", "sample", "token_kind"]
+    "name",
+    [
+        *("residual", "mlp", "embedding", "pooled", "nonfinite", "text", "sample", "has_mlp"),
+        *("token_kind", "token_text", "n_tokens", "generated"),
+        *("vision/residual", "vision/n_tokens", "vision/layer"),
+    ],
 )
 @pytest.mark.parametrize("keep", [1, 0.3, 0.9, -1])
 def test_a_cut_file(run: Path, name: str, keep: float) -> None:
@@ -115,15 +123,19 @@ def test_empty_flags_are_named_and_missing_flags_mean_that_the_window_is_not_the
 def test_every_fault_is_named_at_once(run: Path) -> None:
     cut, missing = files_of(run, "residual")[0], files_of(run, "norm")[2]
     text, flags = files_of(run, "text")[0], files_of(run, "committed")[1]
+    pieces, patches = files_of(run, "token_text")[2], files_of(run, "vision/residual")[0]
     cut.write_bytes(cut.read_bytes()[:100])
     missing.unlink()
-    flip_bit(text, 9)
-    flip_bit(flags, 9)
+    for path in (text, flags, pieces):
+        flip_bit(path, 9)
+    patches.write_bytes(b"")
     assert {fault.where: fault.what.partition(":")[0] for fault in verify(run).faults} == {
         "residual/c.0.0.0.0": "is truncated or corrupted",
         "norm/c.0.2.0": "is missing",
         "text/c.0": "is truncated or corrupted",
         "committed/c.1": "is truncated or corrupted",
+        "token_text/c.2.0": "is truncated or corrupted",
+        "vision/residual/c.0.0.0.0": "is empty",
     }
 
 
@@ -131,6 +143,10 @@ def test_what_lies_in_an_uncommitted_window_is_no_damage(run: Path) -> None:
     files_of(run, "committed")[1].unlink()
     files_of(run, "residual")[1].write_bytes(b"half a shard")
     files_of(run, "norm")[1].unlink()
+    files_of(run, "n_tokens")[1].unlink()
+    files_of(run, "generated")[1].write_bytes(b"")
+    files_of(run, "vision/residual")[1].write_bytes(b"half a shard")
+    files_of(run, "vision/n_tokens")[1].unlink()
     found = verify(run)
     assert found.ok
     assert found.committed == 6
@@ -148,11 +164,12 @@ def test_what_lies_in_an_uncommitted_window_is_no_damage(run: Path) -> None:
     ids=["deleted", "emptied", "cut", "flipped"],
 )
 def test_damage_after_opening(run: Path, name: str, damage: Callable[[Path], Any], what: str) -> None:
-    cube = open_cube(run)
+    group, _, short = name.rpartition("/")
+    cube = open_cube(run, group=group)
     *_, path = files_of(run, name)
     damage(path)
     with pytest.raises(CorruptError) as caught:
-        cube[name].load()
+        cube[short].load()
     assert [(fault.where, fault.what.partition(":")[0]) for fault in caught.value.faults] == [
         (f"{name}/{path.name}", what)
     ]
@@ -167,6 +184,30 @@ def test_only_the_files_that_are_read_are_looked_at(run: Path) -> None:
         cube.residual.isel(sample=9).load()
     assert [fault.where for fault in caught.value.faults] == ["residual/c.0.2.0.0"]
     cube.residual.isel(sample=slice(4, 8)).load()
+    open_cube(run, group=VISION).residual.load()
+
+
+def test_damage_to_one_group_is_named_and_leaves_the_other_readable(run: Path) -> None:
+    flip_bit(files_of(run, "vision/residual")[1], 500)
+    flip_bit(files_of(run, "residual")[2], 500)
+    assert [fault.where for fault in verify(run).faults] == [
+        "residual/c.0.2.0.0",
+        "vision/residual/c.0.1.0.0",
+    ]
+    with pytest.raises(CorruptError) as caught:
+        open_cube(run, group=VISION).residual.load()
+    assert [fault.where for fault in caught.value.faults] == ["vision/residual/c.0.1.0.0"]
+    open_cube(run).mlp.load()
+
+
+def test_a_missing_group_is_named(run: Path) -> None:
+    shutil.rmtree(run / CUBE / VISION)
+    for read in (verify, open_cube):
+        with pytest.raises(CorruptError) as caught:
+            read(run)
+        assert sorted((fault.where, fault.what) for fault in caught.value.faults) == sorted(
+            (f"{name}/zarr.json", "is missing") for name in VISION_NODES
+        )
 
 
 def test_a_disk_that_refuses_to_read_is_reported_as_such(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +253,15 @@ def test_following_the_advice_mends_the_cube(
 ) -> None:
     from actkit.store.writing import CubeWriter
 
-    for name in ("residual", "text"):
+    damaged = ("residual", "text", "token_text", "vision/residual", "vision/layer", "n_tokens")
+    for name in damaged:
         flip_bit(files_of(run, name)[0], 99)
+    assert len(verify(run).faults) == len(damaged)
     for fault in verify(run).faults:
         assert fault.mend == "delete it if it is there, and rerun the extraction"
         (run / CUBE / fault.where).unlink()
     writer = CubeWriter(run / CUBE, numbers.plan)
-    writer.restore({**numbers.coords, **numbers.labels})
+    assert set(writer.restore(numbers.coords, numbers.labels, [numbers.rows])) == {"text", "vision/layer"}
     for window in writer.recover():
         writer.write(window, numbers.part(window))
     assert contents(run / CUBE) == undisturbed

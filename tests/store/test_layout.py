@@ -13,11 +13,11 @@ import zarr
 
 from actkit import open_cube
 from actkit.errors import CorruptError, CubeError
-from actkit.schema import VARIABLES
-from actkit.store.layout import CUBE, array_of, cube_path, open_group, shard_region, shards
+from actkit.schema import VARIABLES, VISION
+from actkit.store.layout import CUBE, array_names, array_of, cube_path, open_group, shard_region, shards
 from actkit.testing import contents, synthetic
 
-BLOSC = {"typesize": 4, "cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
+BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
 
 
 def metadata(run: Path, name: str) -> dict[str, Any]:
@@ -43,8 +43,12 @@ def dataset_of_xarray(path: Path) -> None:
     xr.Dataset({"residual": ("sample", np.zeros(3))}).to_zarr(path, consolidated=False)
 
 
+def older_format(path: Path) -> None:
+    zarr.create_group(path).update_attributes({"actkit_format": 1})
+
+
 def newer_format(path: Path) -> None:
-    zarr.create_group(path).update_attributes({"actkit_format": 2})
+    zarr.create_group(path).update_attributes({"actkit_format": 3})
 
 
 def array_instead(path: Path) -> None:
@@ -59,9 +63,10 @@ def garbage(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (foreign_group, "was not written by actkit; this version reads format 1"),
-        (dataset_of_xarray, "was not written by actkit; this version reads format 1"),
-        (newer_format, "is of format 2; this version reads format 1"),
+        (foreign_group, "was not written by actkit; this version reads format 2"),
+        (dataset_of_xarray, "was not written by actkit; this version reads format 2"),
+        (older_format, "is of format 1; this version reads format 2"),
+        (newer_format, "is of format 3; this version reads format 2"),
         (array_instead, "cannot be opened as a zarr v3 group"),
         (garbage, "cannot be opened as a zarr v3 group"),
     ],
@@ -85,7 +90,7 @@ def test_missing_and_changed_metadata_are_named(run: Path) -> None:
 
 def test_a_number_that_reads_the_same_but_is_spelled_otherwise_is_still_a_change(run: Path) -> None:
     root = run / CUBE / "zarr.json"
-    root.write_bytes(root.read_bytes().replace(b'"actkit_format": 1', b'"actkit_format": 1.0'))
+    root.write_bytes(root.read_bytes().replace(b'"actkit_format": 2', b'"actkit_format": 2.0'))
     with pytest.raises(CorruptError, match=r"zarr\.json: was changed"):
         open_group(run / CUBE)
 
@@ -96,6 +101,7 @@ def test_consolidated_metadata_do_no_harm(run: Path) -> None:
         zarr.consolidate_metadata(run / CUBE)
     assert b"consolidated_metadata" in (run / CUBE / "zarr.json").read_bytes()
     xr.testing.assert_identical(open_cube(run).load(), before)
+    assert open_cube(run, group=VISION).sizes["token"] == 7
 
     zarr.open_group(run / CUBE, mode="r+", use_consolidated=True).update_attributes({"note": "mine"})
     with pytest.raises(CorruptError, match=r"zarr\.json: was changed"):
@@ -107,11 +113,23 @@ def test_consolidated_metadata_do_no_harm(run: Path) -> None:
     [
         # inner chunks are one layer, and as many samples as make a megabyte; here all four of a window
         ("residual", [3, 4, 6, 8], [1, 4, 6, 8]),
+        ("attention", [3, 4, 6, 8], [1, 4, 6, 8]),
+        ("mlp", [3, 4, 6, 8], [1, 4, 6, 8]),
         ("embedding", [4, 6, 8], [4, 6, 8]),
         ("norm", [3, 4, 6], [1, 4, 6]),
         ("pooled", [3, 4, 8], [1, 4, 8]),
         ("last", [3, 4, 8], [1, 4, 8]),
         ("nonfinite", [3, 4], [1, 4]),
+        ("token_id", [4, 6], [4, 6]),
+        ("token_kind", [4, 6], [4, 6]),
+        ("position", [4, 6], [4, 6]),
+        ("n_tokens", [4], [4]),
+        # two layers, seven patches, four values
+        ("vision/residual", [2, 4, 7, 4], [1, 4, 7, 4]),
+        ("vision/norm", [2, 4, 7], [1, 4, 7]),
+        ("vision/pooled", [2, 4, 4], [1, 4, 4]),
+        ("vision/nonfinite", [2, 4], [1, 4]),
+        ("vision/n_tokens", [4], [4]),
     ],
 )
 def test_a_window_of_a_variable_is_one_checksummed_shard(
@@ -121,8 +139,10 @@ def test_a_window_of_a_variable_is_one_checksummed_shard(
     (sharding,) = described["codecs"]
     assert described["chunk_grid"]["configuration"]["chunk_shape"] == shard
     assert sharding["configuration"]["chunk_shape"] == chunk
-    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == ["bytes", "blosc", "crc32c"]
-    assert sharding["configuration"]["codecs"][1]["configuration"] == BLOSC
+    to_bytes = [codec["name"] for codec in sharding["configuration"]["codecs"]]
+    assert to_bytes == ["bytes", "blosc", "crc32c"]
+    item = np.dtype(VARIABLES[name].dtype).itemsize
+    assert sharding["configuration"]["codecs"][1]["configuration"] == {**BLOSC, "typesize": item}
     assert [codec["name"] for codec in sharding["configuration"]["index_codecs"]] == ["bytes", "crc32c"]
 
 
@@ -133,21 +153,57 @@ def test_inner_chunks_are_about_a_megabyte(tmp_path: Path) -> None:
     assert sharding["configuration"]["chunk_shape"] == [1, 8, 64, 512]
 
 
-def test_every_chunk_of_every_coordinate_is_checksummed(intact: Path) -> None:
-    for name in open_group(intact / CUBE).array_keys():
-        if name not in VARIABLES or VARIABLES[name].coord:
-            assert metadata(intact, name)["codecs"][-1]["name"] == "crc32c"
+def test_inner_chunks_of_patches_are_about_a_megabyte_too(tmp_path: Path) -> None:
+    # 7 patches × 32768 values × 4 bytes: 896 kB a sample
+    numbers = synthetic(n_layers=1, n_samples=4, n_tokens=2, hidden=2**16, window=4, everything=True)
+    numbers.create(tmp_path)
+    (sharding,) = metadata(tmp_path, "vision/residual")["codecs"]
+    assert sharding["configuration"]["chunk_shape"] == [1, 1, 7, 2**15]
+    assert metadata(tmp_path, "vision/residual")["chunk_grid"]["configuration"]["chunk_shape"] == [
+        *(2, 4, 7, 2**15)
+    ]
+
+
+def test_every_chunk_that_is_no_shard_is_checksummed(intact: Path) -> None:
+    whole = []
+    for name in array_names(open_group(intact / CUBE)):
+        codecs = [codec["name"] for codec in metadata(intact, name)["codecs"]]
+        if codecs != ["sharding_indexed"]:
+            assert codecs[-1] == "crc32c", name
+            whole.append(name)
+    of_windows = {name for name in VARIABLES if VARIABLES[name].by_window and VARIABLES[name].dtype != "str"}
+    assert set(whole) == {*VARIABLES, "gender", "image_id"} - of_windows
 
 
 def test_flags_are_one_chunk_a_window(intact: Path) -> None:
     assert metadata(intact, "committed")["chunk_grid"]["configuration"]["chunk_shape"] == [4]
 
 
-@pytest.mark.parametrize("name", ["sample_id", "language", "text", "gender", "image_id"])
-def test_strings_are_of_variable_length(intact: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [
+        ("sample_id", [10]),
+        ("language", [10]),
+        ("text", [10]),
+        ("gender", [10]),
+        ("image_id", [10]),
+        # written with their window, which is one file
+        ("token_text", [4, 6]),
+        ("generated", [4]),
+    ],
+)
+def test_strings_are_of_variable_length(intact: Path, name: str, chunk: list[int]) -> None:
     described = metadata(intact, name)
     assert described["data_type"] == "string"
+    assert described["chunk_grid"]["configuration"]["chunk_shape"] == chunk
     assert [codec["name"] for codec in described["codecs"]] == ["vlen-utf8", "zstd", "crc32c"]
+
+
+def test_rows_lie_in_files_of_their_own_length_whatever_the_window(tmp_path: Path) -> None:
+    synthetic(n_layers=1, n_samples=9000, n_tokens=2, hidden=1, window=64).create(tmp_path)
+    for name in ("sample_id", "text", "gender", "sample", "prompt_tokens", "truncated", "batch"):
+        assert metadata(tmp_path, name)["chunk_grid"]["configuration"]["chunk_shape"] == [4096], name
+        assert sorted(path.name for path in (tmp_path / CUBE / name).glob("c.*")) == ["c.0", "c.1", "c.2"]
 
 
 def test_arrays_name_their_dimensions_and_say_what_they_mean(intact: Path) -> None:
@@ -155,6 +211,21 @@ def test_arrays_name_their_dimensions_and_say_what_they_mean(intact: Path) -> No
         described = metadata(intact, name)
         assert tuple(described["dimension_names"]) == variable.dims
         assert described["attributes"]["long_name"] == variable.meaning
+
+
+def test_the_names_of_the_arrays_are_those_that_were_declared(intact: Path) -> None:
+    group = open_group(intact / CUBE)
+    names = array_names(group)
+    assert sorted(names) == sorted([*VARIABLES, "gender", "image_id"])
+    found = {path.removeprefix("/") for path, _ in group.members(max_depth=None)}
+    assert {path for path in found if path != VISION} == set(names)
+
+
+def test_a_cube_without_a_vision_tower_has_no_group(tmp_path: Path) -> None:
+    synthetic(n_samples=4).create(tmp_path)
+    group = open_group(tmp_path / CUBE)
+    assert list(group.group_keys()) == []
+    assert not [name for name in array_names(group) if "/" in name]
 
 
 def test_attributes_are_scalars(intact: Path) -> None:
@@ -168,6 +239,9 @@ def test_the_files_of_an_array(intact: Path) -> None:
     files = list(shards(intact / CUBE, array))
     assert [str(shard) for shard in files] == ["norm/c.0.0.0", "norm/c.0.1.0", "norm/c.0.2.0"]
     assert all(shard.path.is_file() for shard in files)
+    of_group = list(shards(intact / CUBE, array_of(open_group(intact / CUBE), "vision/norm")))
+    assert [str(shard) for shard in of_group] == [f"vision/{shard}" for shard in files]
+    assert all(shard.path == intact / CUBE / str(shard) for shard in of_group)
     assert [shard_region(array, shard.window)[1] for shard in files] == [
         slice(0, 4),
         slice(4, 8),
@@ -177,8 +251,8 @@ def test_the_files_of_an_array(intact: Path) -> None:
 
 def test_nothing_else_lies_in_a_cube(intact: Path) -> None:
     group = open_group(intact / CUBE)
-    expected = {"zarr.json", *(f"{name}/zarr.json" for name in group.array_keys())}
-    for name in group.array_keys():
+    expected = {"zarr.json", "vision/zarr.json", *(f"{name}/zarr.json" for name in array_names(group))}
+    for name in array_names(group):
         expected |= {str(shard) for shard in shards(intact / CUBE, array_of(group, name))}
     assert set(contents(intact / CUBE)) == expected
 
@@ -187,7 +261,7 @@ def test_a_cube_depends_on_neither_time_nor_host_nor_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # chunks of a megabyte: blosc cuts them into blocks, which several threads could put in any order
-    numbers = synthetic(n_layers=2, n_samples=8, n_tokens=64, hidden=512, window=8)
+    numbers = synthetic(n_layers=2, n_samples=8, n_tokens=64, hidden=512, window=8, everything=True)
     trees = []
     for host, clock in (("here", 1e9), ("elsewhere", 2e9)):
         monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
@@ -203,3 +277,12 @@ def test_pads_cost_next_to_nothing(tmp_path: Path) -> None:
     values = {**wide.part(0), "residual": np.full((1, 4, 200, 64), np.nan, dtype=np.float32)}
     wide.create(tmp_path).write(0, values)
     assert (tmp_path / CUBE / "residual" / "c.0.0.0.0").stat().st_size < values["residual"].nbytes / 50
+
+
+def test_layers_at_which_a_component_is_absent_cost_next_to_nothing(tmp_path: Path) -> None:
+    numbers = synthetic(n_layers=16, n_samples=4, n_tokens=16, hidden=64, everything=True)
+    mlp = np.full_like(numbers.values["mlp"], np.nan)
+    mlp[7] = numbers.values["mlp"][7]
+    numbers.create(tmp_path).write(0, {**numbers.part(0), "mlp": mlp})
+    sizes = {name: (tmp_path / CUBE / name / "c.0.0.0.0").stat().st_size for name in ("mlp", "residual")}
+    assert sizes["mlp"] < sizes["residual"] / 16 * 1.5

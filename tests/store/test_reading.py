@@ -17,16 +17,14 @@ import tensorstore
 import xarray as xr
 import zarr
 
-from actkit import open_cube
+from actkit import open_cube, tokens
 from actkit.errors import CorruptError, CubeError, IncompleteError
-from actkit.schema import VARIABLES, TokenKind
+from actkit.schema import VARIABLES, VISION, TokenKind
 from actkit.store.checking import StrictStore
 from actkit.store.layout import CUBE, array_of, open_group, shards
 from actkit.testing import Synthetic, flip_bit, synthetic, write_cube
 
-NUMBERS = [name for name, variable in VARIABLES.items() if not variable.coord]
-LABELS = ("gender", "image_id")
-STRINGS = ("sample_id", "language", "text", *LABELS)
+BY_WINDOW = [name for name, variable in VARIABLES.items() if variable.by_window]
 
 
 @pytest.fixture
@@ -34,23 +32,45 @@ def cube(intact: Path) -> xr.Dataset:
     return open_cube(intact)
 
 
+@pytest.fixture
+def tower(intact: Path) -> xr.Dataset:
+    return open_cube(intact, group=VISION)
+
+
+def of_group(run: Path, name: str) -> xr.DataArray:
+    """Open the group of a variable, and return the variable."""
+    group, _, short = name.rpartition("/")
+    return open_cube(run, group=group)[short]
+
+
 # what it holds
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_variables_are_as_declared(cube: xr.Dataset, name: str) -> None:
+def test_variables_are_as_declared(intact: Path, name: str) -> None:
     declared = VARIABLES[name]
-    assert cube[name].dims == declared.dims
-    assert cube[name].dtype == (object if declared.dtype == "str" else declared.dtype)
-    assert cube[name].attrs["long_name"] == declared.meaning
-    assert (name in cube.coords) == declared.coord
+    read = of_group(intact, name)
+    assert read.dims == declared.dims
+    assert read.dtype == (object if declared.dtype == "str" else declared.dtype)
+    assert read.attrs["long_name"] == declared.meaning
+    cube = open_cube(intact, group=declared.group)
+    assert (read.name in cube.coords) == declared.coord
+    assert (read.name in cube.data_vars) == (not declared.coord)
 
 
-def test_values_are_what_was_written(cube: xr.Dataset, numbers: Synthetic, truth: xr.Dataset) -> None:
+def everything(numbers: Synthetic) -> dict[str, np.ndarray]:
+    """All that was written, by the paths in the store."""
+    return {**numbers.values, **numbers.coords, **numbers.rows, "batch": numbers.plan.batches}
+
+
+def test_values_are_what_was_written(
+    intact: Path, cube: xr.Dataset, numbers: Synthetic, truth: xr.Dataset
+) -> None:
     xr.testing.assert_equal(cube.drop_vars(cube.coords), truth)
-    for name, values in {**numbers.coords, **numbers.labels}.items():
-        np.testing.assert_array_equal(cube[name].values, values)
-    np.testing.assert_array_equal(cube.batch, numbers.plan.batches)
+    written = everything(numbers)
+    assert set(written) == {*VARIABLES, *numbers.labels} - {"committed"}
+    for name, values in written.items():
+        np.testing.assert_array_equal(of_group(intact, name).values, values, err_msg=name)
     assert cube.committed.all()
     assert cube.attrs["model"] == "synthetic"
     assert cube.encoding["source"].endswith(CUBE)
@@ -59,7 +79,8 @@ def test_values_are_what_was_written(cube: xr.Dataset, numbers: Synthetic, truth
 def test_big_variables_are_lazy_and_coordinates_along_samples_are_not(cube: xr.Dataset) -> None:
     for name, variable in {**cube.variables}.items():
         assert dask.is_dask_collection(variable) == (variable.ndim > 1), name
-    assert set(cube.residual.chunksizes["layer"]) == {1}
+    for name in ("residual", "attention", "mlp"):
+        assert set(cube[name].chunksizes["layer"]) == {1}
 
 
 def test_selecting_by_label(cube: xr.Dataset, numbers: Synthetic) -> None:
@@ -70,7 +91,7 @@ def test_selecting_by_label(cube: xr.Dataset, numbers: Synthetic) -> None:
 def test_grouping(cube: xr.Dataset, numbers: Synthetic) -> None:
     means = cube.groupby("language").mean()
     for language in ("english", "arabic"):
-        rows = numbers.coords["language"] == language
+        rows = numbers.rows["language"] == language
         np.testing.assert_allclose(
             means.pooled.sel(language=language), numbers.values["pooled"][:, rows].mean(axis=1), rtol=1e-6
         )
@@ -82,6 +103,10 @@ def test_filtering(cube: xr.Dataset, numbers: Synthetic) -> None:
     assert 0 < women.sizes["sample"] == rows.sum() < cube.sizes["sample"]
     np.testing.assert_array_equal(women.residual, numbers.values["residual"][:, rows])
     assert set(women.gender.values) == {"female"}
+    # coordinates keep their types: no string becomes NaN
+    assert women.token_text.values.tolist() == numbers.values["token_text"][rows].tolist()
+    assert women.generated.values.tolist() == numbers.values["generated"][rows].tolist()
+    assert women.n_tokens.dtype == np.int32
 
 
 def test_a_careless_mean_over_tokens_is_right(cube: xr.Dataset, numbers: Synthetic) -> None:
@@ -96,10 +121,107 @@ def test_a_careless_mean_over_tokens_is_right(cube: xr.Dataset, numbers: Synthet
 def test_pads_are_nan_and_are_where_token_kind_says(cube: xr.Dataset) -> None:
     pads = cube.token_kind == TokenKind.PAD
     assert pads.any()
-    for values in (cube.residual, cube.embedding):
+    for values in (cube.residual, cube.attention, cube.mlp.sel(layer=cube.has_mlp), cube.embedding):
         assert (values.isnull().all("hidden") == pads).all()
         assert (values.isnull().any("hidden") == pads).all()
     assert (cube.norm.isnull() == pads).all()
+    assert ((cube.token_text == "") == pads).all()
+    assert ((cube.position == -1) == pads).all()
+    assert (pads.sum("token") == cube.sizes["token"] - cube.n_tokens).all()
+
+
+def test_layers_at_which_a_component_is_absent_are_marked_and_nan(cube: xr.Dataset) -> None:
+    assert cube.has_residual.values.tolist() == cube.has_attention.values.tolist() == [True] * 3
+    assert cube.has_mlp.values.tolist() == [False, True, True]
+    absent = cube.mlp.isnull().all(["sample", "token", "hidden"])
+    assert (absent == ~cube.has_mlp).all()
+    assert cube.mlp.sel(layer=cube.has_mlp).layer.values.tolist() == [1, 2]
+    # a careless mean over layers leaves them out
+    np.testing.assert_allclose(cube.mlp.mean("layer"), cube.mlp.isel(layer=[1, 2]).mean("layer"))
+
+
+# the group of the vision tower
+
+
+def test_the_vision_tower_has_axes_of_its_own_and_the_samples_of_the_cube(
+    tower: xr.Dataset, cube: xr.Dataset, numbers: Synthetic
+) -> None:
+    assert dict(tower.sizes) == {"layer": 2, "sample": 10, "token": 7, "hidden": 4}
+    assert set(tower.data_vars) == {"residual", "norm", "pooled", "nonfinite"}
+    np.testing.assert_array_equal(tower.n_tokens, numbers.values["vision/n_tokens"])
+    assert (tower.n_tokens != cube.n_tokens).any()
+    for name in tower.coords.keys() - {"n_tokens", "layer", "token"}:
+        xr.testing.assert_identical(tower[name].variable, cube[name].variable)
+    # what the decoder's tokens or layers say is not said of patches
+    assert cube.coords.keys() - tower.coords.keys() == {
+        *("token_id", "token_kind", "token_text", "position"),
+        *("has_residual", "has_attention", "has_mlp"),
+    }
+    assert tower.attrs == cube.attrs
+    assert tower.encoding == cube.encoding
+
+
+def test_patches_are_grouped_and_selected_by_what_is_known_of_their_samples(
+    tower: xr.Dataset, numbers: Synthetic
+) -> None:
+    patches = numbers.values["vision/residual"]
+    rows = numbers.labels["gender"] == "female"
+    means = tower.pooled.groupby("gender").mean()
+    np.testing.assert_allclose(
+        means.sel(gender="female"), patches[:, rows].mean(axis=(1, 2)), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_array_equal(tower.residual.sel(layer=1, sample=9), patches[1, 9])
+
+
+def test_patches_are_lazy(tower: xr.Dataset) -> None:
+    for name, variable in {**tower.variables}.items():
+        assert dask.is_dask_collection(variable) == (variable.ndim > 1), name
+    assert set(tower.residual.chunksizes["layer"]) == {1}
+
+
+@pytest.mark.parametrize("group", ["visions", "residual", "vision/residual", "/"])
+def test_a_group_that_is_not_there(intact: Path, tmp_path: Path, group: str) -> None:
+    with pytest.raises(CubeError, match=f"has no group `{group}`; it has vision$"):
+        open_cube(intact, group=group)
+    with pytest.raises(CubeError, match=f"has no group `{group}`; it has no groups$"):
+        open_cube(write_cube(tmp_path), group=group)
+
+
+# the characters of tokens
+
+
+def test_the_tokens_of_a_sample(cube: xr.Dataset, numbers: Synthetic) -> None:
+    for sample, length in enumerate(numbers.plan.lengths):
+        found = tokens(cube, sample)
+        assert found == numbers.values["token_text"][sample, :length].tolist()
+        assert len(found) == length
+        assert all(type(text) is str for text in found)
+
+
+def test_the_tokens_of_a_part_go_by_the_name_of_the_sample_and_not_by_its_place(
+    cube: xr.Dataset, numbers: Synthetic
+) -> None:
+    expected = tokens(cube, 9)
+    for part in (
+        cube.isel(sample=[9, 2]),
+        cube.where(cube.sample == 9, drop=True),
+        cube.isel(sample=slice(8, 10)),
+    ):
+        assert tokens(part, 9) == expected
+        with pytest.raises(KeyError):
+            tokens(part, 3)
+    with pytest.raises(KeyError):
+        tokens(cube, 10)
+    with pytest.raises(KeyError):
+        tokens(cube, -1)
+
+
+def test_a_token_without_characters_of_its_own_keeps_its_place(tmp_path: Path) -> None:
+    # three tokens of one character: it stands at the last of them
+    numbers = synthetic(n_samples=4, n_tokens=5)
+    numbers.values["token_text"][3] = ["<s>", "", "", "𒀀", " ء"]
+    numbers.create(tmp_path).write(0, numbers.part(0))
+    assert tokens(open_cube(tmp_path), 3) == ["<s>", "", "", "𒀀", " ء"]
 
 
 @pytest.mark.parametrize(
@@ -107,20 +229,24 @@ def test_pads_are_nan_and_are_where_token_kind_says(cube: xr.Dataset) -> None:
     ["الطبيبةُ تقرأ كتابًا.", "\u202bعربي\u202c\u200f", "e\u0301 ≠ é", "a\r\nb\tc\0d", "👩🏽‍⚕️ 𒀀", " "],
 )
 def test_texts_come_back_byte_for_byte(tmp_path: Path, text: str) -> None:
-    numbers = synthetic(n_samples=4)
-    for values in (numbers.coords["text"], numbers.labels["gender"]):
+    numbers = synthetic(n_samples=4, everything=True)
+    for values in (numbers.rows["text"], numbers.rows["gender"], numbers.values["generated"]):
         values[:] = text
+    numbers.values["token_text"][:] = text
     numbers.create(tmp_path).write(0, numbers.part(0))
     read = open_cube(tmp_path)
-    for values in (read.text, read.gender):
+    for values in (read.text, read.gender, read.generated, *read.token_text.load().T):
         assert [value.encode() for value in values.values] == [text.encode()] * 4
 
 
-def test_what_a_reader_sees_first(cube: xr.Dataset) -> None:
+def test_what_a_reader_sees_first(cube: xr.Dataset, tmp_path: Path) -> None:
     for shown in (repr(cube), cube._repr_html_()):
         plain = re.sub("<[^>]*>", "", shown)
         for wanted in ("layer: 3", "sample: 10", "token: 6", "hidden: 8", "synthetic", "english", "arabic"):
             assert wanted in plain, wanted
+    fewer = repr(open_cube(write_cube(tmp_path)))
+    for wanted in ("english", "arabic", "image-0000", "'male'"):
+        assert wanted in fewer, wanted
 
 
 # other readers of the same files
@@ -132,19 +258,40 @@ def test_xarray_alone_reads_the_same(intact: Path, cube: xr.Dataset) -> None:
     xr.testing.assert_equal(plain.load(), cube.load())
 
 
+def test_xarray_alone_reads_the_same_of_the_vision_tower(intact: Path, tower: xr.Dataset) -> None:
+    plain = xr.open_zarr(intact / CUBE, group=VISION, consolidated=False)
+    assert set(plain.coords) == {"layer", "sample", "token", "n_tokens"}
+    assert set(plain.data_vars) == set(tower.data_vars)
+    xr.testing.assert_equal(plain.load(), tower.drop_vars(tower.coords.keys() - plain.coords.keys()).load())
+
+
+def test_xarray_alone_reads_all_groups_at_once(intact: Path, cube: xr.Dataset, tower: xr.Dataset) -> None:
+    groups = xr.open_groups(intact / CUBE, engine="zarr", consolidated=False)
+    assert set(groups) == {"/", "/vision"}
+    xr.testing.assert_equal(groups["/"].load(), cube.load())
+    xr.testing.assert_equal(
+        groups["/vision"].residual.load(),
+        tower.residual.load().drop_vars(tower.coords.keys() - groups["/vision"].coords.keys()),
+    )
+
+
 def test_zarr_alone_reads_the_same(intact: Path, cube: xr.Dataset) -> None:
     group = zarr.open_group(intact / CUBE, mode="r")
     assert set(group.array_keys()) == set(cube.variables)
-    for name, array in group.arrays():
-        np.testing.assert_array_equal(np.asarray(array[...]), cube[name].values)
+    assert set(group.group_keys()) == {VISION}
+    arrays = {name: array for name, array in group.members(max_depth=None) if isinstance(array, zarr.Array)}
+    assert set(arrays) == {*VARIABLES, "gender", "image_id"}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(np.asarray(array[...]), of_group(intact, name).values)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIABLES if VARIABLES[name].dtype != "str"])
-def test_tensorstore_reads_the_same(intact: Path, cube: xr.Dataset, name: str) -> None:
+def test_tensorstore_reads_the_same(intact: Path, name: str) -> None:
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(intact / CUBE / name)}}
     read = tensorstore.open(spec, read=True).result().read().result()
-    assert read.dtype == cube[name].dtype
-    np.testing.assert_array_equal(read, cube[name].values)
+    expected = of_group(intact, name)
+    assert read.dtype == expected.dtype
+    np.testing.assert_array_equal(read, expected.values)
 
 
 # how much it reads, and how long it takes
@@ -196,7 +343,9 @@ def test_ten_thousand_samples_open_at_once(tmp_path: Path) -> None:
     numbers = synthetic(n_layers=2, n_samples=10_000, n_tokens=4, hidden=4, window=16)
     numbers.create(tmp_path).write(0, numbers.part(0))
     group = open_group(tmp_path / CUBE)
-    for name in (*NUMBERS, "committed"):
+    written = [name for name in BY_WINDOW if name in group]
+    assert {"residual", "token_text", "n_tokens"} <= set(written)
+    for name in (*written, "committed"):
         first, *others = (shard.path for shard in shards(tmp_path / CUBE, array_of(group, name)))
         for path in others:
             shutil.copyfile(first, path)
@@ -213,7 +362,8 @@ def test_opening_and_analysing_import_no_torch(intact: Path) -> None:
         "import sys, actkit\n"
         "cube = actkit.open_cube(sys.argv[1])\n"
         "cube.groupby('language').mean().load()\n"
-        "actkit.layer_norms(cube).load(), actkit.verify(sys.argv[1])\n"
+        "actkit.layer_norms(cube).load(), actkit.verify(sys.argv[1]), actkit.tokens(cube, 3)\n"
+        "actkit.open_cube(sys.argv[1], group='vision').load()\n"
         "print([name for name in ('torch', 'transformers', 'tokenizers') if name in sys.modules])\n"
     )
     done = subprocess.run(
@@ -227,6 +377,10 @@ def test_opening_and_analysing_import_no_torch(intact: Path) -> None:
 
 def test_a_cube_can_be_pickled(cube: xr.Dataset) -> None:
     xr.testing.assert_identical(cloudpickle.loads(cloudpickle.dumps(cube)).load(), cube.load())
+
+
+def test_a_group_can_be_pickled(tower: xr.Dataset) -> None:
+    xr.testing.assert_identical(cloudpickle.loads(cloudpickle.dumps(tower)).load(), tower.load())
 
 
 def test_another_process_computes_the_same(cube: xr.Dataset) -> None:
@@ -251,7 +405,7 @@ def uncommit(run: Path) -> Callable[[int], None]:
     """Take a window back, and leave garbage where its shards were."""
 
     def take_back(window: int) -> None:
-        for name in (*NUMBERS, "committed"):
+        for name in (*BY_WINDOW, "committed"):
             path = list(shards(run / CUBE, array_of(open_group(run / CUBE), name)))[window].path
             path.unlink() if name == "committed" else path.write_bytes(b"garbage")
 
@@ -290,11 +444,53 @@ def test_a_part_of_a_cube(
     cube = open_cube(run, partial=True)
     xr.testing.assert_equal(cube.drop_vars(cube.coords), truth.isel(sample=rows))
     np.testing.assert_array_equal(cube.sample, rows)
-    np.testing.assert_array_equal(cube.text, numbers.coords["text"][rows])
-    np.testing.assert_array_equal(cube.token_id, numbers.coords["token_id"][rows])
+    for name in (
+        *numbers.rows,
+        "prompt_tokens",
+        "n_tokens",
+        "token_id",
+        "token_kind",
+        "token_text",
+        "generated",
+    ):
+        expected = everything(numbers)[name][rows]
+        np.testing.assert_array_equal(cube[name], expected, err_msg=name)
+        assert cube[name].dtype == expected.dtype, name
+    assert cube.has_mlp.values.tolist() == [False, True, True]
     assert cube.committed.all()
-    read = {key for key in asked if key.startswith("residual/c.")}
-    assert read == {f"residual/c.0.{window}.0.0" for window in windows}
+    assert [tokens(cube, row) for row in rows] == [
+        numbers.values["token_text"][row, : numbers.plan.lengths[row]].tolist() for row in rows
+    ]
+    for name, file in {
+        "residual": "c.0.{}.0.0",
+        "n_tokens": "c.{}",
+        "generated": "c.{}",
+        "token_text": "c.{}.0",
+    }.items():
+        read = {key for key in asked if key.startswith(f"{name}/c.")}
+        assert read == {f"{name}/{file.format(window)}" for window in windows}
+
+
+@pytest.mark.parametrize("windows", [[0, 1], [0, 2], [2], []], ids=str)
+def test_a_part_of_the_vision_tower(
+    run: Path,
+    numbers: Synthetic,
+    uncommit: Callable[[int], None],
+    windows: list[int],
+) -> None:
+    for window in {0, 1, 2} - set(windows):
+        uncommit(window)
+    rows = [row for window in windows for row in ROWS[window]]
+    with pytest.raises(IncompleteError):
+        open_cube(run, group=VISION)
+    tower = open_cube(run, group=VISION, partial=True)
+    assert dict(tower.sizes) == {"layer": 2, "sample": len(rows), "token": 7, "hidden": 4}
+    for name in ("residual", "norm", "pooled", "nonfinite", "n_tokens"):
+        variable = VARIABLES[f"vision/{name}"]
+        expected = numbers.values[variable.name].take(rows, axis=variable.sample_axis)
+        np.testing.assert_array_equal(tower[name], expected, err_msg=name)
+    for name in ("sample_id", "text", "gender", "generated"):
+        np.testing.assert_array_equal(tower[name], everything(numbers)[name][rows], err_msg=name)
 
 
 def test_a_part_that_is_damaged_is_an_error_all_the_same(run: Path, uncommit: Callable[[int], None]) -> None:

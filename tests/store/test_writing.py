@@ -5,6 +5,7 @@ import errno
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from actkit import open_cube, verify
 from actkit.errors import StorageError
 from actkit.schema import VARIABLES
 from actkit.store.layout import CUBE, array_of, open_group, shards
-from actkit.store.writing import CREATING, CubeWriter
-from actkit.testing import Synthetic, contents, flip_bit
+from actkit.store.writing import CREATING, CubeWriter, create_cube
+from actkit.testing import Synthetic, contents, flip_bit, synthetic
 
 LAST = 2  # the window that is not full: zarr reads what lies there before it writes
-ARRAYS = ("residual", "embedding", "norm", "pooled", "last", "nonfinite")
+ARRAYS = [name for name, variable in VARIABLES.items() if variable.by_window]
 FLAGS = f"committed/c.{LAST}"
 # write and rename a shard of each array, fsync it and its folder; the same for the flags
 STEPS = 4 * (len(ARRAYS) + 1)
@@ -73,6 +74,7 @@ def test_the_flags_follow_when_all_else_is_safe(cube: Path, numbers: Synthetic, 
             before.index(("rename", shard)) < before.index(("fsync", shard)) < before.index(("fsync", name))
         )
     assert len(steps) == STEPS
+    assert {path.split("/")[0] for _, path in steps} >= {"token_text", "generated", "n_tokens", "vision"}
 
 
 def test_a_cube_takes_its_place_when_all_of_it_is_safe(tmp_path: Path, numbers: Synthetic, disk: Any) -> None:
@@ -211,15 +213,16 @@ def test_what_an_unfinished_window_left_is_overwritten_unread(
 
 
 def test_recovery_removes_what_a_kill_left_half_written(run: Path, numbers: Synthetic) -> None:
-    left = run / CUBE / "norm" / "c.0.0.0123456789abcdef.partial"
-    left.write_bytes(b"half a sh")
+    left = [run / CUBE / name / "c.0.0.0123456789abcdef.partial" for name in ("norm", "vision/norm", "text")]
+    for path in left:
+        path.write_bytes(b"half a sh")
     assert resume(run / CUBE, numbers) == []
-    assert not left.exists()
+    assert not [path for path in left if path.exists()]
 
 
 def test_a_label_may_be_called_as_half_written_files_are(tmp_path: Path, numbers: Synthetic) -> None:
     labels = {"notes.partial": numbers.labels["gender"]}
-    dataclasses.replace(numbers, labels=labels).create(tmp_path)
+    dataclasses.replace(numbers, labels=labels, rows={**numbers.rows, **labels}).create(tmp_path)
     assert resume(tmp_path / CUBE, numbers) == [0, 1, 2]
     assert (open_cube(tmp_path)["notes.partial"] == numbers.labels["gender"]).all()
 
@@ -228,7 +231,7 @@ def test_a_label_may_be_called_as_half_written_files_are(tmp_path: Path, numbers
 def test_damaged_coordinates_are_restored(
     run: Path, numbers: Synthetic, undisturbed: dict[str, bytes], damage: str
 ) -> None:
-    damaged = ["text", "truncated", "batch", "token_id", "gender"]
+    damaged = ["text", "truncated", "batch", "prompt_tokens", "gender", "has_mlp", "vision/layer", "sample"]
     for name in damaged:
         path = run / CUBE / shard(run / CUBE, name, 0)
         match damage:
@@ -239,9 +242,135 @@ def test_damaged_coordinates_are_restored(
             case "flipped":
                 flip_bit(path, 5)
     writer = CubeWriter(run / CUBE, numbers.plan)
-    assert sorted(writer.restore({**numbers.coords, **numbers.labels})) == sorted(damaged)
+    assert sorted(writer.restore(numbers.coords, numbers.labels, [numbers.rows])) == sorted(damaged)
     assert contents(run / CUBE) == undisturbed
-    assert writer.restore({**numbers.coords, **numbers.labels}) == []
+    assert writer.restore(numbers.coords, numbers.labels, [numbers.rows]) == []
+
+
+def unreadable() -> Iterator[dict[str, np.ndarray]]:
+    """The rows of data that are not there any more."""
+    raise AssertionError("nobody needs the rows")
+    yield
+
+
+@pytest.mark.parametrize("damaged", [[], ["layer", "batch", "vision/token"]])
+def test_the_data_are_read_again_only_where_they_are_needed(
+    run: Path, numbers: Synthetic, undisturbed: dict[str, bytes], damaged: list[str]
+) -> None:
+    for name in damaged:
+        (run / CUBE / shard(run / CUBE, name, 0)).unlink()
+    writer = CubeWriter(run / CUBE, numbers.plan)
+    assert sorted(writer.restore(numbers.coords, numbers.labels, unreadable())) == sorted(damaged)
+    assert contents(run / CUBE) == undisturbed
+
+
+@pytest.mark.parametrize("damage", ["vanished", "empty", "flipped"])
+@pytest.mark.parametrize("name", ["n_tokens", "token_id", "token_text", "generated", "vision/n_tokens"])
+def test_a_damaged_coordinate_of_tokens_is_computed_again_with_its_window(
+    run: Path, numbers: Synthetic, undisturbed: dict[str, bytes], name: str, damage: str
+) -> None:
+    path = run / CUBE / shard(run / CUBE, name, 1)
+    match damage:
+        case "vanished":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "flipped":
+            flip_bit(path, 5)
+            (fault,) = verify(run).faults
+            (run / CUBE / fault.where).unlink()  # as the fault says
+    assert CubeWriter(run / CUBE, numbers.plan).restore(numbers.coords, numbers.labels, unreadable()) == []
+    assert resume(run / CUBE, numbers) == [1]
+    assert contents(run / CUBE) == undisturbed
+
+
+# rows that come in blocks
+
+
+def blocks_of(rows: dict[str, np.ndarray], *sizes: int) -> Iterator[dict[str, np.ndarray]]:
+    start = 0
+    for size in sizes:
+        yield {name: values[start : start + size] for name, values in rows.items()}
+        start += size
+
+
+@pytest.fixture(scope="module")
+def many() -> Synthetic:
+    """More samples than a file of a coordinate holds; a label of each dtype."""
+    numbers = synthetic(n_layers=1, n_samples=9000, n_tokens=2, hidden=1, window=9000)
+    rng = np.random.default_rng(0)
+    labels = {
+        "gender": numbers.labels["gender"],
+        "score": np.where(rng.random(9000) < 0.1, np.nan, rng.normal(size=9000)),
+        "year": rng.integers(-(2**62), 2**62, 9000),
+        "spoken": rng.random(9000) < 0.5,
+    }
+    rows = {name: numbers.rows[name] for name in ("sample_id", "language", "text")}
+    return dataclasses.replace(numbers, labels=labels, rows={**rows, **labels})
+
+
+DTYPES = {"gender": "str", "score": "float64", "year": "int64", "spoken": "bool"}
+
+
+def create(run: Path, numbers: Synthetic, *sizes: int) -> CubeWriter:
+    create_cube(
+        run,
+        numbers.plan,
+        variables=tuple(numbers.values),
+        coords=numbers.coords,
+        labels=DTYPES,
+        rows=blocks_of(numbers.rows, *sizes),
+        attrs={"first_is_content": True},
+    )
+    return CubeWriter(run / CUBE, numbers.plan)
+
+
+def test_rows_arrive_in_blocks(tmp_path: Path, many: Synthetic) -> None:
+    writer = create(tmp_path, many, 4096, 4096, 808)
+    for window in range(many.plan.n_windows):
+        writer.write(window, many.part(window))
+    cube = open_cube(tmp_path)
+    for name, values in many.rows.items():
+        np.testing.assert_array_equal(cube[name], values, err_msg=name)
+        assert cube[name].dtype == (object if DTYPES.get(name, "str") == "str" else DTYPES[name])
+        assert ("label" in cube[name].attrs) == (name in DTYPES)
+    assert verify(tmp_path).ok
+
+
+def test_the_size_of_the_blocks_leaves_no_trace(tmp_path: Path, many: Synthetic) -> None:
+    trees = []
+    for name, sizes in {"whole": (9000,), "files": (4096, 4096, 808), "odd": (5000, 1, 3999)}.items():
+        (tmp_path / name).mkdir()
+        create(tmp_path / name, many, *sizes)
+        trees.append(contents(tmp_path / name))
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_one_damaged_file_of_several_is_restored(tmp_path: Path, many: Synthetic) -> None:
+    writer = create(tmp_path, many, 4096, 4096, 808)
+    wanted = contents(tmp_path)
+    for name, file in (("text", "c.1"), ("year", "c.2"), ("spoken", "c.0"), ("truncated", "c.1")):
+        flip_bit(tmp_path / CUBE / name / file, 77)
+    restored = writer.restore(many.coords, DTYPES, blocks_of(many.rows, 4096, 4096, 808))
+    assert sorted(restored) == ["spoken", "text", "truncated", "year"]
+    assert contents(tmp_path) == wanted
+
+
+def test_an_end_while_coordinates_are_restored_is_mended_by_the_next_one(
+    tmp_path: Path, many: Synthetic, disk: Any
+) -> None:
+    writer = create(tmp_path, many, 9000)
+    wanted = contents(tmp_path)
+    for step in range(1, 12):
+        flip_bit(tmp_path / CUBE / "text" / "c.1", 77)
+        flip_bit(tmp_path / CUBE / "batch" / "c.0", 77)
+        disk.fail(step, disk.Killed())
+        with pytest.raises(disk.Killed):
+            writer.restore(many.coords, DTYPES, blocks_of(many.rows, 4096, 4096, 808))
+        disk.mend()
+        writer.recover()
+        writer.restore(many.coords, DTYPES, blocks_of(many.rows, 4096, 4096, 808))
+        assert contents(tmp_path) == wanted
 
 
 # one process with a limit of its own: no file may grow past 1.5 kB, as on a disk with a quota
@@ -252,7 +381,7 @@ from actkit.errors import StorageError
 from actkit.store.writing import CubeWriter
 from actkit.testing import synthetic
 
-numbers = synthetic(n_layers=3, n_samples=10, n_tokens=6, hidden=8, window=4)
+numbers = synthetic(n_layers=3, n_samples=10, n_tokens=6, hidden=8, window=4, everything=True)
 writer = CubeWriter(Path(sys.argv[1]), numbers.plan)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 try:

@@ -1,0 +1,121 @@
+"""Look at every row before the model is loaded: how long it is, and what is wrong with it."""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import Config
+from ..images import read_image
+from ..schema import CONTENT_KINDS
+from ..sources import Row
+from .model import Architecture
+from .prompts import Encoder, Prompt
+from .selection import most_kept
+from .vision import vision_lengths
+
+
+def image_root(config: Config) -> Path:
+    """Return the folder below which image paths lie."""
+    return Path(config.image_root) if config.image_root else Path(config.data).parent
+
+
+class Measure:
+    """Examines the rows of a run, and remembers the lengths of those that are sound.
+
+    Parameters
+    ----------
+    config
+        What was asked.
+    architecture
+        Of the model.
+    encoder
+        Turns rows into prompts.
+    vision
+        Whether blocks of the vision tower are kept.
+    """
+
+    def __init__(self, config: Config, architecture: Architecture, encoder: Encoder, *, vision: bool) -> None:
+        self._config = config
+        self._architecture = architecture
+        self._encoder = encoder
+        self._vision = vision
+        self._new = config.generate.max_new_tokens if config.generate else 0
+        self._lengths, self._stored, self._patches = array("i"), array("i"), array("i")
+        self._truncated = array("b")
+        self._images = bytearray()
+        self.first_is_content = True
+
+    def __call__(self, rows: Sequence[Row]) -> list[str]:
+        """Return what is wrong with each row; empty where nothing is."""
+        faults = [""] * len(rows)
+        images: list[Any] | None = None
+        digests = [""] * len(rows)
+        if self._config.image_column:
+            images = []
+            for index, row in enumerate(rows):
+                image, fault, digests[index] = read_image(row.image, image_root(self._config))
+                images.append(image)
+                faults[index] = f"`{self._config.image_column}` {fault}" if fault else ""
+        sound = [index for index, fault in enumerate(faults) if not fault]
+        prompts = self._encoder.encode(
+            [rows[index].text for index in sound], images and [images[index] for index in sound]
+        )
+        for index, prompt in zip(sound, prompts, strict=True):
+            faults[index] = prompt if isinstance(prompt, str) else self._too_long(prompt)
+            if isinstance(prompt, Prompt) and not faults[index]:
+                self._remember(prompt, digests[index])
+        return faults
+
+    def _too_long(self, prompt: Prompt) -> str:
+        most = self._architecture.positions
+        if most is None or len(prompt.ids) + self._new <= most:
+            return ""
+        return (
+            f"has {len(prompt.ids)} tokens, which leaves no room for {self._new} new ones in the {most} that "
+            f"the model takes: set max_tokens to {most - self._new} or less"
+        )
+
+    def _remember(self, prompt: Prompt, digest: str) -> None:
+        self._lengths.append(len(prompt.ids))
+        self._stored.append(most_kept(prompt.kinds, self._config.tokens, new_tokens=self._new))
+        self._truncated.append(prompt.truncated)
+        # only where every prompt begins with a token that is no content is position 0 known to be no
+        # attention sink in disguise, and then it is no content anyway
+        self.first_is_content &= int(prompt.kinds[0]) not in CONTENT_KINDS
+        if prompt.features:
+            self._images += bytes.fromhex(digest)[:8]  # enough to notice a change
+        if self._vision and prompt.features:
+            self._patches.append(vision_lengths(self._architecture, prompt.features))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each prompt, dims ``(sample,)``."""
+        return np.array(self._lengths, dtype=np.int32)
+
+    @property
+    def stored(self) -> np.ndarray:
+        """Most positions that are kept of each prompt, dims ``(sample,)``."""
+        return np.array(self._stored, dtype=np.int32)
+
+    @property
+    def truncated(self) -> np.ndarray:
+        """Whether ``max_tokens`` cut the prompt, dims ``(sample,)``."""
+        return np.array(self._truncated, dtype=bool)
+
+    @property
+    def patches(self) -> int:
+        """Most patches of an image."""
+        return max(self._patches, default=0)
+
+    @property
+    def images_digest(self) -> str:
+        """SHA-256 over the beginnings of those of all images, in order."""
+        return hashlib.sha256(self._images).hexdigest()
+
+    def knows_image(self, sample: int, digest: str) -> bool:
+        """Tell whether a sample had this image, by its SHA-256."""
+        return self._images[8 * sample : 8 * sample + 8] == bytes.fromhex(digest)[:8]

@@ -1,0 +1,88 @@
+"""Which positions of a prompt are content, and which of them a cube keeps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..schema import CONTENT_KINDS, TokenKind
+from .prompts import Prompt
+
+MEAN_POSITION = -1
+
+
+def content_positions(kinds: np.ndarray, *, first_is_content: bool) -> np.ndarray:
+    """Tell which positions of a prompt hold content.
+
+    Parameters
+    ----------
+    kinds
+        :class:`~actkit.schema.TokenKind`, dims ``(token,)``.
+    first_is_content
+        Whether position 0 counts, where it holds text.
+
+    Returns
+    -------
+    numpy.ndarray
+        Boolean, dims ``(token,)``.
+    """
+    mask = np.isin(kinds, CONTENT_KINDS)
+    if not first_is_content:
+        mask[:1] = False
+    return mask
+
+
+def kept_positions(kinds: np.ndarray, tokens: str, *, first_is_content: bool) -> np.ndarray:
+    """Return the positions that a cube keeps of a prompt, in order.
+
+    Parameters
+    ----------
+    kinds
+        :class:`~actkit.schema.TokenKind`, dims ``(token,)``, pads left out.
+    tokens
+        ``all``; ``last``: the last one, whatever it holds; ``content``: content tokens and what was
+        generated; ``mean``: ``MEAN_POSITION``, which stands for the mean over content tokens.
+    first_is_content
+        Whether position 0 counts as content.
+
+    Examples
+    --------
+    >>> kept_positions(np.array([TokenKind.SPECIAL, TokenKind.TEXT]), "content", first_is_content=True)
+    array([1])
+    """
+    if tokens == "all":
+        return np.arange(len(kinds))
+    if tokens == "last":
+        return np.array([len(kinds) - 1])
+    content = content_positions(kinds, first_is_content=first_is_content)
+    if tokens == "mean":
+        return np.array([MEAN_POSITION] if content.any() else [], dtype=np.int64)
+    return np.flatnonzero(content | (kinds == TokenKind.GENERATED))
+
+
+def describe_tokens(
+    prompt: Prompt, kept: np.ndarray, pieces: Callable[[np.ndarray], list[str]]
+) -> dict[str, Any]:
+    """Return what each kept position holds, by the names of ``schema.VARIABLES``, dims ``(token,)``."""
+    if MEAN_POSITION in kept:
+        return {
+            "position": kept,
+            "token_id": MEAN_POSITION,
+            "token_kind": TokenKind.MEAN,
+            "token_text": "",
+        }
+    texts = np.array(pieces(prompt.ids), dtype=object)
+    return {
+        "position": kept,
+        "token_id": prompt.ids[kept],
+        "token_kind": prompt.kinds[kept],
+        "token_text": texts[kept],
+    }
+
+
+def most_kept(kinds: np.ndarray, tokens: str, *, new_tokens: int) -> int:
+    """Return the most positions that can be kept of a prompt which is yet to be continued."""
+    if tokens in ("last", "mean"):
+        return 1
+    # position 0 is counted: whether it is content is known only once every prompt was seen
+    return len(kept_positions(kinds, tokens, first_is_content=True)) + new_tokens

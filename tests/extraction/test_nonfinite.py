@@ -1,0 +1,83 @@
+"""NaN and Inf values: kept, zeroed or refused; counted and named in every case."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import actkit
+from actkit.errors import NonfiniteError
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A Llama whose second block leaves the range of float16, and not that of float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+        )
+    )
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight *= 1e9
+    folder = tmp_path_factory.mktemp("overflowing")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _options(model: Path, data: Path, **more: Any) -> dict[str, Any]:
+    return {"model": str(model), "data": str(data), "window_samples": 4, "listeners": [], **more}
+
+
+def test_kept_counted_and_named(
+    overflowing: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "actkit"):
+        cube = actkit.extract(**_options(overflowing, prompts, dtype="float16"), out=str(tmp_path)).load()
+    real = (cube.token_kind > 0).expand_dims(layer=cube.layer)
+    bad = ~np.isfinite(cube.residual.values) & real.values[..., None]
+    assert np.array_equal(cube.nonfinite, bad.sum(axis=(2, 3)))
+    assert not cube.nonfinite[0].any()
+    assert cube.nonfinite[1].any()
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("layer 1, sample 0:" in message for message in messages)
+    assert any("layer 1, sample 4:" in message for message in messages)  # of the second window
+    assert all("float16 overflows" in message for message in messages)
+
+
+def test_zeroed(overflowing: Path, prompts: Path, tmp_path: Path) -> None:
+    options = _options(overflowing, prompts, dtype="float16", layers="all mlp_1")
+    kept = actkit.extract(**options, out=str(tmp_path / "keep")).load()
+    cube = actkit.extract(**options, on_nonfinite="zero", out=str(tmp_path / "zero")).load()
+    assert np.array_equal(cube.nonfinite, kept.nonfinite)
+    real = (cube.token_kind > 0).values
+    for name in ("residual", "mlp"):
+        layers = cube[f"has_{name}"].values
+        ours, theirs = cube[name].values[layers][:, real], kept[name].values[layers][:, real]
+        assert np.array_equal(ours, np.where(np.isfinite(theirs), theirs, 0))
+    for name in ("norm", "pooled", "last"):
+        assert np.isfinite(cube[name].values[..., :1]).all()
+
+
+def test_raised(overflowing: Path, prompts: Path, tmp_path: Path) -> None:
+    options = _options(overflowing, prompts, dtype="float16", on_nonfinite="raise")
+    with pytest.raises(NonfiniteError, match=r"layer 1, sample \d: \d+ values .* float16 overflows") as caught:
+        actkit.extract(**options, out=str(tmp_path))
+    assert "bfloat16 or float32" in str(caught.value)
+
+
+def test_finite_in_float32(overflowing: Path, prompts: Path, tmp_path: Path) -> None:
+    options = _options(overflowing, prompts, dtype="float32", on_nonfinite="raise")
+    cube = actkit.extract(**options, out=str(tmp_path)).load()
+    assert not cube.nonfinite.any()
+    assert float(np.abs(cube.residual).max()) > 65504

@@ -1,0 +1,352 @@
+"""The sites are where the parts of a block are added, in every architecture that the table knows."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from actkit.errors import ModelError
+from actkit.extraction.sites import (
+    SUM_RULE_TOLERANCE,
+    check_sum_rule,
+    find_blocks,
+    find_sites,
+    hooks,
+    site_output,
+    sum_rule_errors,
+)
+
+LAYERS = 3
+# large initial weights, so that a mistake shows
+PLAIN: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
+SMALL = {**PLAIN, "num_key_value_heads": 2}
+HEADS = {**SMALL, "head_dim": 8}
+GPT = {
+    "vocab_size": 97,
+    "n_embd": 32,
+    "n_layer": LAYERS,
+    "n_head": 4,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+OPT = {
+    **{name: PLAIN[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "pad_token_id")},
+    "num_attention_heads": 4,
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    "init_std": 0.3,
+}
+FALCON = {**{k: v for k, v in PLAIN.items() if k not in ("intermediate_size", "pad_token_id")}, **GPT}
+FALCON = {k: v for k, v in FALCON.items() if not k.startswith("n_")}
+BLOOM = {"vocab_size": 97, "hidden_size": 32, "n_layer": LAYERS, "n_head": 4, "initializer_range": 0.3}
+T5 = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": LAYERS, "num_heads": 4}
+BART = {
+    "vocab_size": 97,
+    "d_model": 32,
+    "init_std": 0.3,
+    **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in [("ffn_dim", 48)]},
+    "encoder_layers": LAYERS,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+PRE_NORM: dict[str, Callable[[], Any]] = {
+    "llama": lambda: tf.LlamaConfig(**HEADS),
+    "mistral": lambda: tf.MistralConfig(**HEADS, sliding_window=4),
+    "mixtral": lambda: tf.MixtralConfig(**HEADS, num_local_experts=4),
+    "qwen2": lambda: tf.Qwen2Config(**SMALL),
+    "qwen3": lambda: tf.Qwen3Config(**HEADS),
+    "qwen3-moe": lambda: tf.Qwen3MoeConfig(**HEADS, **MOE, mlp_only_layers=[1]),
+    "qwen3-next": lambda: tf.Qwen3NextConfig(
+        **HEADS,
+        **MOE,
+        shared_expert_intermediate_size=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+    ),
+    "gemma": lambda: tf.GemmaConfig(**HEADS),
+    "gemma2": lambda: tf.Gemma2Config(**HEADS, sliding_window=4),
+    "gemma3": lambda: tf.Gemma3TextConfig(**HEADS, sliding_window=4),
+    "phi": lambda: tf.PhiConfig(**SMALL),
+    "phi3": lambda: tf.Phi3Config(**SMALL),
+    "gpt2": lambda: tf.GPT2Config(**GPT),
+    "gpt-neox": lambda: tf.GPTNeoXConfig(**PLAIN),
+    "gpt-neox sequential": lambda: tf.GPTNeoXConfig(**PLAIN, use_parallel_residual=False),
+    "gptj": lambda: tf.GPTJConfig(**GPT, rotary_dim=4),
+    "opt": lambda: tf.OPTConfig(**OPT),
+    "bloom": lambda: tf.BloomConfig(**BLOOM),
+    "falcon": lambda: tf.FalconConfig(**FALCON, alibi=False),
+    "falcon sequential": lambda: tf.FalconConfig(**FALCON, alibi=True, parallel_attn=False, bias=True),
+    "falcon new": lambda: tf.FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "mpt": lambda: tf.MptConfig(vocab_size=97, d_model=32, n_layers=LAYERS, n_heads=4, initializer_range=0.3),
+    "stablelm": lambda: tf.StableLmConfig(**SMALL),
+    "stablelm parallel": lambda: tf.StableLmConfig(**SMALL, use_parallel_residual=True),
+    "cohere": lambda: tf.CohereConfig(**SMALL),
+    "olmo2": lambda: tf.Olmo2Config(**SMALL),
+    "granite": lambda: tf.GraniteConfig(**SMALL, residual_multiplier=0.22),
+    "smollm3": lambda: tf.SmolLM3Config(**SMALL),
+    "deepseek-v3": lambda: tf.DeepseekV3Config(
+        **PLAIN,
+        **LATENT,
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=16,
+        first_k_dense_replace=1,
+    ),
+    "glm4": lambda: tf.Glm4Config(**HEADS),
+    "t5": lambda: tf.T5Config(**T5),
+    "t5 gated": lambda: tf.T5Config(**T5, feed_forward_proj="gated-gelu"),
+    "roberta-prelayernorm": lambda: tf.RobertaPreLayerNormConfig(**PLAIN),
+    "modernbert": lambda: tf.ModernBertConfig(**PLAIN, local_attention=4),
+}
+POST_NORM: dict[str, Callable[[], Any]] = {
+    "bert": lambda: tf.BertConfig(**PLAIN),
+    "roberta": lambda: tf.RobertaConfig(**PLAIN),
+    "distilbert": lambda: tf.DistilBertConfig(
+        vocab_size=97, dim=32, n_layers=LAYERS, n_heads=4, hidden_dim=48, initializer_range=0.3
+    ),
+    "bart": lambda: tf.BartConfig(**BART),
+    "opt-350m": lambda: tf.OPTConfig(**{**OPT, "word_embed_proj_dim": 16}, do_layer_norm_before=False),
+    "bloom post": lambda: tf.BloomConfig(**BLOOM, apply_residual_connection_post_layernorm=True),
+}
+ALL = {**PRE_NORM, **POST_NORM}
+
+
+def build(config: Any) -> Any:
+    """Make a random model whose norms differ from the identity."""
+    torch.manual_seed(0)
+    encoder = isinstance(config, tf.T5Config)
+    model = (tf.AutoModelForTextEncoding if encoder else tf.AutoModel).from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def run(sites: Any, ids: torch.Tensor | None = None) -> Any:
+    """Run two prompts, the second of them padded."""
+    ids = torch.arange(3, 17).reshape(2, 7) if ids is None else ids
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return sites.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def paths(sites: Any) -> list[list[str]]:
+    names = {module: name for name, module in sites.decoder.named_modules()}
+    return [[names[module] for module in modules] for modules in (sites.blocks, *sites.components.values())]
+
+
+@pytest.mark.parametrize("name", PRE_NORM)
+def test_what_the_parts_give_is_what_the_block_adds(name: str) -> None:
+    sites = find_sites(build(PRE_NORM[name]()), LAYERS)
+    assert list(sites.components) == ["attention", "mlp"]
+    assert sites.exception == ""
+    errors = sum_rule_errors(sites, lambda: run(sites))
+    assert len(errors) == LAYERS
+    # rounding, but not nothing: something was compared
+    assert 0 < max(errors) <= SUM_RULE_TOLERANCE[torch.float32]
+    assert check_sum_rule(sites, lambda: run(sites)) == max(errors)
+
+
+@pytest.mark.parametrize("name", POST_NORM)
+def test_post_norm_architectures_say_what_is_stored(name: str) -> None:
+    sites = find_sites(build(POST_NORM[name]()), LAYERS)
+    assert "do not add up to residual" in sites.exception
+    error = check_sum_rule(sites, lambda: run(sites))
+    assert 0 < error <= SUM_RULE_TOLERANCE[torch.float32]
+    unsaid = replace(sites, order=(("attention", "mlp"),) * LAYERS)
+    assert min(sum_rule_errors(unsaid, lambda: run(sites))) > 0.1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_skeleton_without_weights_has_the_same_sites(name: str) -> None:
+    sites = find_sites(build(ALL[name]()), LAYERS)
+    auto = tf.AutoModelForTextEncoding if name.startswith("t5") else tf.AutoModel
+    with torch.device("meta"):
+        skeleton = auto.from_config(ALL[name]())
+    assert {parameter.device.type for parameter in skeleton.parameters()} == {"meta"}
+    assert paths(find_sites(skeleton, LAYERS)) == paths(sites)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_attention_moves_between_tokens_and_mlp_does_not(name: str) -> None:
+    """The sum rule alone would not tell one from the other."""
+    sites = find_sites(build(ALL[name]()), LAYERS)
+    given: dict[str, list[torch.Tensor]] = {"attention": [], "mlp": []}
+    streams: list[torch.Tensor] = []
+
+    def enter(_module: Any, args: Any, kwargs: Any) -> None:
+        streams.append(args[0] if args else kwargs["hidden_states"])
+
+    def keep(part: str) -> Any:
+        return lambda _m, _a, out: given[part].append(site_output(out, streams[-1]).clone())
+
+    def silence(_module: Any, _args: Any, out: Any) -> Any:
+        return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
+
+    attention, mlp = (sites.components[part][0] for part in ("attention", "mlp"))
+    handles = [sites.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    handles += [attention.register_forward_hook(keep("attention")), mlp.register_forward_hook(keep("mlp"))]
+    handles.append(attention.register_forward_hook(silence))  # then mlp sees the stream alone
+    ids = torch.arange(3, 17).reshape(2, 7)
+    with hooks(handles), torch.no_grad():
+        for first in (3, 50):
+            ids[0, 0] = first
+            run(sites, ids)
+    assert not torch.equal(streams[0][0, 0], streams[1][0, 0])
+    assert torch.equal(streams[0][0, 1:], streams[1][0, 1:])
+    moved = {part: (one[0, 1:] - other[0, 1:]).abs().max() for part, (one, other) in given.items()}
+    scale = {part: one.abs().max() for part, (one, _) in given.items()}
+    assert moved["attention"] > 1e-3 * scale["attention"]
+    # experts are given the tokens in groups, and round by these
+    assert moved["mlp"] <= 1e-6 * scale["mlp"]
+
+
+@pytest.mark.parametrize("dtype", SUM_RULE_TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", ["llama", "granite", "gptj", "falcon", "t5", "bert", "opt", "bloom"])
+def test_rounding_stays_within_the_tolerance(name: str, dtype: torch.dtype) -> None:
+    sites = find_sites(build(ALL[name]()).to(dtype), LAYERS)
+    assert 0 < check_sum_rule(sites, lambda: run(sites)) <= SUM_RULE_TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", SUM_RULE_TOLERANCE, ids=str)
+def test_wrong_sites_are_refused_in_every_dtype(dtype: torch.dtype) -> None:
+    gemma = find_sites(build(PRE_NORM["gemma2"]()).to(dtype), LAYERS)
+    before_norm = {**gemma.components, "mlp": tuple(block.mlp for block in gemma.blocks)}
+    granite = find_sites(build(PRE_NORM["granite"]()).to(dtype), LAYERS)
+    bert = find_sites(build(POST_NORM["bert"]()).to(dtype), LAYERS)
+    shifted = {**bert.components, "mlp": bert.components["mlp"][1:] + bert.components["mlp"][:1]}
+    for wrong in (
+        replace(gemma, components=before_norm),
+        replace(granite, scale=1.0),
+        replace(bert, order=(("attention", "mlp"),) * LAYERS),
+        replace(bert, components=shifted),
+    ):
+        with pytest.raises(ModelError, match="`residual` can still be captured"):
+            check_sum_rule(wrong, lambda wrong=wrong: run(wrong))  # type: ignore[misc]
+
+
+def test_a_part_that_the_table_does_not_know_is_refused_by_name() -> None:
+    """Beside the experts there is a shared mlp."""
+    config = tf.GraniteMoeSharedConfig(**SMALL, num_local_experts=4, shared_intermediate_size=16)
+    sites = find_sites(build(config), LAYERS)
+    with pytest.raises(ModelError) as caught:
+        check_sum_rule(sites, lambda: run(sites))
+    before, _, after = str(caught.value).partition("relative error ")
+    assert before == (
+        "GraniteMoeSharedModel: attention and mlp of block 0 do not add up to what the block adds ("
+    )
+    assert after.endswith("); `residual` can still be captured")
+    assert float(after.partition(")")[0]) > 0.01
+
+
+def test_a_part_that_is_not_called_is_refused() -> None:
+    """This BLOOM multiplies with slices of the weights, past the modules that hold them."""
+    sites = find_sites(build(tf.BloomConfig(**BLOOM, pretraining_tp=2, slow_but_exact=True)), LAYERS)
+    for module in sites.components["attention"]:
+        module.register_forward_pre_hook(lambda *_: pytest.fail("it is called"))
+    with pytest.raises(ModelError) as caught:
+        sum_rule_errors(sites, lambda: run(sites))
+    assert str(caught.value) == (
+        "BloomModel: attention of block 0 was called 0 times, not once; `residual` can still be captured"
+    )
+
+
+def test_a_run_may_stop_early_and_hooks_are_gone_afterwards() -> None:
+    sites = find_sites(build(PRE_NORM["llama"]()), LAYERS)
+
+    class StopError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    handle = sites.blocks[2].register_forward_pre_hook(stop)
+    with pytest.raises(StopError):
+        sum_rule_errors(sites, lambda: run(sites))
+    assert not any(m._forward_hooks for m in sites.decoder.modules())
+
+    def caught() -> None:
+        with pytest.raises(StopError):
+            run(sites)
+
+    assert len(sum_rule_errors(sites, caught)) == 2
+    handle.remove()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in sites.decoder.modules())
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    model = build(PRE_NORM["llama"]())
+    sites = find_sites(model, LAYERS)
+    with torch.no_grad():
+        model.layers[1].mlp.down_proj.weight[5] = torch.inf
+    errors = sum_rule_errors(sites, lambda: run(sites))
+    assert 0 < errors[0] <= SUM_RULE_TOLERANCE[torch.float32]
+    assert 0 < errors[1] <= SUM_RULE_TOLERANCE[torch.float32]  # of all values but one
+    assert errors[2] != errors[2]  # nothing finite is left
+    assert check_sum_rule(sites, lambda: run(sites)) == max(errors[:2])
+
+
+@pytest.mark.parametrize(
+    ("config", "n_layers"),
+    [
+        (lambda: tf.MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=3, state_size=4), 3),
+        (lambda: tf.Lfm2Config(**SMALL, full_attn_idxs=[1]), 3),
+    ],
+    ids=["mamba", "lfm2"],
+)
+def test_without_both_parts_in_every_block_there_is_the_residual_alone(config: Any, n_layers: int) -> None:
+    sites = find_sites(build(config()), n_layers)
+    assert len(sites.blocks) == n_layers
+    assert (sites.components, sites.exception, sites.order) == ({}, "", ())
+
+
+def test_blocks_that_cannot_be_told_are_an_error() -> None:
+    albert = build(tf.AlbertConfig(**PLAIN, embedding_size=16))
+    with pytest.raises(ModelError) as caught:
+        find_sites(albert, LAYERS)
+    assert str(caught.value) == ("AlbertModel: cannot tell its 3 blocks for certain; these lists fit: none")
+    llama = build(PRE_NORM["llama"]())
+    llama.shadow = torch.nn.ModuleList(llama.layers)
+    with pytest.raises(ModelError, match=r"these lists fit: layers, shadow$"):
+        find_blocks(llama, LAYERS)
+
+
+def test_the_encoder_of_an_encoder_decoder_is_taken() -> None:
+    bart = build(POST_NORM["bart"]())
+    assert find_sites(bart, LAYERS).decoder is bart.encoder
+    t5 = tf.AutoModel.from_config(tf.T5Config(**T5, num_decoder_layers=2))
+    assert find_sites(t5, LAYERS).decoder is t5.encoder
+
+
+def test_an_output_is_a_tensor_alone_or_first_in_a_tuple() -> None:
+    tensor, like = torch.arange(24.0).reshape(6, 4), torch.zeros(2, 3, 4)
+    assert site_output(tensor) is tensor
+    assert site_output((tensor, None)) is tensor
+    assert torch.equal(site_output(tensor, like), tensor.view(2, 3, 4))
+    with pytest.raises(ModelError, match="gave a NoneType, not a tensor"):
+        site_output((None, tensor))
+    with pytest.raises(ModelError, match=r"gave shape \(6, 4\), its block \(4, 3, 2\)"):
+        site_output(tensor, torch.zeros(4, 3, 2))
