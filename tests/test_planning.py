@@ -49,7 +49,7 @@ def window_bytes(plan: Plan, arrays: int = 1) -> int:
 
 many_lengths = st.lists(st.integers(1, 300) | st.integers(1, 5000), min_size=1, max_size=60)
 many_towers = st.none() | st.tuples(
-    st.integers(1, 27), st.sampled_from([1, 256, 4096]), st.sampled_from([4, 1152])
+    st.integers(1, 27), st.sampled_from([1, 64, 256, 4096]), st.sampled_from([4, 1152])
 )
 many_plans = st.builds(
     plan_of,
@@ -101,6 +101,14 @@ def test_chunks_of_patches_are_about_a_megabyte(plan: Plan) -> None:
     assert chunk == 1 or chunk * image <= CHUNK_BYTES
     # no smaller than need be
     assert 2 * chunk * image > CHUNK_BYTES or plan.window % (2 * chunk)
+
+
+def test_chunks_of_patches_divide_a_window_that_is_no_power_of_two() -> None:
+    # a prompt is larger than a chunk, so that windows can have any size; four images would fit into one
+    options: Any = {"hidden": 4096, "tower": (1, 64, 1024), "window_samples": 6}
+    plan = plan_of([100] * 20, **options)
+    assert (plan.window, plan.chunk) == (6, 1)
+    assert plan.chunk_of(VARIABLES["vision/residual"]) == 2
 
 
 @given(
