@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check format bench clean
+.PHONY: install demo test check format bench matrix clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,9 @@ format: install
 
 bench: install
 	$(BIN)/python benchmarks/spine.py
+
+matrix: install
+	$(BIN)/python -m tests.models.matrix
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ import xarray as xr
 from .config import Config
 from .errors import ActkitError
 from .layers import describe_all
-from .schema import DIMS
+from .schema import DIMS, VISION
 from .stats.norms import layer_norms
 from .store.checking import verify
 from .store.layout import cube_path, open_group
@@ -176,10 +176,12 @@ def _plan(config: str | None, **options: Any) -> int:
 def _info(path: str) -> int:
     cube = open_cube(path, partial=True)
     folder = cube_path(path)
-    total = open_group(folder)["committed"].shape[0]  # type: ignore[union-attr]
+    root = open_group(folder)
+    total = root["committed"].shape[0]  # type: ignore[union-attr]
     rows = [
         ("cube", str(folder)),
         ("shape", _shape(cube)),
+        *([("vision", _shape(open_cube(path, group=VISION, partial=True)))] if VISION in root else []),
         ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
         ("tokens", f"{int(cube.n_tokens.sum()):,}"),
         *_losses(cube),
@@ -188,7 +190,7 @@ def _info(path: str) -> int:
     ]
     labels = [str(name) for name, coord in cube.coords.items() if coord.attrs.get("label")]
     rows += [(name, _counts(cube[name].values.tolist())) for name in ["language", *labels]]
-    rows += [(name, str(value)) for name, value in cube.attrs.items()]
+    rows += [(name, str(value).replace("\n", "\\n")) for name, value in cube.attrs.items()]
     _print_pairs(rows)
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .config import Config
 from .errors import Fault
-from .schema import VARIABLES
+from .schema import VARIABLES, VISION
 from .streams import check_file_options, is_stream, open_stream
 from .tables import Record, read_table
 
@@ -267,7 +267,7 @@ def _check_columns(data: Data, config: Config) -> list[Fault]:
         if name not in data.columns
     ]
     for name in _label_names(data, config):
-        if name in VARIABLES or name == "hidden":
+        if name in VARIABLES or name in ("hidden", VISION):
             what = f"column `{name}` has the name of a variable of the cube"
             faults.append(Fault(config.data, what, "rename it, or choose the columns with `labels`"))
         elif not _is_node_name(name):

@@ -1,60 +1,23 @@
 """One batch: what each wanted block gives, cast into the arrays of a window."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import NonfiniteError, StorageError
-from ..planning import Plan
 from ..schema import VARIABLES, VISION
+from .buffers import WindowBuffer
+from .forward import EMBEDDING, capture
 from .model import Architecture, LoadedModel
-from .prompts import Encoder, Prompt, collate
+from .prompts import Encoder, Prompt
+from .reductions import last_of, mean_of, wide
 from .selection import MEAN_POSITION, content_positions, describe_tokens, kept_positions
-from .sites import check_sum_rule, hooks, site_output
 from .vision import split
 
 FLOAT16_MAX = 65504.0
-_EMBEDDING = ("embedding", 0)
-
-
-class WindowBuffer:
-    """The arrays of one window, allocated once and used for every other window.
-
-    Parameters
-    ----------
-    plan
-        Its shape and window give the sizes.
-    variables
-        Names of the variables to hold.
-    """
-
-    def __init__(self, plan: Plan, variables: Sequence[str]) -> None:
-        self._arrays: dict[str, np.ndarray] = {}
-        for variable in (VARIABLES[name] for name in variables):
-            lengths = {**vars(plan.shape_of(variable)), "sample": plan.window}
-            dtype = object if variable.dtype == "str" else variable.dtype
-            # layers at which a component was not captured stay as they are here
-            self._arrays[variable.name] = np.full(
-                [lengths[dim] for dim in variable.dims], variable.fill_value, dtype=dtype
-            )
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._arrays
-
-    def arrays(self, n_samples: int) -> dict[str, np.ndarray]:
-        """Return the first samples of each variable, as views."""
-        return {
-            name: array[(slice(None),) * VARIABLES[name].sample_axis + (slice(n_samples),)]
-            for name, array in self._arrays.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -96,10 +59,6 @@ class _Batch:
     def lengths(self) -> list[int]:
         """How many positions are kept of each sample."""
         return [len(kept) for kept in self.kept]
-
-
-class _LastLayer(Exception):  # noqa: N818 - no error: it ends a pass
-    """Ends a forward pass once nothing more of it is wanted."""
 
 
 class Capture:
@@ -149,11 +108,11 @@ class Capture:
         NonfiniteError
             Where ``on_nonfinite="raise"`` meets one.
         """
-        captured = self._forward(prompts)
+        captured = capture(self._model, prompts, self._rules.layers, self._rules.axis[-1])
         batch = self._batch(prompts, samples, rows)
         self._keep_tokens(batch, buffer)
         buffer["nonfinite"][:, rows] = 0
-        embedding = captured.pop(_EMBEDDING)
+        embedding = captured.pop(EMBEDDING)
         if "embedding" in buffer:
             self._keep(buffer["embedding"], self._select(embedding, batch), batch, "the embedding")
         for (component, layer), output in captured.items():
@@ -161,56 +120,6 @@ class Capture:
                 self._keep_vision(layer, output, batch, buffer)
             else:
                 self._keep_layer(component, layer, output, batch, buffer)
-
-    @torch.inference_mode()
-    def check_sum_rule(self, prompts: Sequence[Prompt]) -> float:
-        """Run a batch, whole, and return by how much the parts of a block miss it at most.
-
-        Raises
-        ------
-        ModelError
-            Where they do not add up, and have to.
-        """
-        return check_sum_rule(self._model.sites, lambda: self._call(prompts))
-
-    def _call(self, prompts: Sequence[Prompt]) -> None:
-        inputs = collate(prompts, device=self._model.device)
-        # only the whole model knows where images belong; the decoder alone is enough for text
-        module = self._model.base if prompts[0].features else self._model.sites.decoder
-        module(**inputs, use_cache=False)
-
-    def _forward(self, prompts: Sequence[Prompt]) -> dict[tuple[str, int], torch.Tensor]:
-        """Return what the sites gave, by component and block, and `embedding`."""
-        captured: dict[tuple[str, int], torch.Tensor] = {}
-        sites, wanted = self._model.sites, self._rules.layers
-
-        def enter(_module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            captured[_EMBEDDING] = args[0] if args else kwargs["hidden_states"]
-
-        def leave(component: str, layer: int) -> Callable[..., None]:
-            def keep(_module: Any, _args: Any, output: Any) -> None:
-                tensor = site_output(output, captured.get(_EMBEDDING))
-                if component in sites.components:
-                    # some blocks add to what their parts give in place, once it has left them
-                    tensor = tensor * sites.scale if sites.scale != 1 else tensor.clone()
-                captured[component, layer] = tensor
-
-            return keep
-
-        def stop(_module: Any, _args: Any, _output: Any) -> None:
-            raise _LastLayer
-
-        handles = [sites.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
-        sources = {"residual": sites.blocks, VISION: self._model.vision, **sites.components}
-        handles += [
-            sources[component][layer].register_forward_hook(leave(component, layer))
-            for component, layers in wanted.items()
-            for layer in layers
-        ]
-        handles.append(sites.blocks[self._rules.axis[-1]].register_forward_hook(stop))
-        with hooks(handles), suppress(_LastLayer):
-            self._call(prompts)
-        return captured
 
     def _batch(self, prompts: Sequence[Prompt], samples: np.ndarray, rows: np.ndarray) -> _Batch:
         rules = self._rules
@@ -248,11 +157,11 @@ class Capture:
         if component != "residual":
             return
         if "norm" in buffer:
-            norms = torch.linalg.vector_norm(_wide(selected), dim=-1)
+            norms = torch.linalg.vector_norm(wide(selected), dim=-1)
             _store(buffer["norm"][index], norms, batch)
         for name, reduce in (("pooled", mean_of), ("last", last_of)):
             if name in buffer:
-                values = reduce(_wide(output), content).to("cpu", torch.float32)
+                values = reduce(wide(output), content).to("cpu", torch.float32)
                 buffer[name][index, batch.rows] = values.numpy()
 
     def _keep_vision(self, layer: int, output: torch.Tensor, batch: _Batch, buffer: WindowBuffer) -> None:
@@ -266,8 +175,8 @@ class Capture:
             )
             every = torch.ones(1, len(patches), dtype=torch.bool, device=patches.device)
             values, counts = self._finite(patches[None], every, alone, where)
-            norms = torch.linalg.vector_norm(_wide(values), dim=-1)
-            pooled = mean_of(_wide(values), every).to("cpu", torch.float32)
+            norms = torch.linalg.vector_norm(wide(values), dim=-1)
+            pooled = mean_of(wide(values), every).to("cpu", torch.float32)
             buffer[f"{VISION}/n_tokens"][alone.rows] = len(patches)
             buffer[f"{VISION}/nonfinite"][index, alone.rows] = counts
             buffer[f"{VISION}/pooled"][index, alone.rows] = pooled.numpy()
@@ -295,7 +204,7 @@ class Capture:
         if self._rules.tokens == "all":
             return output
         if self._rules.tokens == "mean":
-            return mean_of(_wide(output), batch.content.to(output.device))[:, None]
+            return mean_of(wide(output), batch.content.to(output.device))[:, None]
         index = torch.zeros(len(batch.kept), max(batch.lengths), dtype=torch.int64)
         for row, kept in enumerate(batch.kept):
             index[row, : len(kept)] = torch.from_numpy(kept)
@@ -322,26 +231,6 @@ def nonfinite_cause(dtype: torch.dtype) -> str:
     if dtype != torch.float16:
         return ""
     return "; most likely float16 overflows, which ends at 65,504: load the weights as bfloat16 or float32"
-
-
-def mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the masked positions, dims ``(sample, hidden)``; NaN where there is none."""
-    counts = mask.sum(dim=1)[:, None]
-    # where, not multiplication: what lies at a pad may be NaN
-    total = torch.where(mask[..., None], values, 0).sum(dim=1)
-    return (total / counts).masked_fill(counts == 0, torch.nan)
-
-
-def last_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the values at the last masked position, dims ``(sample, hidden)``; NaN where there is none."""
-    last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
-    chosen = values[torch.arange(len(values), device=values.device), last]
-    return chosen.masked_fill(~mask.any(dim=1)[:, None], torch.nan)
-
-
-def _wide(values: torch.Tensor) -> torch.Tensor:
-    # MPS has no float64
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
 
 
 def _store(target: np.ndarray, values: torch.Tensor, batch: _Batch) -> None:

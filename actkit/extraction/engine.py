@@ -1,11 +1,9 @@
 """From prompts to a complete cube: check, load, then window after window until nothing is left."""
 
 import json
-import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,19 @@ from ..errors import ChangedError, Fault
 from ..layers import describe_all
 from ..store.layout import CHECKSUM, CUBE, open_group
 from ..store.reading import open_cube
-from ..store.runs import CONFIG, LOG, locked, replace_text
+from ..store.runs import CONFIG, locked, replace_text
 from ..store.writing import CubeWriter, create_cube, storage_errors
-from .capture import Capture, WindowBuffer, nonfinite_cause
+from .buffers import WindowBuffer
+from .capture import Capture, nonfinite_cause
 from .feeding import batch_prompts, windows
+from .forward import call
 from .generation import continue_prompts
+from .logs import log_file, logger
 from .model import LoadedModel, load_model
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
 from .prompts import Prompt
-
-logger = logging.getLogger("actkit")
+from .sites import check_sum_rule
 
 _NOT_SETTINGS = {"actkit_format", "arrays", "coordinates", "sum_rule", "sum_rule_error", CHECKSUM}
 
@@ -103,7 +103,7 @@ def extract(
     run = prepared.run
     with storage_errors("cannot make the run folder"):
         run.mkdir(parents=True, exist_ok=True)
-    with locked(run), _log_file(run):
+    with locked(run), log_file(run):
         told: list[Listener] = [*(listeners if listeners is not None else [Bar()]), StatusFile(run)]
         meter = Meter(prepared.plan.shape.sample, told)
         state = "failed"
@@ -218,8 +218,8 @@ def _check_sum_rule(prepared: Prepared, model: LoadedModel) -> dict[str, str | f
     _, block = next(windows(prepared, [0]))
     batch = next(prepared.plan.batches_of(0))
     prompts = batch_prompts(prepared, block, 0, batch)
-    capture = Capture(model, prepared.architecture, prepared.encoder, prepared.rules)
-    error = capture.check_sum_rule(prompts)
+    with torch.inference_mode():
+        error = check_sum_rule(model.sites, lambda: call(model, prompts))
     logger.info("largest relative error of the sum rule: %.1e", error)
     if model.sites.exception:
         return {"sum_rule": model.sites.exception}
@@ -270,36 +270,3 @@ def _device_memory(device: torch.device) -> dict[str, int]:
         "reserved": torch.cuda.memory_reserved(device),
         "total": torch.cuda.get_device_properties(device).total_memory,
     }
-
-
-class _LogFile(logging.FileHandler):
-    """A log that a full disk cannot turn against the run: what matters is raised elsewhere."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        pass
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
-
-
-@contextmanager
-def _log_file(run: Path) -> Iterator[None]:
-    handler = _LogFile(run / LOG, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    except BaseException as error:
-        logger.error("%s: %s", type(error).__name__, error)
-        raise
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()

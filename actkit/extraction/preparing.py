@@ -1,7 +1,5 @@
 """Check everything that a run needs before a model is loaded, and say what it will take."""
 
-import importlib.metadata
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from .. import layers as grammar
 from ..config import Config, check, read_yaml
@@ -17,20 +14,17 @@ from ..errors import Fault, InputError
 from ..planning import Estimate, Plan, Shape, estimate, make_plan
 from ..samples import blocks
 from ..scanning import Scan, scan
-from ..schema import COMPONENTS, OF_RESIDUAL, SAVABLE, VARIABLES, VISION
+from ..schema import COMPONENTS, VISION
 from ..sources import Source, open_source
 from ..store.layout import COORD_CHUNK, CUBE
 from ..store.runs import check_folder
 from .capture import Rules
 from .checkpoints import Checkpoint, find_checkpoint
+from .describing import describe_run, weights_dtype, window_variables
 from .measuring import Measure
-from .model import Architecture, check_model_options, pick_device, read_architecture
+from .model import Architecture, check_model_options, read_architecture
 from .prompts import Encoder, load_encoder
 from .vision import check_vision, vision_hidden
-
-CONTENT_RULE = "text and image tokens; not pads, special or template tokens"
-_VERSIONS = ("actkit", "torch", "transformers", "tokenizers")
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -215,7 +209,7 @@ def _planned(
     measure: Measure,
 ) -> Prepared:
     axis = layer_axis(layers)
-    variables = _variables(config, layers)
+    variables = window_variables(config, layers)
     n_samples = len(scanned.accepted)
     vision = None
     if VISION in layers:
@@ -245,30 +239,7 @@ def _planned(
         raise InputError(
             [Fault(f"out {run}", what, "keep fewer layers, cut max_tokens, or limit the samples")]
         )
-    attrs: dict[str, str | int | float | bool] = {
-        **_asked(config),
-        "model": checkpoint.name,
-        "model_revision": checkpoint.revision,
-        "model_type": str(architecture.config.model_type),
-        "model_layers": architecture.n_layers,
-        "weights_dtype": dtype,
-        "device": pick_device(config.device).type,
-        "data": source.name,
-        "data_sha256": scanned.digest,
-        "layers": grammar.describe_all(layers),
-        "storage": config.storage,
-        "tokens_kept": config.tokens,
-        "content_rule": CONTENT_RULE + ("" if measure.first_is_content else "; not position 0"),
-        # a mean is made of content alone
-        "first_is_content": measure.first_is_content or config.tokens == "mean",
-        "truncated_samples": int(measure.truncated.sum()),
-        "window_samples": plan.window,
-        **encoder.description,
-        **({"images_sha256": measure.images_digest} if config.image_column else {}),
-        **({"skipped_rows": len(scanned.skipped)} if config.on_bad_row == "skip" else {}),
-        **({"skipped": json.dumps(scanned.skipped, ensure_ascii=False)} if scanned.skipped else {}),
-        **{f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS},
-    }
+    attrs = describe_run(config, source, scanned, checkpoint, architecture, encoder, layers, measure, plan)
     return Prepared(
         config,
         source,
@@ -284,41 +255,6 @@ def _planned(
         needs,
         free,
     )
-
-
-def _asked(config: Config) -> dict[str, str]:
-    asked = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision"}
-    )
-    return {"options": json.dumps(asked, ensure_ascii=False, sort_keys=True)}
-
-
-def _variables(config: Config, layers: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Return the variables of a cube that are written by window, in the order of the schema."""
-    left_out = {name for name in OF_RESIDUAL if "residual" not in layers}
-    left_out |= {name for name in ("attention", "mlp") if name not in layers}
-    left_out |= {name for name in SAVABLE if name not in config.save}
-    left_out |= {"position"} if config.tokens == "all" else set()
-    left_out |= {"generated"} if config.generate is None else set()
-    return tuple(
-        variable.name
-        for variable in VARIABLES.values()
-        if variable.by_window
-        and variable.name not in left_out
-        and (variable.group != VISION or VISION in layers)
-    )
-
-
-def weights_dtype(checkpoint: Checkpoint, architecture: Architecture, config: Config) -> str:
-    """Return the dtype in which the weights will be loaded, as transformers will decide it."""
-    if config.dtype != "auto":
-        return config.dtype
-    declared = getattr(architecture.config, "dtype", None)
-    if declared is not None:
-        return str(declared).removeprefix("torch.")
-    with safe_open(min(checkpoint.folder.glob("*.safetensors")), framework="np") as weights:
-        found = (weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
-        return next((_DTYPES[dtype] for dtype in found if dtype in _DTYPES), "float32")
 
 
 def _weights_bytes(checkpoint: Checkpoint) -> int:

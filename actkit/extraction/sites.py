@@ -270,7 +270,7 @@ def sum_rule_errors(sites: Sites, forward: Callable[[], object]) -> list[float]:
     Raises
     ------
     ModelError
-        Where a sublayer was not called once in its block.
+        Where a sublayer was not called once in its block, or something else than a block adds to the stream.
     """
     return [error for error, _ in _measure(sites, forward)]
 
@@ -305,8 +305,14 @@ def _measure(sites: Sites, forward: Callable[[], object]) -> list[tuple[float, t
     measured: list[tuple[float, torch.dtype]] = []
 
     def enter(_module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        stream = (args[0] if args else kwargs["hidden_states"]).clone()
+        if "out" in given and not torch.equal(given["out"][0].to(stream).nan_to_num(), stream.nan_to_num()):
+            raise ModelError(
+                f"{type(sites.decoder).__name__}: the stream is changed between blocks {len(measured) - 1} "
+                f"and {len(measured)}; `residual` can still be captured"
+            )
         given.clear()
-        given["in"] = [(args[0] if args else kwargs["hidden_states"]).clone()]
+        given["in"] = [stream]
 
     def add(name: str, layer: int, _module: Any, _args: Any, output: Any) -> None:
         if layer == len(measured):

@@ -13,7 +13,7 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
     Parameters
     ----------
     cube
-        From :func:`actkit.open_cube`, with `norm`.
+        From :func:`actkit.open_cube`, with `norm`; its group ``vision`` too, of which all patches count.
     resamples
         Bootstrap resamples behind ``low`` and ``high``; they draw samples, not tokens.
     seed
@@ -41,7 +41,10 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
     """
     if "norm" not in cube:
         raise KeyError("the cube has no `norm`; extract it again with `norm` among `save`")
-    mask = content_mask(cube.token_kind, first_is_content=bool(cube.attrs["first_is_content"]))
+    if "token_kind" in cube.coords:
+        mask = content_mask(cube.token_kind, first_is_content=bool(cube.attrs["first_is_content"]))
+    else:
+        mask = cube.token < cube.n_tokens
     languages = list(dict.fromkeys(cube.language.values.tolist()))
     parts = []
     for language in languages:
@@ -67,7 +70,7 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
     result = result.assign_coords(layer=cube.layer)
     result.attrs = {
         "statistic": "layer_norms",
-        "tokens": "content",
+        "tokens": "content" if "token_kind" in cube.coords else "all",
         "interval": "95%, bootstrap over samples",
         "resamples": resamples,
         "seed": seed,

@@ -274,6 +274,20 @@ def test_a_part_that_is_not_called_is_refused() -> None:
     )
 
 
+def test_a_stream_that_changes_between_blocks_is_refused() -> None:
+    """As Qwen3-VL does it, which adds what it saw to the stream of its first blocks."""
+    sites = find_sites(build(PRE_NORM["llama"]()), LAYERS)
+
+    def change(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0] + 1, *args[1:])
+
+    with sites.blocks[2].register_forward_pre_hook(change), pytest.raises(ModelError) as caught:
+        check_sum_rule(sites, lambda: run(sites))
+    assert str(caught.value) == (
+        "LlamaModel: the stream is changed between blocks 1 and 2; `residual` can still be captured"
+    )
+
+
 def test_a_run_may_stop_early_and_hooks_are_gone_afterwards() -> None:
     sites = find_sites(build(PRE_NORM["llama"]()), LAYERS)
 

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import xarray as xr
 import zarr.storage._local as local
 from zarr.core.sync import sync
 
-from actkit.schema import VARIABLES
-from actkit.store.layout import CUBE
+from actkit import open_cube
+from actkit.schema import VARIABLES, VISION
+from actkit.store.layout import CUBE, array_of, open_group, shards
 from actkit.testing import Synthetic, contents, synthetic
 
 
@@ -52,9 +54,51 @@ def truth(numbers: Synthetic) -> xr.Dataset:
 
 
 @pytest.fixture
+def written(numbers: Synthetic) -> dict[str, np.ndarray]:
+    """All that was written, by the paths in the store."""
+    return {**numbers.values, **numbers.coords, **numbers.rows, "batch": numbers.plan.batches}
+
+
+@pytest.fixture
+def cube(intact: Path) -> xr.Dataset:
+    """The complete cube, opened."""
+    return open_cube(intact)
+
+
+@pytest.fixture
+def tower(intact: Path) -> xr.Dataset:
+    """What it holds of the vision tower."""
+    return open_cube(intact, group=VISION)
+
+
+@pytest.fixture
+def stored(cube: xr.Dataset, tower: xr.Dataset) -> Callable[[str], xr.DataArray]:
+    """Return a variable of it, by its path in the store."""
+
+    def read(name: str) -> xr.DataArray:
+        group, _, short = name.rpartition("/")
+        return {"": cube, VISION: tower}[group][short]
+
+    return read
+
+
+@pytest.fixture
 def run(intact: Path, tmp_path: Path) -> Path:
     """The run folder of a complete cube, to be damaged."""
     return Path(shutil.copytree(intact, tmp_path / "run"))
+
+
+@pytest.fixture
+def uncommit(run: Path) -> Callable[[int], None]:
+    """Take a window back, and leave garbage where its shards were."""
+
+    def take_back(window: int) -> None:
+        names = [name for name, variable in VARIABLES.items() if variable.by_window]
+        for name in (*names, "committed"):
+            path = list(shards(run / CUBE, array_of(open_group(run / CUBE), name)))[window].path
+            path.unlink() if name == "committed" else path.write_bytes(b"garbage")
+
+    return take_back
 
 
 class Killed(BaseException):

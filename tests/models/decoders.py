@@ -1,0 +1,246 @@
+"""Decoders of attention and mlp, with and without a vision tower."""
+
+from .record import EXPERTS, GPT, HEADS, IDS, LAYERS, PLAIN, SLIDING, SMALL, VOCABULARY, WINDOW, Architecture
+
+_OPT = {
+    **{name: value for name, value in PLAIN.items() if name != "intermediate_size"},
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+}
+_VISION = {
+    "image_size": 28,
+    "patch_size": 14,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+
+DECODERS: dict[str, Architecture] = {
+    "Llama": Architecture("LlamaForCausalLM", "LlamaConfig", SMALL),
+    "Mistral": Architecture("MistralForCausalLM", "MistralConfig", {**SMALL, "sliding_window": WINDOW}),
+    "Mixtral": Architecture(
+        "MixtralForCausalLM", "MixtralConfig", {**SMALL, "num_local_experts": 4, "sliding_window": WINDOW}
+    ),
+    "Qwen2": Architecture(
+        "Qwen2ForCausalLM", "Qwen2Config", {**SMALL, **SLIDING, "use_sliding_window": True}
+    ),
+    "Qwen3": Architecture("Qwen3ForCausalLM", "Qwen3Config", HEADS),
+    "Qwen3-MoE": Architecture("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**HEADS, **EXPERTS}),
+    "Gemma": Architecture("GemmaForCausalLM", "GemmaConfig", HEADS),
+    "Gemma 2": Architecture(
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        {**HEADS, **SLIDING, "query_pre_attn_scalar": 8},
+        implementations=("eager",),
+    ),
+    "Gemma 3": Architecture(
+        "Gemma3ForCausalLM", "Gemma3TextConfig", {**HEADS, **SLIDING, "query_pre_attn_scalar": 8}
+    ),
+    "Phi": Architecture("PhiForCausalLM", "PhiConfig", SMALL, mlp_output=r"mlp\.fc2"),
+    "Phi-3": Architecture("Phi3ForCausalLM", "Phi3Config", {**SMALL, "sliding_window": WINDOW}),
+    "GPT-2": Architecture("GPT2LMHeadModel", "GPT2Config", GPT, mlp_output=r"mlp\.c_proj"),
+    "GPT-NeoX (parallel)": Architecture(
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {**PLAIN, "use_parallel_residual": True},
+        mlp_output=r"mlp\.dense_4h_to_h",
+    ),
+    "GPT-NeoX (sequential)": Architecture(
+        "GPTNeoXForCausalLM",
+        "GPTNeoXConfig",
+        {**PLAIN, "use_parallel_residual": False},
+        mlp_output=r"mlp\.dense_4h_to_h",
+    ),
+    "GPT-J": Architecture(
+        "GPTJForCausalLM",
+        "GPTJConfig",
+        {**GPT, "rotary_dim": 4},
+        mlp_output=r"mlp\.fc_out",
+        final_norm="ln_f",
+        implementations=("eager",),
+    ),
+    "GPT-Neo": Architecture(
+        "GPTNeoForCausalLM",
+        "GPTNeoConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_layers": LAYERS,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": WINDOW,
+            "max_position_embeddings": 256,
+            **IDS,
+        },
+        mlp_output=r"mlp\.c_proj",
+        final_norm="ln_f",
+        implementations=("eager",),
+    ),
+    "OPT": Architecture("OPTForCausalLM", "OPTConfig", _OPT, mlp_output="fc2"),
+    "OPT (post-norm, as opt-350m)": Architecture(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16},
+        mlp_output="fc2",
+        norms=("", "self_attn_layer_norm", "final_layer_norm"),
+        sum_rule="post-norm",
+    ),
+    "BLOOM": Architecture(
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": LAYERS, "n_head": 4, **IDS},
+        mlp_output=r"mlp\.dense_4h_to_h",
+        final_norm="ln_f",
+        implementations=("eager",),
+    ),
+    "BLOOM (residual after norm)": Architecture(
+        "BloomForCausalLM",
+        "BloomConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "n_layer": LAYERS,
+            "n_head": 4,
+            "apply_residual_connection_post_layernorm": True,
+            **IDS,
+        },
+        mlp_output=r"mlp\.dense_4h_to_h",
+        norms=("input_layernorm", "post_attention_layernorm", ""),
+        final_norm="ln_f",
+        implementations=("eager",),
+        sum_rule="the stream itself is normed",
+    ),
+    "Falcon (parallel, as 7b)": Architecture(
+        "FalconForCausalLM",
+        "FalconConfig",
+        {**PLAIN, "parallel_attn": True, "multi_query": True, "new_decoder_architecture": False},
+        mlp_output=r"mlp\.dense_4h_to_h",
+        final_norm="ln_f",
+    ),
+    "Falcon (new decoder, as 40b)": Architecture(
+        "FalconForCausalLM",
+        "FalconConfig",
+        {**PLAIN, "num_kv_heads": 2, "new_decoder_architecture": True},
+        mlp_output=r"mlp\.dense_4h_to_h",
+        final_norm="ln_f",
+    ),
+    "Falcon (sequential, ALiBi, as rw-1b)": Architecture(
+        "FalconForCausalLM",
+        "FalconConfig",
+        {**PLAIN, "parallel_attn": False, "multi_query": False, "alibi": True, "bias": True},
+        mlp_output=r"mlp\.dense_4h_to_h",
+        final_norm="ln_f",
+    ),
+    "MPT": Architecture(
+        "MptForCausalLM",
+        "MptConfig",
+        {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": LAYERS, "n_heads": 4, "max_seq_len": 256},
+        mlp_output=r"ffn\.down_proj",
+        final_norm="norm_f",
+        implementations=("eager",),
+    ),
+    "StableLM": Architecture("StableLmForCausalLM", "StableLmConfig", SMALL),
+    "StableLM (parallel)": Architecture(
+        "StableLmForCausalLM", "StableLmConfig", {**SMALL, "use_parallel_residual": True}
+    ),
+    "Cohere": Architecture("CohereForCausalLM", "CohereConfig", SMALL),
+    "Cohere 2": Architecture("Cohere2ForCausalLM", "Cohere2Config", {**SMALL, **SLIDING}),
+    "OLMo 2": Architecture("Olmo2ForCausalLM", "Olmo2Config", SMALL),
+    "Granite": Architecture(
+        "GraniteForCausalLM",
+        "GraniteConfig",
+        {**SMALL, "residual_multiplier": 0.22, "embedding_multiplier": 12.0, "attention_multiplier": 0.1},
+    ),
+    "SmolLM3": Architecture("SmolLM3ForCausalLM", "SmolLM3Config", {**SMALL, "no_rope_layers": [1, 1, 1, 0]}),
+    "DeepSeek-V3": Architecture(
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            **PLAIN,
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+    "GLM-4": Architecture("Glm4ForCausalLM", "Glm4Config", HEADS),
+    "Starcoder 2": Architecture(
+        "Starcoder2ForCausalLM",
+        "Starcoder2Config",
+        {**SMALL, "sliding_window": WINDOW},
+        mlp_output=r"mlp\.c_proj",
+    ),
+    "gpt-oss": Architecture(
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        {
+            **HEADS,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        implementations=("eager",),
+    ),
+    "Gemma 3 (VLM)": Architecture(
+        "Gemma3ForConditionalGeneration",
+        "Gemma3Config",
+        {
+            "text_config": {
+                "model_type": "gemma3_text",
+                **HEADS,
+                **SLIDING,
+                "query_pre_attn_scalar": 8,
+            },
+            "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+            "mm_tokens_per_image": 4,
+            "image_token_index": 2047,
+            "boi_token_index": 2046,
+            "eoi_token_index": 2045,
+            **IDS,
+        },
+    ),
+    "Qwen2.5-VL": Architecture(
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": {
+                **SMALL,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+            },
+            "vision_config": {
+                "depth": 3,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "out_hidden_size": 32,
+                "fullatt_block_indexes": [1],
+                "window_size": 28,
+            },
+            "image_token_id": 2047,
+            "video_token_id": 2046,
+            "vision_start_token_id": 2045,
+            "vision_end_token_id": 2044,
+            **IDS,
+        },
+    ),
+    "LLaVA": Architecture(
+        "LlavaForConditionalGeneration",
+        "LlavaConfig",
+        {
+            "text_config": {"model_type": "llama", **SMALL},
+            "vision_config": {"model_type": "clip_vision_model", **_VISION, "projection_dim": 32},
+            "image_token_index": 2047,
+            **IDS,
+        },
+    ),
+}

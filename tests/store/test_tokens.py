@@ -1,0 +1,43 @@
+"""The characters of the tokens of a sample."""
+
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from actkit import open_cube, tokens
+from actkit.testing import Synthetic, synthetic
+
+
+def test_the_tokens_of_a_sample(cube: xr.Dataset, numbers: Synthetic) -> None:
+    for sample, length in enumerate(numbers.plan.lengths):
+        found = tokens(cube, sample)
+        assert found == numbers.values["token_text"][sample, :length].tolist()
+        assert len(found) == length
+        assert all(type(text) is str for text in found)
+
+
+def test_the_tokens_of_a_part_go_by_the_name_of_the_sample_and_not_by_its_place(
+    cube: xr.Dataset, numbers: Synthetic
+) -> None:
+    expected = tokens(cube, 9)
+    for part in (
+        cube.isel(sample=[9, 2]),
+        cube.where(cube.sample == 9, drop=True),
+        cube.isel(sample=slice(8, 10)),
+    ):
+        assert tokens(part, 9) == expected
+        with pytest.raises(KeyError):
+            tokens(part, 3)
+    with pytest.raises(KeyError):
+        tokens(cube, 10)
+    with pytest.raises(KeyError):
+        tokens(cube, -1)
+
+
+def test_a_token_without_characters_of_its_own_keeps_its_place(tmp_path: Path) -> None:
+    # three tokens of one character: it stands at the last of them
+    numbers = synthetic(n_samples=4, n_tokens=5)
+    numbers.values["token_text"][3] = ["<s>", "", "", "𒀀", " ء"]
+    numbers.create(tmp_path).write(0, numbers.part(0))
+    assert tokens(open_cube(tmp_path), 3) == ["<s>", "", "", "𒀀", " ء"]
