@@ -15,6 +15,7 @@ import xarray as xr
 from ..config import Config
 from ..errors import ChangedError, Fault
 from ..layers import describe_all
+from ..schema import VISION
 from ..store.layout import CHECKSUM, CUBE, open_group
 from ..store.reading import open_cube
 from ..store.runs import CONFIG, locked, replace_text
@@ -182,7 +183,7 @@ def _compute(
                 meter.tokens += sum(len(prompt.ids) for prompt in prompts)
                 meter.tell()
             arrays = buffers[slot].arrays(len(samples))
-            _warn_nonfinite(arrays["nonfinite"], prepared, model, samples.start)
+            _warn_nonfinite(arrays, prepared, model, samples.start)
             writing[slot] = pool.submit(write, window, arrays)
         for future in writing:
             if future is not None:
@@ -252,14 +253,21 @@ def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **options}
 
 
-def _warn_nonfinite(counts: np.ndarray, prepared: Prepared, model: LoadedModel, first: int) -> None:
-    met = list(zip(*np.nonzero(counts), strict=True))
-    if not met:
-        return
-    axis = prepared.rules.axis
-    shown = [f"layer {axis[index]}, sample {first + row}: {counts[index, row]}" for index, row in met[:5]]
-    more = f" and {len(met) - 5} more" if len(met) > 5 else ""
-    logger.warning("values that are NaN or Inf: %s%s%s", "; ".join(shown), more, nonfinite_cause(model.dtype))
+def _warn_nonfinite(
+    arrays: Mapping[str, np.ndarray], prepared: Prepared, model: LoadedModel, first: int
+) -> None:
+    axes = {"nonfinite": prepared.rules.axis, f"{VISION}/nonfinite": prepared.layers.get(VISION, ())}
+    met = [
+        f"{name.removesuffix('nonfinite').rstrip('/')} layer {axis[layer]}, sample {first + row}: {count}".strip()
+        for name, axis in axes.items()
+        if name in arrays
+        for (layer, row), count in np.ndenumerate(arrays[name])
+        if count
+    ]
+    if met:
+        more = f" and {len(met) - 5} more" if len(met) > 5 else ""
+        cause = nonfinite_cause(model.dtype)
+        logger.warning("values that are NaN or Inf: %s%s%s", "; ".join(met[:5]), more, cause)
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

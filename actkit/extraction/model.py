@@ -28,7 +28,7 @@ from ..config import Config
 from ..errors import Fault, ModelError
 from .agreement import check_blocks
 from .checkpoints import Checkpoint
-from .padding import check_padding
+from .padding import check_generation, check_padding
 from .sites import Sites, find_blocks, find_decoder, find_sites
 
 # weights that no block reads, and that base checkpoints often lack
@@ -229,6 +229,7 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, config: Confi
         check_padding(sites, loaded.device)
         if config.generate is not None:
             check_padding(sites, loaded.device, "left")
+            check_generation(model, loaded.device)
     return loaded
 
 

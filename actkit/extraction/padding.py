@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import torch
+from transformers import GenerationConfig, PreTrainedModel
 
 from ..errors import ModelError
 from .sites import Sites, hooks, site_output
@@ -49,8 +50,57 @@ def check_padding(sites: Sites, device: torch.device, side: Literal["right", "le
     with hooks([block.register_forward_hook(compare) for block in sites.blocks]):
         sites.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     if any(misses):
-        when = "" if side == "right" else ", when it generates"
-        raise ModelError(
-            f"{type(sites.decoder).__name__}: what fills up the shorter prompts of a batch changes what is "
-            f"computed for them{when}; use batch_size=1"
-        )
+        raise _leaks(sites.decoder, ", when it generates" if side == "left" else "")
+
+
+@torch.inference_mode()
+def check_generation(model: PreTrainedModel, device: torch.device) -> None:
+    """Continue a short prompt beside a longer one, and alone, and compare what decides each token.
+
+    Parameters
+    ----------
+    model
+        With its head.
+    device
+        Where inputs go.
+
+    Raises
+    ------
+    ModelError
+        Where the cache of the architecture does not keep the masked tokens out.
+    """
+    ids = torch.arange(1, 2 * _TOKENS + 1, device=device).view(2, _TOKENS)
+    mask = torch.ones_like(ids)
+    mask[0, : _TOKENS // 2] = 0
+    beside, alone = (
+        _decisions(model, ids[rows, start:], mask[rows, start:])
+        for rows, start in ((slice(0, 2), 0), (slice(0, 1), _TOKENS // 2))
+    )
+    for one, two in zip(beside, alone, strict=False):  # either may end its text early
+        limit = _TOLERANCES.get(one.dtype, 1e-4) * two.abs().max()
+        if (one[0] - two[0]).abs().max() > limit:
+            raise _leaks(model, ", when it generates")
+        if one[0].argmax() != two[0].argmax():  # rounding decided: from here on they say other things
+            return
+
+
+def _decisions(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the logits behind each new token, dims ``(sample, vocabulary)``."""
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logits: tuple[torch.Tensor, ...] = model.generate(
+        input_ids=ids, attention_mask=mask, generation_config=settings
+    ).logits
+    return logits
+
+
+def _leaks(model: PreTrainedModel, when: str) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__}: what fills up the shorter prompts of a batch changes what is computed for "
+        f"them{when}; use batch_size=1"
+    )

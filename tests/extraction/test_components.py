@@ -12,7 +12,13 @@ from actkit.errors import InputError
 
 def _extract(model: Path, table: Path, out: Path, layers: str, **options: Any) -> Any:
     return actkit.extract(
-        model=str(model), data=str(table), out=str(out), layers=layers, dtype="float32", listeners=[], **options
+        model=str(model),
+        data=str(table),
+        out=str(out),
+        layers=layers,
+        dtype="float32",
+        listeners=[],
+        **options,
     )
 
 
@@ -115,6 +121,7 @@ def test_mamba_has_a_residual_and_no_more(tmp_path: Path, tokenizer: Any, prompt
     )
     tf.MambaModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    with pytest.raises(InputError, match=r"the model has no `attention` that can be captured \(it has residual\)"):
+    message = r"the model has no `attention` that can be captured \(it has residual\)"
+    with pytest.raises(InputError, match=message):
         _extract(folder, prompts, tmp_path / "run", "attention_all")
     assert _extract(folder, prompts, tmp_path / "run", "all").sizes["layer"] == 2

@@ -71,7 +71,8 @@ def test_zeroed(overflowing: Path, prompts: Path, tmp_path: Path) -> None:
 
 def test_raised(overflowing: Path, prompts: Path, tmp_path: Path) -> None:
     options = _options(overflowing, prompts, dtype="float16", on_nonfinite="raise")
-    with pytest.raises(NonfiniteError, match=r"layer 1, sample \d: \d+ values .* float16 overflows") as caught:
+    message = r"layer 1, sample \d: \d+ values .* float16 overflows"
+    with pytest.raises(NonfiniteError, match=message) as caught:
         actkit.extract(**options, out=str(tmp_path))
     assert "bfloat16 or float32" in str(caught.value)
 

@@ -8,8 +8,9 @@ import pytest
 
 import actkit
 from actkit.errors import ModelError
-from actkit.extraction.padding import check_padding
+from actkit.extraction.padding import check_generation, check_padding
 from actkit.extraction.sites import find_sites
+from tests.models.architectures import build
 
 SMALL = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 HEADS = {**SMALL, "num_attention_heads": 4}
@@ -49,6 +50,24 @@ def test_a_state_is_spoilt_from_the_left_alone() -> None:
     check("Rwkv", "right", **options)
     with pytest.raises(ModelError, match=r"RwkvModel: .*, when it generates; use batch_size=1"):
         check("Rwkv", "left", **options)
+
+
+def check_head(name: str, folder: Path) -> None:
+    import torch
+    import transformers as tf
+
+    whole = tf.AutoModelForCausalLM.from_pretrained(build(name, folder)).eval()
+    check_generation(whole, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2", "Gemma 3", "Falcon (parallel, as 7b)", "Mamba", "Jamba"])
+def test_a_cache_keeps_masked_tokens_out(name: str, tmp_path: Path) -> None:
+    check_head(name, tmp_path)
+
+
+def test_a_cache_that_does_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"MiniMaxForCausalLM: .*, when it generates; use batch_size=1"):
+        check_head("MiniMax", tmp_path)
 
 
 def test_one_prompt_at_a_time_needs_no_padding(tokenizer: Any, tmp_path: Path) -> None:
