@@ -1,7 +1,7 @@
 """One batch: what each wanted block gives, cast into the arrays of a window."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,34 +14,10 @@ from .forward import EMBEDDING, capture
 from .model import Architecture, LoadedModel
 from .prompts import Encoder, Prompt
 from .reductions import last_of, mean_of, wide
-from .selection import MEAN_POSITION, content_positions, describe_tokens, kept_positions
+from .selection import MEAN_POSITION, Rules, content_positions, describe_tokens, kept_positions
 from .vision import split
 
 FLOAT16_MAX = 65504.0
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a cube keeps of what the blocks give.
-
-    Parameters
-    ----------
-    layers
-        Component to the blocks at which it is kept, sorted.
-    axis
-        The blocks on the cube's layer axis, sorted.
-    tokens, storage, on_nonfinite
-        The options of :class:`~actkit.config.Config`.
-    first_is_content
-        Whether position 0 counts as content.
-    """
-
-    layers: Mapping[str, tuple[int, ...]]
-    axis: tuple[int, ...]
-    tokens: str
-    storage: str
-    on_nonfinite: str
-    first_is_content: bool
 
 
 @dataclass(frozen=True)

@@ -256,13 +256,12 @@ def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
 def _warn_nonfinite(
     arrays: Mapping[str, np.ndarray], prepared: Prepared, model: LoadedModel, first: int
 ) -> None:
-    axes = {"nonfinite": prepared.rules.axis, f"{VISION}/nonfinite": prepared.layers.get(VISION, ())}
+    axes = {"": prepared.rules.axis, f"{VISION}/": prepared.layers.get(VISION, ())}
     met = [
-        f"{name.removesuffix('nonfinite').rstrip('/')} layer {axis[layer]}, sample {first + row}: {count}".strip()
-        for name, axis in axes.items()
-        if name in arrays
-        for (layer, row), count in np.ndenumerate(arrays[name])
-        if count
+        f"{group.replace('/', ' ')}layer {axis[layer]}, sample {first + row}: {counts[layer, row]}"
+        for group, axis in axes.items()
+        if (counts := arrays.get(f"{group}nonfinite")) is not None
+        for layer, row in np.argwhere(counts)
     ]
     if met:
         more = f" and {len(met) - 5} more" if len(met) > 5 else ""

@@ -18,12 +18,12 @@ from ..schema import COMPONENTS, VISION
 from ..sources import Source, open_source
 from ..store.layout import COORD_CHUNK, CUBE
 from ..store.runs import check_folder
-from .capture import Rules
 from .checkpoints import Checkpoint, find_checkpoint
 from .describing import describe_run, weights_dtype, window_variables
 from .measuring import Measure
 from .model import Architecture, check_model_options, read_architecture
 from .prompts import Encoder, load_encoder
+from .selection import Rules
 from .vision import check_vision, vision_hidden
 
 

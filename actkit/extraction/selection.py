@@ -1,6 +1,7 @@
-"""Which positions of a prompt are content, and which of them a cube keeps."""
+"""What a cube keeps: of which blocks, and which positions of a prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,30 @@ from ..schema import CONTENT_KINDS, TokenKind
 from .prompts import Prompt
 
 MEAN_POSITION = -1
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a cube keeps of what the blocks give.
+
+    Parameters
+    ----------
+    layers
+        Component to the blocks at which it is kept, sorted.
+    axis
+        The blocks on the cube's layer axis, sorted.
+    tokens, storage, on_nonfinite
+        The options of :class:`~actkit.config.Config`.
+    first_is_content
+        Whether position 0 counts as content.
+    """
+
+    layers: Mapping[str, tuple[int, ...]]
+    axis: tuple[int, ...]
+    tokens: str
+    storage: str
+    on_nonfinite: str
+    first_is_content: bool
 
 
 def content_positions(kinds: np.ndarray, *, first_is_content: bool) -> np.ndarray:
