@@ -22,6 +22,12 @@ from .store.reading import open_cube
 
 Rows = list[tuple[str, str]]
 
+_NORMED = {
+    "content": "content tokens",
+    "last": "the last tokens",
+    "mean": "the means over content tokens",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -135,8 +141,9 @@ def _extract(config: str | None, **options: Any) -> int:
         ]
     )
     if "norm" in cube:
-        print("\nmean norm of content tokens")
-        _print_table(layer_norms(cube)["mean"])
+        norms = layer_norms(cube.sel(layer=cube.has_residual))
+        print(f"\nmean norm of {_NORMED[norms.attrs['tokens']]}")
+        _print_table(norms["mean"])
     print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
     return 0
 
@@ -190,7 +197,8 @@ def _info(path: str) -> int:
     ]
     labels = [str(name) for name, coord in cube.coords.items() if coord.attrs.get("label")]
     rows += [(name, _counts(cube[name].values.tolist())) for name in ["language", *labels]]
-    rows += [(name, str(value).replace("\n", "\\n")) for name, value in cube.attrs.items()]
+    said = {name: str(value) for name, value in cube.attrs.items() if name != "skipped"}
+    rows += [(name, value.replace("\n", "\\n")) for name, value in said.items()]
     _print_pairs(rows)
     return 0
 
@@ -218,7 +226,7 @@ def _losses(cube: xr.Dataset) -> Rows:
     if truncated:
         rows.append(("truncated", f"{truncated:,} samples, by max_tokens"))
     if skipped:
-        rows.append(("skipped", f"{skipped:,} rows; json.loads(cube.attrs['skipped']) names each"))
+        rows.append(("skipped", f"{skipped:,} rows; skipped.jsonl in the run folder lists them"))
     return rows
 
 

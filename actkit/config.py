@@ -57,7 +57,7 @@ class Generation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_new_tokens: int = Field(ge=1, le=100_000, description="most tokens to generate, 1 or more")
+    max_new_tokens: int = Field(ge=1, le=100_000, description="most tokens to generate, 1 to 100,000")
     do_sample: bool = Field(False, description="draw tokens, rather than take the likeliest one")
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="temperature of the draw, above 0")
     top_p: float = Field(1.0, gt=0, le=1, description="total of the likeliest tokens to draw from, up to 1")
@@ -162,7 +162,7 @@ class Config(BaseModel):
     revision: str | None = Field(None, description="branch, tag or commit of a Hugging Face id")
     save: tuple[str, ...] = Field(SAVABLE, description="variables to keep")
     storage: Literal["exact", "bfloat16", "float16"] = Field(
-        "exact", description="rounding of residual and embedding: exact, bfloat16 or float16"
+        "exact", description="rounding of what is kept of each token: exact, bfloat16 or float16"
     )
     on_nonfinite: Literal["keep", "zero", "raise"] = Field(
         "keep", description="what to do with NaN and Inf values: keep, zero or raise; they are counted anyway"
@@ -252,6 +252,11 @@ class Config(BaseModel):
         if faults:
             raise _ContradictionError(faults)
         return self
+
+    @property
+    def image_folder(self) -> Path:
+        """The folder below which image paths lie."""
+        return Path(self.image_root) if self.image_root else Path(self.data).parent
 
     @property
     def chats(self) -> bool:

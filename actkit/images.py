@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image, ImageFile
 
 MOST_PIXELS = 100_000_000
+MOST_RATIO = 200
 MOST_BYTES = 512 * 2**20
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -130,6 +131,9 @@ def _decode(content: bytes) -> tuple[Image.Image | None, str]:
             with Image.open(io.BytesIO(content), formats=FORMATS) as checked:
                 if checked.width * checked.height > MOST_PIXELS:
                     return None, _TOO_LARGE
+                # processors scale the shorter side up, and the longer one with it
+                if max(checked.size) > MOST_RATIO * min(checked.size):
+                    return None, f"is more than {MOST_RATIO} times as long as wide"
                 # Only PNG has checksums; its decoder does not look at them.
                 checked.verify()
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:

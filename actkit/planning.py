@@ -117,6 +117,8 @@ def make_plan(
     stored: np.ndarray | None = None,
     arrays: int = 1,
     vision: Shape | None = None,
+    new_tokens: int = 0,
+    boundary: int | None = None,
 ) -> Plan:
     """Cut the samples into windows and batches.
 
@@ -134,6 +136,10 @@ def make_plan(
         Number of arrays that hold all four dimensions.
     vision
         Lengths of the dimensions of the vision tower's group.
+    new_tokens
+        Most tokens that the model adds to each prompt.
+    boundary
+        Prompts of more tokens are never in one batch with others.
 
     Returns
     -------
@@ -157,18 +163,20 @@ def make_plan(
     for start in range(0, shape.sample, window):
         part = lengths[start : start + window]
         order = np.argsort(-part, kind="stable")
-        for members in _cut(part[order], config.batch_size):
+        for members in _cut(part[order] + new_tokens, config.batch_size, boundary):
             batches[start + order[members]] = count
             count += 1
     return Plan(shape, lengths, stored, window, chunk, batches, vision)
 
 
-def _cut(lengths: np.ndarray, batch_size: int | str) -> Iterator[slice]:
+def _cut(lengths: np.ndarray, batch_size: int | str, boundary: int | None) -> Iterator[slice]:
     """Cut prompts, longest first, into batches; the first of each decides its padding."""
+    long = len(lengths) if boundary is None else int((lengths > boundary).sum())
     start = 0
     while start < len(lengths):
         size = batch_size if isinstance(batch_size, int) else AUTO_TOKENS // int(lengths[start])
         stop = start + (size if isinstance(batch_size, int) else min(max(size, 1), AUTO_PROMPTS))
+        stop = min(stop, long) if start < long else stop
         yield slice(start, stop)
         start = stop
 

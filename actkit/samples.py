@@ -1,4 +1,4 @@
-"""The samples that a scan decided on, block by block."""
+"""The samples that a scan decided on, portion by portion."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +10,8 @@ from .config import Config
 from .errors import ChangedError, Fault, InputError
 from .fingerprints import check_of, content_of
 from .labels import objects, typed
-from .scanning import Scan, scan
+from .scanning import Scan
 from .sources import Row, Source
-
-__all__ = ["Samples", "Scan", "blocks", "scan"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Samples:
         return len(self.text)
 
 
-def blocks(
+def portions(
     source: Source,
     scan: Scan,
     config: Config,
@@ -58,7 +56,7 @@ def blocks(
     start, stop
         The first sample to give, and the first not to give.
     size
-        Samples of each block; the last may have fewer.
+        Samples of each portion; the last may have fewer.
 
     Raises
     ------

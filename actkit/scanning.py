@@ -52,7 +52,7 @@ class Scan:
 
 
 def scan(
-    source: Source, config: Config, examine: Examine, *, block: int = 1024
+    source: Source, config: Config, examine: Examine, *, at_once: int = 1024
 ) -> tuple[Scan | None, list[Fault]]:
     """Read the rows once and decide which become samples.
 
@@ -68,7 +68,7 @@ def scan(
         each, or ``""``. Whatever else decides about a row was decided before, so a row that was
         examined and is not at fault **is** the next sample: what the caller remembers of such rows
         is in the order of the samples. Void where the scan returns faults.
-    block
+    at_once
         Most rows to examine at once; so many are kept in memory.
 
     Returns
@@ -78,7 +78,7 @@ def scan(
         Everything wrong with the columns and the rows asked for; of rows, nothing with
         ``on_bad_row="skip"`` unless none is left.
     """
-    return _Scanner(source, config, examine, block).run()
+    return _Scanner(source, config, examine, at_once).run()
 
 
 class _Bad(NamedTuple):
@@ -90,8 +90,8 @@ class _Bad(NamedTuple):
 class _Scanner:
     """The state of one scan."""
 
-    def __init__(self, source: Source, config: Config, examine: Examine, block: int) -> None:
-        self._source, self._config, self._examine, self._block = source, config, examine, block
+    def __init__(self, source: Source, config: Config, examine: Examine, at_once: int) -> None:
+        self._source, self._config, self._examine, self._at_once = source, config, examine, at_once
         self._skips = config.on_bad_row == "skip"
         self._pending: list[tuple[int, Row]] = []
         self._pending_keys: set[bytes] = set()
@@ -114,7 +114,7 @@ class _Scanner:
                 count += 1
                 if self._has_room(row):
                     self._consider(ordinal, row)
-                if self._is_full() or len(self._pending) >= self._block:
+                if self._is_full() or len(self._pending) >= self._at_once:
                     self._flush()
                 if self._is_full() or (len(self._bad) >= MOST_FAULTS and not self._skips):
                     break

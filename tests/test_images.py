@@ -110,7 +110,7 @@ GOOD = {
         NOISE,
     ),
     "one pixel": (encoded(NOISE[:1, :1]), NOISE[:1, :1]),
-    "one row": (encoded(np.tile(NOISE[:1], (1, 500, 1))), np.tile(NOISE[:1], (1, 500, 1))),
+    "one row": (encoded(np.tile(NOISE[:1], (1, 3, 1))), np.tile(NOISE[:1], (1, 3, 1))),
 }
 
 
@@ -210,6 +210,7 @@ BAD_VALUES = {
     "no width": (png(0, 9, b""), "is truncated or damaged"),
     "bomb": (png(50_000, 50_000, bytes(100)), BOMB),
     "small bomb": (png(10_001, 10_000, bytes(100), depth=1), BOMB),
+    "long bomb": (png(65_000, 1, bytes(100), depth=1), "is more than 200 times as long as wide"),
     "text bomb": (
         png(1, 1, bytes(2), before=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27)))),
         "is truncated or damaged",

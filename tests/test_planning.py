@@ -326,3 +326,23 @@ def test_patches_are_counted_by_the_shape_of_their_group() -> None:
 
 def test_strings_are_not_estimated() -> None:
     assert cost(plan_of([10, 20, 30]), "token_text", "generated") == (0, 0)
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), boundary=st.integers(1, 60))
+def test_prompts_on_both_sides_of_a_boundary_share_no_batch(lengths: list[int], boundary: int) -> None:
+    for batch_size in ("auto", 7):
+        config = Config(model="m", data="d", out="o", batch_size=batch_size)
+        plan = make_plan(config, np.array(lengths), layers=1, hidden=4, boundary=boundary)
+        for window in range(plan.n_windows):
+            for batch in plan.batches_of(window):
+                assert len(set(np.array(lengths)[batch] > boundary)) == 1
+
+
+def test_tokens_to_come_count_for_automatic_batches() -> None:
+    config = Config(model="m", data="d", out="o")
+    lengths = np.full(64, 24)
+    sizes = [
+        int(np.bincount(make_plan(config, lengths, layers=1, hidden=4, new_tokens=new).batches).max())
+        for new in (0, 400)
+    ]
+    assert sizes == [64, AUTO_TOKENS // 424]

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actkit.config import check
-from actkit.samples import Samples, blocks, scan
+from actkit.samples import Samples, portions
+from actkit.scanning import scan
 from actkit.schema import VARIABLES
 from actkit.sources import Row, open_source
 
@@ -52,7 +53,7 @@ def read_file(path: Path, **options: Any) -> tuple[Samples | None, list[str]]:
     scanned, more = scan(source, config, sound)
     if scanned is None:
         return None, [str(fault) for fault in more]
-    (samples,) = blocks(source, scanned, config, size=len(scanned))
+    (samples,) = portions(source, scanned, config, size=len(scanned))
     assert len(samples) == len(scanned)
     return samples, []
 

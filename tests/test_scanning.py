@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from actkit import scanning
 from actkit.config import Config, check
 from actkit.errors import ChangedError
-from actkit.samples import Samples, Scan, blocks, scan
+from actkit.samples import Samples, portions
+from actkit.scanning import Scan, scan
 from actkit.sources import Row, Source, open_source
 
 Json = dict[str, Any]
@@ -56,7 +57,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     ) -> tuple[Scan | None, list[str], Examiner]:
         source, config = opened(tmp_path / "data.jsonl", rows, streaming=request.param, **options)
         examine = Examiner()
-        found, faults = scan(source, config, examine, block=block)
+        found, faults = scan(source, config, examine, at_once=block)
         return found, [str(fault) for fault in faults], examine
 
     return write_and_scan
@@ -300,12 +301,12 @@ def test_blocks_of_any_size_choose_what_one_by_one_would(
     options = {"limit": limit, "max_per_category": most, "categories": categories, "on_bad_row": "skip"}
     source, config = opened(path, rows, **options)
     examine = Examiner()
-    found, faults = scan(source, config, examine, block=block)
+    found, faults = scan(source, config, examine, at_once=block)
     assert faults == []
     assert found is not None
     assert examine.sound == expected
     assert max(examine.sizes) <= block
-    given_again = [text for part in blocks(source, found, config, size=3) for text in part.text]
+    given_again = [text for part in portions(source, found, config, size=3) for text in part.text]
     assert given_again == expected
 
 
@@ -320,7 +321,7 @@ def test_samples_are_given_in_blocks(tmp_path: Path) -> None:
     assert found.languages == {"unspecified": 13}
 
     def given(**options: Any) -> list[Samples]:
-        return list(blocks(source, found, config, **options))
+        return list(portions(source, found, config, **options))
 
     (whole,) = given(size=100)
     assert whole.text.tolist() == [f"t{i}" for i in range(20) if i % 3]
@@ -347,7 +348,7 @@ def test_images_are_given_as_they_are(tmp_path: Path) -> None:
         source, config = opened(tmp_path / "data.jsonl", rows, streaming=streaming, image_column="picture")
         found, _ = scan(source, config, Examiner())
         assert found is not None
-        (samples,) = blocks(source, found, config, size=2)
+        (samples,) = portions(source, found, config, size=2)
         assert samples.images == ["a.png", None]
         assert samples.labels["picture"].tolist() == ["a.png", ""]
         path = {"bytes": None, "path": "a.png"}
@@ -359,7 +360,7 @@ def test_images_are_given_as_they_are(tmp_path: Path) -> None:
         )
         found, _ = scan(source, config, Examiner())
         assert found is not None
-        (samples,) = blocks(source, found, config, size=2)
+        (samples,) = portions(source, found, config, size=2)
         assert samples.images == [path]
         assert samples.labels == {}
 
@@ -424,7 +425,7 @@ def test_data_that_changed_are_refused(name: str, tmp_path: Path) -> None:
     assert found is not None
     path.write_text("\n".join(change(path.read_text().split("\n"))))
     with pytest.raises(ChangedError, match="the data changed while they were read") as caught:
-        list(blocks(source, found, config, size=2))
+        list(portions(source, found, config, size=2))
     assert str(caught.value.faults[0]).startswith(message)
 
 
@@ -435,4 +436,4 @@ def test_data_that_are_gone_are_refused(tmp_path: Path) -> None:
     assert found is not None
     path.unlink()
     with pytest.raises(ChangedError, match="the data can no longer be read"):
-        list(blocks(source, found, config, size=2))
+        list(portions(source, found, config, size=2))

@@ -124,6 +124,20 @@ def test_bad_rows_are_skipped_and_listed(asked: dict[str, Any], tmp_path: Path) 
     assert [what for _, what in json.loads(cube.attrs["skipped"])] == ["`text` is empty"] * 2
 
 
+def test_many_skipped_rows_do_not_weigh_on_the_cube(asked: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"text": "" if number % 2 else f"row {number}"} for number in range(2_400)]
+    data = tmp_path / "bad.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    options = {**asked, "data": str(data), "labels": None, "tokens": "mean", "window_samples": 1024}
+    cube = actkit.extract(**options, on_bad_row="skip", out=str(tmp_path / "run"))
+    assert (cube.sizes["sample"], cube.attrs["skipped_rows"]) == (1_200, 1_200)
+    assert len(json.loads(cube.attrs["skipped"])) == 1_000
+    listed = (tmp_path / "run" / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 1_200
+    assert json.loads(listed[-1]) == {"where": "row 2400 (line 2400)", "what": "`text` is empty"}
+    actkit.extract(**options, on_bad_row="skip", out=str(tmp_path / "run"))  # the list is ours
+
+
 MEMORY = """
 import sys, actkit
 from pathlib import Path

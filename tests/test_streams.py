@@ -19,7 +19,8 @@ import pytest
 
 from actkit.config import Config, check
 from actkit.errors import InputError
-from actkit.samples import Samples, blocks, scan
+from actkit.samples import Samples, portions
+from actkit.scanning import scan
 from actkit.sources import Row, open_source
 from actkit.streams import LibraryDataset, open_stream
 from actkit.tables import Record
@@ -82,7 +83,7 @@ def read(data: Path | str, **options: Any) -> tuple[Samples | None, list[str]]:
     if source is None or scanned is None:
         folder = data if Path(data).is_dir() else Path(data).parent
         return None, [str(fault).replace(f"{folder}/", "") for fault in faults]
-    (samples,) = blocks(source, scanned, config, size=len(scanned))
+    (samples,) = portions(source, scanned, config, size=len(scanned))
     return samples, []
 
 
@@ -224,7 +225,7 @@ def test_what_no_shards_are_is_read_by_the_library(
     scanned, faults = scan(source, config, sound)
     assert faults == []
     assert scanned is not None
-    (samples,) = blocks(source, scanned, config, size=5)
+    (samples,) = portions(source, scanned, config, size=5)
     assert samples.text.tolist() == ["test 1", "test 3", "test 5"]
     assert samples.labels["n"].tolist() == [1, 3, 5]
     assert (tmp_path / "cache").exists()
@@ -446,9 +447,9 @@ import pathlib, re, sys
 import actkit.samples, actkit.sources, actkit.config, pyarrow.parquet
 config, faults = actkit.config.check({"model": "m", "data": sys.argv[1], "out": "o", "streaming": True})
 source, faults = actkit.sources.open_source(config)
-scan, faults = actkit.samples.scan(source, config, lambda rows: [""] * len(rows))
+scan, faults = actkit.scanning.scan(source, config, lambda rows: [""] * len(rows))
 assert not faults, faults
-blocks = actkit.samples.blocks(source, scan, config, size=128)
+blocks = actkit.samples.portions(source, scan, config, size=128)
 assert sum(map(len, blocks)) == int(sys.argv[2])
 print(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 """

@@ -13,9 +13,9 @@ from .buffers import WindowBuffer
 from .forward import EMBEDDING, capture
 from .model import Architecture, LoadedModel
 from .prompts import Encoder, Prompt
-from .reductions import last_of, mean_of, wide
+from .reductions import last_of, mean_of, norm_of
 from .selection import MEAN_POSITION, Rules, content_positions, describe_tokens, kept_positions
-from .vision import split
+from .vision import lay_out, split
 
 FLOAT16_MAX = 65504.0
 
@@ -90,10 +90,17 @@ class Capture:
         buffer["nonfinite"][:, rows] = 0
         embedding = captured.pop(EMBEDDING)
         if "embedding" in buffer:
+            embedding, counts = self._finite(embedding, batch.real, batch, "the embedding")
+            buffer["nonfinite"][0, rows] += counts
             self._keep(buffer["embedding"], self._select(embedding, batch), batch, "the embedding")
+        layout = (
+            lay_out(self._architecture, [prompt.features for prompt in prompts])
+            if VISION in self._rules.layers
+            else None
+        )
         for (component, layer), output in captured.items():
-            if component == VISION:
-                self._keep_vision(layer, output, batch, buffer)
+            if layout is not None and component == VISION:
+                self._keep_vision(layer, split(output, layout), batch, buffer)
             else:
                 self._keep_layer(component, layer, output, batch, buffer)
 
@@ -124,8 +131,8 @@ class Capture:
     ) -> None:
         index = self._rules.axis.index(layer)
         where = f"layer {layer}" + ("" if component == "residual" else f" ({component})")
-        real, content = (mask.to(output.device) for mask in (batch.real, batch.content))
-        output, counts = self._finite(output, real, batch, where)
+        content = batch.content.to(output.device)
+        output, counts = self._finite(output, batch.real, batch, where)
         buffer["nonfinite"][index, batch.rows] += counts
         selected = self._select(output, batch)
         if component in buffer:
@@ -133,45 +140,46 @@ class Capture:
         if component != "residual":
             return
         if "norm" in buffer:
-            norms = torch.linalg.vector_norm(wide(selected), dim=-1)
-            _store(buffer["norm"][index], norms, batch)
+            _store(buffer["norm"][index], norm_of(selected), batch)
         for name, reduce in (("pooled", mean_of), ("last", last_of)):
             if name in buffer:
-                values = reduce(wide(output), content).to("cpu", torch.float32)
+                values = reduce(output, content).to("cpu", torch.float32)
                 buffer[name][index, batch.rows] = values.numpy()
 
-    def _keep_vision(self, layer: int, output: torch.Tensor, batch: _Batch, buffer: WindowBuffer) -> None:
+    def _keep_vision(
+        self, layer: int, patches: Sequence[torch.Tensor], batch: _Batch, buffer: WindowBuffer
+    ) -> None:
         index = self._rules.layers[VISION].index(layer)
-        features = [prompt.features for prompt in batch.prompts]
         where = f"layer {layer} (vision)"
-        for offset, patches in enumerate(split(self._architecture, output, features)):
+        for offset, own in enumerate(patches):
             one = slice(offset, offset + 1)
             alone = dataclasses.replace(
-                batch, samples=batch.samples[one], rows=batch.rows[one], kept=[np.arange(len(patches))]
+                batch, samples=batch.samples[one], rows=batch.rows[one], kept=[np.arange(len(own))]
             )
-            every = torch.ones(1, len(patches), dtype=torch.bool, device=patches.device)
-            values, counts = self._finite(patches[None], every, alone, where)
-            norms = torch.linalg.vector_norm(wide(values), dim=-1)
-            pooled = mean_of(wide(values), every).to("cpu", torch.float32)
-            buffer[f"{VISION}/n_tokens"][alone.rows] = len(patches)
+            every = torch.ones(1, len(own), dtype=torch.bool, device=own.device)
+            values, counts = self._finite(own[None], every, alone, where)
+            buffer[f"{VISION}/n_tokens"][alone.rows] = len(own)
             buffer[f"{VISION}/nonfinite"][index, alone.rows] = counts
-            buffer[f"{VISION}/pooled"][index, alone.rows] = pooled.numpy()
-            _store(buffer[f"{VISION}/norm"][index], norms, alone)
-            self._keep(buffer[f"{VISION}/residual"][index], values, alone, where)
+            if (name := f"{VISION}/pooled") in buffer:
+                buffer[name][index, alone.rows] = mean_of(values, every).to("cpu", torch.float32).numpy()
+            if (name := f"{VISION}/norm") in buffer:
+                _store(buffer[name][index], norm_of(values), alone)
+            if (name := f"{VISION}/residual") in buffer:
+                self._keep(buffer[name][index], values, alone, where)
 
     def _finite(
         self, output: torch.Tensor, real: torch.Tensor, batch: _Batch, where: str
     ) -> tuple[torch.Tensor, np.ndarray]:
         """Count the NaN and Inf values of real positions, and treat them as the rules say."""
-        bad = ~output.isfinite() & real[..., None]
+        bad = ~output.isfinite() & real.to(output.device)[..., None]
         counts = bad.sum(dim=(1, 2)).to("cpu").numpy()
         if not counts.any():
             return output, counts
         if self._rules.on_nonfinite == "raise":
             first = int(np.flatnonzero(counts)[0])
-            cause = nonfinite_cause(self._model.dtype)
             raise NonfiniteError(
-                f"{where}, sample {batch.samples[first]}: {counts[first]} values are NaN or Inf{cause}"
+                f"{where}, sample {batch.samples[first]}: {counts[first]} values are NaN or Inf"
+                + self._model.overflow_cause
             )
         return (output.masked_fill(bad, 0) if self._rules.on_nonfinite == "zero" else output), counts
 
@@ -180,7 +188,7 @@ class Capture:
         if self._rules.tokens == "all":
             return output
         if self._rules.tokens == "mean":
-            return mean_of(wide(output), batch.content.to(output.device))[:, None]
+            return mean_of(output, batch.content.to(output.device))[:, None]
         index = torch.zeros(len(batch.kept), max(batch.lengths), dtype=torch.int64)
         for row, kept in enumerate(batch.kept):
             index[row, : len(kept)] = torch.from_numpy(kept)
@@ -200,13 +208,6 @@ class Capture:
         if self._rules.storage == "exact":
             return values
         return values.to(torch.bfloat16 if self._rules.storage == "bfloat16" else torch.float16)
-
-
-def nonfinite_cause(dtype: torch.dtype) -> str:
-    """Say what most likely makes a model of these weights overflow."""
-    if dtype != torch.float16:
-        return ""
-    return "; most likely float16 overflows, which ends at 65,504: load the weights as bfloat16 or float32"
 
 
 def _store(target: np.ndarray, values: torch.Tensor, batch: _Batch) -> None:

@@ -17,6 +17,7 @@ from .measuring import Measure
 from .model import Architecture, pick_device
 from .prompts import Encoder
 
+MOST_LISTED = 1000
 CONTENT_RULE = "text and image tokens; not pads, special or template tokens"
 _VERSIONS = ("actkit", "torch", "transformers", "tokenizers")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -26,14 +27,15 @@ def window_variables(config: Config, layers: Mapping[str, tuple[int, ...]]) -> t
     """Return the variables of a cube that are written by window, in the order of the schema."""
     left_out = {name for name in OF_RESIDUAL if "residual" not in layers}
     left_out |= {name for name in ("attention", "mlp") if name not in layers}
-    left_out |= {name for name in SAVABLE if name not in config.save}
+    unsaved = {name for name in SAVABLE if name not in config.save}
+    left_out |= unsaved
     left_out |= {"position"} if config.tokens == "all" else set()
     left_out |= {"generated"} if config.generate is None else set()
     return tuple(
         variable.name
         for variable in VARIABLES.values()
         if variable.by_window
-        and variable.name not in left_out
+        and variable.name.rpartition("/")[2] not in (unsaved if variable.group else left_out)
         and (variable.group != VISION or VISION in layers)
     )
 
@@ -65,6 +67,8 @@ def describe_run(
     asked = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision"}
     )
+    # the others are in the run folder; attributes are read whenever a cube is opened
+    skipped = json.dumps(scanned.skipped[:MOST_LISTED], ensure_ascii=False)
     return {
         "options": json.dumps(asked, ensure_ascii=False, sort_keys=True),
         "model": checkpoint.name,
@@ -86,6 +90,6 @@ def describe_run(
         **encoder.description,
         **({"images_sha256": measure.images_digest} if config.image_column else {}),
         **({"skipped_rows": len(scanned.skipped)} if config.on_bad_row == "skip" else {}),
-        **({"skipped": json.dumps(scanned.skipped, ensure_ascii=False)} if scanned.skipped else {}),
+        **({"skipped": skipped} if scanned.skipped else {}),
         **{f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS},
     }

@@ -18,10 +18,10 @@ from ..layers import describe_all
 from ..schema import VISION
 from ..store.layout import CHECKSUM, CUBE, open_group
 from ..store.reading import open_cube
-from ..store.runs import CONFIG, locked, replace_text
+from ..store.runs import CONFIG, SKIPPED, locked, replace_text
 from ..store.writing import CubeWriter, create_cube, storage_errors
 from .buffers import WindowBuffer
-from .capture import Capture, nonfinite_cause
+from .capture import Capture
 from .feeding import batch_prompts, windows
 from .forward import call
 from .generation import continue_prompts
@@ -32,7 +32,17 @@ from .progress import Bar, Listener, Meter, StatusFile
 from .prompts import Prompt
 from .sites import check_sum_rule
 
-_NOT_SETTINGS = {"actkit_format", "arrays", "coordinates", "sum_rule", "sum_rule_error", CHECKSUM}
+# found by running, or said by the options as well
+_NOT_SETTINGS = {
+    "actkit_format",
+    "arrays",
+    "coordinates",
+    "sum_rule",
+    "sum_rule_error",
+    "storage",
+    "tokens_kept",
+    CHECKSUM,
+}
 
 
 def plan(config: str | Path | Config | None = None, **options: Any) -> Prepared:
@@ -131,6 +141,11 @@ def _run(prepared: Prepared, meter: Meter) -> None:
         model = _load(prepared)
         sum_rule = _check_sum_rule(prepared, model)
         replace_text(prepared.run / CONFIG, prepared.config.to_yaml())
+        if skipped := prepared.scan.skipped:
+            lines = (
+                json.dumps({"where": where, "what": what}, ensure_ascii=False) for where, what in skipped
+            )
+            replace_text(prepared.run / SKIPPED, "\n".join(lines) + "\n")
         create_cube(
             prepared.run,
             prepared.plan,
@@ -171,14 +186,17 @@ def _compute(
         logger.info("window %d committed in %.2f s", window, time.monotonic() - started)
 
     with ThreadPoolExecutor(1, thread_name_prefix="actkit-write") as pool:
-        for turn, (window, block) in enumerate(windows(prepared, todo)):
+        for turn, (window, rows) in enumerate(windows(prepared, todo)):
             slot = turn % len(buffers)
             if (before := writing[slot]) is not None:
                 before.result()  # waits for its buffer, and raises what went wrong
             samples = prepared.plan.samples_of(window)
             for batch in prepared.plan.batches_of(window):
-                prompts = batch_prompts(prepared, block, samples.start, batch)
-                _capture_batch(prepared, model, capture, prompts, batch, samples.start, buffers[slot])
+                prompts = batch_prompts(prepared, rows, samples.start, batch)
+                if prepared.config.generate is not None:
+                    prompts = _continue(prepared, model, prompts, batch, samples.start, buffers[slot])
+                # one pass over prompts and what was generated after them, if anything was
+                capture.run(prompts, batch, batch - samples.start, buffers[slot])
                 meter.samples += len(batch)
                 meter.tokens += sum(len(prompt.ids) for prompt in prompts)
                 meter.tell()
@@ -190,41 +208,45 @@ def _compute(
                 future.result()
 
 
-def _capture_batch(
+def _continue(
     prepared: Prepared,
     model: LoadedModel,
-    capture: Capture,
     prompts: list[Prompt],
     batch: np.ndarray,
     first: int,
     buffer: WindowBuffer,
-) -> None:
-    options = prepared.config.generate
-    if options is not None:
-        number = int(prepared.plan.batches[batch[0]])
-        tokenizer = prepared.encoder.tokenizer
-        pad = tokenizer.pad_token_id or 0
-        lengths = [len(prompt.ids) for prompt in prompts]
-        prompts = continue_prompts(model, prompts, options, batch=number, pad_id=pad)
-        for row, prompt, length in zip((batch - first).tolist(), prompts, lengths, strict=True):
-            buffer["generated"][row] = tokenizer.decode(prompt.ids[length:], skip_special_tokens=True)
-    # one pass over prompts and what was generated after them: the states are those of a teacher-forced one
-    capture.run(prompts, batch, batch - first, buffer)
+) -> list[Prompt]:
+    """Let the model continue a batch, and keep the text."""
+    assert prepared.config.generate is not None
+    tokenizer = prepared.encoder.tokenizer
+    continued = continue_prompts(
+        model,
+        prompts,
+        prepared.config.generate,
+        samples=batch,
+        batch=int(prepared.plan.batches[batch[0]]),
+        pad_id=tokenizer.pad_token_id or 0,
+    )
+    for row, before, prompt in zip(batch - first, prompts, continued, strict=True):
+        new = prompt.ids[len(before.ids) :]
+        buffer["generated"][row] = tokenizer.decode(new, skip_special_tokens=True)
+    return continued
 
 
 def _check_sum_rule(prepared: Prepared, model: LoadedModel) -> dict[str, str | float]:
     """Check on the first batch that the parts of each block add up, and say so for the cube."""
     if not {"attention", "mlp"} & prepared.layers.keys():
         return {}
-    _, block = next(windows(prepared, [0]))
+    _, rows = next(windows(prepared, [0]))
     batch = next(prepared.plan.batches_of(0))
-    prompts = batch_prompts(prepared, block, 0, batch)
+    prompts = batch_prompts(prepared, rows, 0, batch)
     with torch.inference_mode():
         error = check_sum_rule(model.sites, lambda: call(model, prompts))
+    if error != error:
+        logger.warning("the sum rule could not be checked: nothing finite in the first batch")
+        return {"sum_rule": "not checked: nothing finite in the first batch"}
     logger.info("largest relative error of the sum rule: %.1e", error)
-    if model.sites.exception:
-        return {"sum_rule": model.sites.exception}
-    return {"sum_rule": "holds", "sum_rule_error": float(f"{error:.1e}")}
+    return {"sum_rule": model.sites.exception or "holds", "sum_rule_error": float(f"{error:.1e}")}
 
 
 def _load(prepared: Prepared) -> LoadedModel:
@@ -237,13 +259,18 @@ def _load(prepared: Prepared) -> LoadedModel:
 def _check_unchanged(path: Path, prepared: Prepared) -> None:
     stored, wanted = _settings(open_group(path).attrs), _settings(prepared.attrs)
     faults = [
-        Fault(name, f"was {stored.get(name, 'not set')!r}, is now {wanted.get(name, 'not set')!r}")
+        Fault(name, f"was {_shown(name, stored)}, is now {_shown(name, wanted)}")
         for name in sorted(stored.keys() | wanted.keys())
         if stored.get(name) != wanted.get(name)
     ]
     if faults:
         heading = f"{prepared.run} holds a cube of other settings; choose another `out`, or go back to them"
         raise ChangedError(faults, heading)
+
+
+def _shown(name: str, settings: Mapping[str, Any]) -> str:
+    field = Config.model_fields.get(name)
+    return repr(settings.get(name, field.default if field else "not set"))
 
 
 def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,8 +292,9 @@ def _warn_nonfinite(
     ]
     if met:
         more = f" and {len(met) - 5} more" if len(met) > 5 else ""
-        cause = nonfinite_cause(model.dtype)
-        logger.warning("values that are NaN or Inf: %s%s%s", "; ".join(met[:5]), more, cause)
+        done = "set to 0" if prepared.config.on_nonfinite == "zero" else "kept"
+        shown = "; ".join(met[:5]) + more
+        logger.warning("values that are NaN or Inf, %s: %s%s", done, shown, model.overflow_cause)
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

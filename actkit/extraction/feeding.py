@@ -6,8 +6,7 @@ import numpy as np
 
 from ..errors import ChangedError, Fault
 from ..images import read_image
-from ..samples import Samples, blocks
-from .measuring import image_root
+from ..samples import Samples, portions
 from .preparing import Prepared
 from .prompts import Prompt
 
@@ -24,23 +23,23 @@ def windows(prepared: Prepared, todo: Sequence[int]) -> Iterator[tuple[int, Samp
     """
     wanted, size = set(todo), prepared.plan.window
     start = min(todo) * size
-    read = blocks(prepared.source, prepared.scan, prepared.config, start=start, size=size)
-    for window, block in enumerate(read, start=min(todo)):
+    read = portions(prepared.source, prepared.scan, prepared.config, start=start, size=size)
+    for window, portion in enumerate(read, start=min(todo)):
         if window in wanted:
-            yield window, block
+            yield window, portion
             wanted.discard(window)
         if not wanted:
             return
 
 
-def batch_prompts(prepared: Prepared, block: Samples, first: int, batch: np.ndarray) -> list[Prompt]:
+def batch_prompts(prepared: Prepared, rows: Samples, first: int, batch: np.ndarray) -> list[Prompt]:
     """Return the prompts of a batch.
 
     Parameters
     ----------
     prepared
         The run.
-    block
+    rows
         The rows of the batch's window.
     first
         The window's first sample.
@@ -52,18 +51,18 @@ def batch_prompts(prepared: Prepared, block: Samples, first: int, batch: np.ndar
     ChangedError
         Where a row is no longer what it was when it was checked.
     """
-    rows = (batch - first).tolist()
+    places = (batch - first).tolist()
     images = None
     changed: dict[int, str] = {}
-    if block.images is not None:
+    if rows.images is not None:
         images = []
-        for row in rows:
-            image, fault, digest = read_image(block.images[row], image_root(prepared.config))
-            if image is not None and prepared.measure.knows_image(first + row, digest):
+        for place in places:
+            image, fault, digest = read_image(rows.images[place], prepared.config.image_folder)
+            if image is not None and prepared.measure.knows_image(first + place, digest):
                 images.append(image)
             else:
-                changed[first + row] = fault or "is another image"
-    prompts = [] if changed else prepared.encoder.encode([block.text[row] for row in rows], images)
+                changed[first + place] = fault or "is another image"
+    prompts = [] if changed else prepared.encoder.encode([rows.text[place] for place in places], images)
     lengths = prepared.plan.lengths
     kept = []
     for sample, prompt in zip(batch.tolist(), prompts, strict=not changed):

@@ -1,21 +1,28 @@
 """Let the model continue prompts; what it says becomes part of them."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
 
 from ..config import Generation
+from ..errors import NonfiniteError
 from ..schema import TokenKind
+from .decoding import decode, end_ids
 from .model import LoadedModel
 from .prompts import Prompt, collate
 
 
 def continue_prompts(
-    model: LoadedModel, prompts: Sequence[Prompt], options: Generation, *, batch: int, pad_id: int
+    model: LoadedModel,
+    prompts: Sequence[Prompt],
+    options: Generation,
+    *,
+    samples: np.ndarray,
+    batch: int,
+    pad_id: int,
 ) -> list[Prompt]:
     """Return the prompts with the tokens that the model generates after them.
 
@@ -27,6 +34,8 @@ def continue_prompts(
         One batch.
     options
         How to choose tokens.
+    samples
+        Their indices in the run.
     batch
         Number of the batch in the run: with the seed it decides what is drawn, whatever ran before.
     pad_id
@@ -36,34 +45,39 @@ def continue_prompts(
     -------
     list of Prompt
         Up to the end-of-text token, which is included.
+
+    Raises
+    ------
+    NonfiniteError
+        Where the model gives no probabilities to draw from.
     """
     inputs = collate(prompts, side="left", pad_id=pad_id, device=model.device)
-    whole: Any = model.model
-    ends = _end_ids(model)
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        **options.model_dump(exclude={"seed", "temperature", "top_p", "top_k"}),
-        **({name: getattr(options, name) for name in ("temperature", "top_p")} if options.do_sample else {}),
-        **({"top_k": options.top_k or 0} if options.do_sample else {}),
-        eos_token_id=ends or None,
-        pad_token_id=pad_id,
-        bos_token_id=whole.generation_config.bos_token_id,
-        use_cache=True,
-    )
+    ends = end_ids(model.model)
+    drawn = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k or 0}
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
+    with torch.random.fork_rng(devices), torch.inference_mode(), _named(samples, model):
         # drawn from both numbers at once: seed 0 of batch 1 is not seed 1 of batch 0
         torch.manual_seed(int(np.random.SeedSequence([options.seed, batch]).generate_state(1)[0]))
-        sequences = whole.generate(**inputs, generation_config=settings)
+        sequences = decode(
+            model.model,
+            inputs,
+            pad_id=pad_id,
+            ends=ends,
+            max_new_tokens=options.max_new_tokens,
+            do_sample=options.do_sample,
+            **(drawn if options.do_sample else {}),
+        )
     new = sequences[:, inputs["input_ids"].shape[1] :].cpu().numpy().astype(np.int32)
     return [_extended(prompt, _until_end(ids, ends)) for prompt, ids in zip(prompts, new, strict=True)]
 
 
-def _end_ids(model: LoadedModel) -> list[int]:
-    whole: Any = model.model
-    ends = whole.generation_config.eos_token_id
-    if ends is None:
-        ends = model.sites.decoder.config.eos_token_id
-    return [] if ends is None else list(np.atleast_1d(ends).tolist())
+@contextmanager
+def _named(samples: np.ndarray, model: LoadedModel) -> Iterator[None]:
+    try:
+        yield
+    except NonfiniteError as error:
+        named = ", ".join(map(str, samples[:8].tolist())) + (" …" if len(samples) > 8 else "")
+        raise NonfiniteError(f"one of samples {named}: {error}{model.overflow_cause}") from error
 
 
 def _until_end(ids: np.ndarray, ends: list[int]) -> np.ndarray:

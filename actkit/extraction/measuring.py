@@ -3,7 +3,6 @@
 import hashlib
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,6 @@ from .model import Architecture
 from .prompts import Encoder, Prompt
 from .selection import most_kept
 from .vision import vision_lengths
-
-
-def image_root(config: Config) -> Path:
-    """Return the folder below which image paths lie."""
-    return Path(config.image_root) if config.image_root else Path(config.data).parent
 
 
 class Measure:
@@ -57,7 +51,7 @@ class Measure:
         if self._config.image_column:
             images = []
             for index, row in enumerate(rows):
-                image, fault, digests[index] = read_image(row.image, image_root(self._config))
+                image, fault, digests[index] = read_image(row.image, self._config.image_folder)
                 images.append(image)
                 faults[index] = f"`{self._config.image_column}` {fault}" if fault else ""
         sound = [index for index, fault in enumerate(faults) if not fault]
@@ -72,7 +66,7 @@ class Measure:
 
     def _too_long(self, prompt: Prompt) -> str:
         most = self._architecture.positions
-        if most is None or len(prompt.ids) + self._new <= most:
+        if most is None or len(prompt.ids) + self._new <= most or self._new >= most:
             return ""
         return (
             f"has {len(prompt.ids)} tokens, which leaves no room for {self._new} new ones in the {most} that "

@@ -43,6 +43,8 @@ _NEEDED = {
     "flash_attention_3": ("flash_attn_interface",),
 }
 # and installed by, where those differ
+# bitsandbytes picks outliers over a whole batch, pads included
+_QUANTIZED = 0.2
 _FROM_PIP = {"flash_attn": "flash-attn", "flash_attn_interface": "flash-attn-3"}
 
 
@@ -60,6 +62,8 @@ class Architecture:
         Number of blocks, and width of the residual stream.
     positions
         Longest prompt that the model was made for, or None where its config names none.
+    boundary
+        The length past which the model turns the positions of a whole batch differently (longrope), or None.
     components
         Each component that can be captured, and the number of blocks that have it.
     can_generate
@@ -71,6 +75,7 @@ class Architecture:
     n_layers: int
     hidden: int
     positions: int | None
+    boundary: int | None
     components: Mapping[str, int]
     can_generate: bool
 
@@ -101,6 +106,15 @@ class LoadedModel:
     vision: tuple[nn.Module, ...]
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def overflow_cause(self) -> str:
+        """What most likely makes the model give NaN and Inf, as the end of a message; or nothing."""
+        if self.dtype != torch.float16:
+            return ""
+        return (
+            "; most likely float16 overflows, which ends at 65,504: load the weights as bfloat16 or float32"
+        )
 
 
 def read_architecture(checkpoint: Checkpoint) -> tuple[Architecture | None, list[Fault]]:
@@ -134,7 +148,10 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[Architecture | None, list
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
         positions -= _reserved_positions(decoder)
-    return Architecture(config, full, n_layers, hidden, positions, components, _can_generate(full)), []
+    boundary = _boundary(getattr(config, "rope_parameters", None), config)
+    return Architecture(
+        config, full, n_layers, hidden, positions, boundary, components, _can_generate(full)
+    ), []
 
 
 def check_model_options(architecture: Architecture | None, config: Config) -> list[Fault]:
@@ -226,10 +243,11 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, config: Confi
     loaded = LoadedModel(model, base, sites, vision, _input_device(model), sites.decoder.dtype)
     check_blocks(sites, loaded.device, architecture.hidden)
     if config.batch_size != 1:
-        check_padding(sites, loaded.device)
+        tolerance = _QUANTIZED if config.quantization else None
+        check_padding(sites, loaded.device, tolerance=tolerance)
         if config.generate is not None:
-            check_padding(sites, loaded.device, "left")
-            check_generation(model, loaded.device)
+            check_padding(sites, loaded.device, "left", tolerance=tolerance)
+            check_generation(model, loaded.device, tolerance=tolerance)
     return loaded
 
 
@@ -302,6 +320,17 @@ def _can_generate(full: PreTrainedConfig) -> bool:
     return any(
         type(full) in auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForImageTextToText)
     )
+
+
+def _boundary(rope: Any, config: PreTrainedConfig) -> int | None:
+    """Return the length at which longrope takes other factors, for the longest prompt and all beside it."""
+    if not isinstance(rope, Mapping):
+        return None
+    if rope.get("rope_type") != "longrope":  # some architectures have one for each type of layer
+        return next((found for part in rope.values() if (found := _boundary(part, config))), None)
+    own = rope.get("original_max_position_embeddings")
+    found = own or getattr(config, "original_max_position_embeddings", None)
+    return int(found) if found else None
 
 
 def _reserved_positions(decoder: PreTrainedModel) -> int:

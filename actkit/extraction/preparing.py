@@ -12,9 +12,9 @@ from .. import layers as grammar
 from ..config import Config, check, read_yaml
 from ..errors import Fault, InputError
 from ..planning import Estimate, Plan, Shape, estimate, make_plan
-from ..samples import blocks
+from ..samples import portions
 from ..scanning import Scan, scan
-from ..schema import COMPONENTS, VISION
+from ..schema import COMPONENTS, OF_RESIDUAL, VISION
 from ..sources import Source, open_source
 from ..store.layout import COORD_CHUNK, CUBE
 from ..store.runs import check_folder
@@ -91,7 +91,7 @@ class Prepared:
             "truncated": self.measure.truncated,
         }
         for component in COMPONENTS:
-            if component in self.variables:
+            if component in self.layers:
                 coords[f"has_{component}"] = np.isin(axis, self.layers[component])
         if self.plan.vision is not None:
             coords |= {
@@ -103,12 +103,12 @@ class Prepared:
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield what the data say of each sample, and the labels, in blocks."""
-        for block in blocks(self.source, self.scan, self.config, size=COORD_CHUNK):
+        for portion in portions(self.source, self.scan, self.config, size=COORD_CHUNK):
             yield {
-                "sample_id": block.sample_id,
-                "language": block.language,
-                "text": block.text,
-                **block.labels,
+                "sample_id": portion.sample_id,
+                "language": portion.language,
+                "text": portion.text,
+                **portion.labels,
             }
 
 
@@ -151,7 +151,7 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
         if encoder is not None and architecture is not None:
             examine = measure = Measure(checked, architecture, encoder, vision=VISION in layers)
         # decoded images are large
-        scanned, data_faults = scan(source, checked, examine, block=16 if checked.image_column else 1024)
+        scanned, data_faults = scan(source, checked, examine, at_once=16 if checked.image_column else 1024)
     faults += data_faults + check_folder(Path(checked.out))
     faults += check_model_options(architecture, checked) + model_faults
     if checkpoint is not None and not faults:
@@ -183,14 +183,24 @@ def _read_options(
 
 def _resolve(config: Config, architecture: Architecture) -> tuple[dict[str, tuple[int, ...]], list[Fault]]:
     layers, faults = grammar.resolve(grammar.parse(config.layers)[0], architecture.components)
-    if VISION in layers:
-        faults += check_vision(architecture)
-    if VISION in layers and not config.image_column:
-        mend = "name the column of the images in image_column"
-        faults.append(Fault("layers", "the vision tower sees nothing without images", mend))
     if layers and not layer_axis(layers):
         mend = "name a block of the decoder too, such as residual_0"
         faults.append(Fault("layers", "names blocks of the vision tower alone", mend))
+    if VISION in layers and not config.image_column:
+        mend = "name the column of the images in image_column"
+        faults.append(Fault("layers", "the vision tower sees nothing without images", mend))
+    if VISION in layers and (unknown := check_vision(architecture)):
+        faults += unknown
+        del layers[VISION]  # nothing of it can be measured
+    new = config.generate.max_new_tokens if config.generate else 0
+    if architecture.positions is not None and new >= architecture.positions:
+        most = architecture.positions
+        what = f"{new} new tokens leave no room for a prompt in the {most} that the model takes"
+        faults.append(Fault("generate", what, "set max_new_tokens to less"))
+    unsaved = [name for name in OF_RESIDUAL if "save" in config.model_fields_set and name in config.save]
+    if layers and unsaved and "residual" not in layers and VISION not in layers:
+        what = f"{', '.join(unsaved)} cannot be kept: no layer of `residual` is asked for"
+        faults.append(Fault("save", what, "add residual layers to `layers`"))
     return layers, faults
 
 
@@ -211,6 +221,7 @@ def _planned(
     axis = layer_axis(layers)
     variables = window_variables(config, layers)
     n_samples = len(scanned.accepted)
+    new_tokens = config.generate.max_new_tokens if config.generate else 0
     vision = None
     if VISION in layers:
         vision = Shape(len(layers[VISION]), n_samples, measure.patches, vision_hidden(architecture))
@@ -222,7 +233,13 @@ def _planned(
         stored=measure.stored,
         arrays=max(1, sum(name in variables for name in COMPONENTS)),
         vision=vision,
+        new_tokens=new_tokens,
+        boundary=architecture.boundary,
     )
+    if new_tokens and config.batch_size != 1 and _crosses(architecture.boundary, plan, new_tokens):
+        what = f"some prompts pass {architecture.boundary} tokens while they are continued, others do not"
+        mend = "set batch_size to 1: past that length the model turns all positions of a batch differently"
+        raise InputError([Fault("batch_size", what, mend)])
     dtype = weights_dtype(checkpoint, architecture, config)
     needs = estimate(
         plan,
@@ -255,6 +272,11 @@ def _planned(
         needs,
         free,
     )
+
+
+def _crosses(boundary: int | None, plan: Plan, new_tokens: int) -> bool:
+    """Tell whether prompts may cross a length while they are continued, at which the model changes."""
+    return boundary is not None and bool(plan.lengths.min() <= boundary < plan.lengths.max() + new_tokens)
 
 
 def _weights_bytes(checkpoint: Checkpoint) -> int:

@@ -1,4 +1,4 @@
-"""Sums over positions, in float64."""
+"""What becomes of the positions of a prompt; sums are made in float64."""
 
 import torch
 
@@ -7,7 +7,7 @@ def mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the mean over the masked positions, dims ``(sample, hidden)``; NaN where there is none."""
     counts = mask.sum(dim=1)[:, None]
     # where, not multiplication: what lies at a pad may be NaN
-    total = torch.where(mask[..., None], values, 0).sum(dim=1)
+    total = torch.where(mask[..., None], values, 0).sum(dim=1, dtype=_wide(values))
     return (total / counts).masked_fill(counts == 0, torch.nan)
 
 
@@ -18,7 +18,12 @@ def last_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return chosen.masked_fill(~mask.any(dim=1)[:, None], torch.nan)
 
 
-def wide(values: torch.Tensor) -> torch.Tensor:
-    """Return the values in the dtype that sums are made in."""
+def norm_of(values: torch.Tensor) -> torch.Tensor:
+    """Return the L2 norm over hidden, dims ``(sample, token)``."""
+    norms: torch.Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=_wide(values))
+    return norms
+
+
+def _wide(values: torch.Tensor) -> torch.dtype:
     # MPS has no float64
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -144,6 +144,10 @@ def find_sites(model: PreTrainedModel, n_layers: int) -> Sites:
     if len(found) < n_layers:  # a part alone could not be checked
         return Sites(decoder, blocks, {}, scale, "", ())
     components = {name: tuple(parts[name] for parts, _, _ in found) for name in _PARTS}
+    if any(
+        len(set(modules)) < n_layers for modules in components.values()
+    ):  # what blocks share, they overwrite
+        return Sites(decoder, blocks, {}, scale, "", ())
     exception = next((exception for _, _, exception in found if exception), "")
     return Sites(decoder, blocks, components, scale, exception, tuple(order for _, order, _ in found))
 
@@ -174,7 +178,7 @@ def find_blocks(decoder: PreTrainedModel, n_layers: int) -> tuple[nn.Module, ...
         (name, module)
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList)
-        and len(module) == n_layers
+        and len(set(module)) == len(module) == n_layers
         and all(isinstance(block, recorded) for block in module)
     ]
     if len(candidates) != 1:
@@ -356,8 +360,10 @@ def _miss(
     size = stream.abs()
 
     def compare(actual: torch.Tensor) -> None:
+        # what is no number already, or too large for one, says nothing
+        checked = stream.isfinite() & (stream.abs() <= torch.finfo(coarsest).max)
         miss = (actual - stream).abs() / (size + torch.finfo(coarsest).tiny)
-        errors.append(miss[miss.isfinite()])
+        errors.append(miss[checked].nan_to_num(nan=torch.inf))
 
     for step in order:
         if isinstance(step, str):

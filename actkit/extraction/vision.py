@@ -70,39 +70,67 @@ def vision_lengths(architecture: Architecture, features: Features) -> int:
     return len(features["pixel_values"]) * _positions(architecture, features)
 
 
-def split(
-    architecture: Architecture, output: torch.Tensor, features: Sequence[Features]
-) -> list[torch.Tensor]:
-    """Part what a block of the vision tower gives for a batch.
+@dataclass(frozen=True)
+class Layout:
+    """Where the patches of a batch lie in what a block of the tower gives.
+
+    Parameters
+    ----------
+    lengths
+        How many positions each sample has.
+    groups
+        Where each group of patches, in the order of the processor, stands; None where the tower keeps
+        that order.
+    """
+
+    lengths: list[int]
+    groups: torch.Tensor | None
+
+
+def lay_out(architecture: Architecture, features: Sequence[Features]) -> Layout:
+    """Find out where the patches of a batch lie, which is the same for every block.
 
     Parameters
     ----------
     architecture
         What the model's config says.
-    output
-        Of the block.
     features
         What the processor gave for each sample of the batch.
+    """
+    lengths = [vision_lengths(architecture, sample) for sample in features]
+    if not _TOWERS[_kind(architecture)].windows:
+        return Layout(lengths, None)
+    config = architecture.full.vision_config
+    index, _ = get_vision_window_index(
+        torch.cat([sample["image_grid_thw"] for sample in features]).cpu(),
+        spatial_merge_size=config.spatial_merge_size,
+        window_size=config.window_size,
+        patch_size=config.patch_size,
+    )
+    return Layout(lengths, index.argsort())
+
+
+def split(output: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+    """Part what a block of the vision tower gives for a batch.
+
+    Parameters
+    ----------
+    output
+        Of the block.
+    layout
+        Of the batch.
 
     Returns
     -------
     list of torch.Tensor
         One a sample, dims ``(token, hidden)``; patches are in the order of the processor.
     """
-    tower = _TOWERS[_kind(architecture)]
     sequence = output.reshape(-1, output.shape[-1])
-    if tower.windows:
-        config = architecture.full.vision_config
-        index, _ = get_vision_window_index(
-            torch.cat([sample["image_grid_thw"] for sample in features]).cpu(),
-            spatial_merge_size=config.spatial_merge_size,
-            window_size=config.window_size,
-            patch_size=config.patch_size,
-        )
+    if layout.groups is not None:
         # patches that are merged into one token stay together
-        groups = sequence.reshape(len(index), -1, sequence.shape[-1])
-        sequence = groups[index.argsort().to(groups.device)].reshape(sequence.shape)
-    return list(torch.split(sequence, [vision_lengths(architecture, sample) for sample in features]))
+        grouped = sequence.reshape(len(layout.groups), -1, sequence.shape[-1])
+        sequence = grouped[layout.groups.to(grouped.device)].reshape(sequence.shape)
+    return list(torch.split(sequence, layout.lengths))
 
 
 def _kind(architecture: Architecture) -> tuple[str, str]:

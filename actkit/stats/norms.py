@@ -8,7 +8,9 @@ from .kernels import NORM_SUMMARIES, summarize_norms
 
 
 def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr.Dataset:
-    """Summarise the L2 norms of content tokens by language and layer.
+    """Summarise the L2 norms of tokens by language and layer.
+
+    Content tokens count; of a cube that keeps the last tokens or means alone, these do.
 
     Parameters
     ----------
@@ -41,10 +43,11 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
     """
     if "norm" not in cube:
         raise KeyError("the cube has no `norm`; extract it again with `norm` among `save`")
-    if "token_kind" in cube.coords:
+    counted = _counted(cube)
+    if counted == "content":
         mask = content_mask(cube.token_kind, first_is_content=bool(cube.attrs["first_is_content"]))
     else:
-        mask = cube.token < cube.n_tokens
+        mask = (cube.token < cube.n_tokens).transpose("sample", "token")
     languages = list(dict.fromkeys(cube.language.values.tolist()))
     parts = []
     for language in languages:
@@ -70,7 +73,7 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
     result = result.assign_coords(layer=cube.layer)
     result.attrs = {
         "statistic": "layer_norms",
-        "tokens": "content" if "token_kind" in cube.coords else "all",
+        "tokens": counted,
         "interval": "95%, bootstrap over samples",
         "resamples": resamples,
         "seed": seed,
@@ -78,3 +81,10 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
         "model": cube.attrs.get("model", ""),
     }
     return result
+
+
+def _counted(cube: xr.Dataset) -> str:
+    if "token_kind" not in cube.coords:
+        return "patches"
+    kept = str(cube.attrs.get("tokens_kept", "all"))
+    return kept if kept in ("last", "mean") else "content"

@@ -13,7 +13,7 @@ import zarr
 
 from ..config import MB
 from ..errors import CorruptError, CubeError, Fault, IncompleteError
-from ..schema import VARIABLES
+from ..schema import VARIABLES, TokenKind
 from .checking import RERUN, StrictStore, read_committed, shard_faults
 from .layout import (
     CHECKSUM,
@@ -146,8 +146,16 @@ def tokens(cube: xr.Dataset, sample: int) -> list[str]:
     >>> tokens(open_cube(write_cube(n_tokens=3)), 7)
     ['ن0', 'ن1', 'ن2']
     """
-    one = cube[["token_text", "n_tokens"]].sel(sample=sample)
-    return [str(text) for text in one.token_text.values[: int(one.n_tokens)]]
+    if "token_text" not in cube.coords:
+        raise KeyError("there is no `token_text` here; give the cube itself, not its group `vision`")
+    found = np.flatnonzero(np.atleast_1d(cube.sample.values) == sample)
+    if not len(found):
+        raise KeyError(f"the cube has no sample {sample}")
+    texts, kinds = (
+        array.values if array.ndim == 1 else array.isel(sample=found[0]).values
+        for array in (cube.token_text, cube.token_kind)
+    )
+    return [str(text) for text in texts[kinds != TokenKind.PAD]]
 
 
 def _place(name: str) -> int:

@@ -19,7 +19,9 @@ CONFIG = "config.yaml"
 STATUS = "status.json"
 LOG = "log.txt"
 LOCK = ".lock"
-_OURS = {CUBE, CREATING, CONFIG, STATUS, LOG, LOCK, STATUS + ".partial", CONFIG + ".partial"}
+SKIPPED = "skipped.jsonl"
+_REPLACED = (STATUS, CONFIG, SKIPPED)
+_OURS = {CUBE, CREATING, LOG, LOCK, *_REPLACED, *(name + ".partial" for name in _REPLACED)}
 
 
 def check_folder(run: Path) -> list[Fault]:

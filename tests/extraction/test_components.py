@@ -56,12 +56,32 @@ def test_a_cube_without_the_residual(architectures: Any, table: Path, tmp_path: 
     assert not {"residual", "attention", "norm", "pooled", "last"} & set(cube)
 
 
+def test_layers_without_a_norm_are_marked_where_the_residual_is_not_saved(
+    architectures: Any, table: Path, tmp_path: Path
+) -> None:
+    cube = _extract(architectures("llama"), table, tmp_path, "residual_0 mlp_3", save=["norm"])
+    assert "residual" not in cube
+    assert cube.has_residual.values.tolist() == [True, False]
+    assert cube.norm.sel(layer=~cube.has_residual).isnull().all()
+    assert cube.norm.sel(layer=cube.has_residual).notnull().any()
+
+
+def test_what_is_made_of_the_residual_needs_it(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        _extract(tiny_model, prompts, tmp_path / "run", "attention_0", save=["norm", "pooled"])
+    assert str(caught.value.faults[0]) == (
+        "save: norm, pooled cannot be kept: no layer of `residual` is asked for "
+        "(add residual layers to `layers`)"
+    )
+
+
 def test_a_post_norm_encoder_says_what_it_holds(minilm: Path, table: Path, tmp_path: Path) -> None:
     import torch
     import transformers as tf
 
     cube = _extract(minilm, table, tmp_path, "all attention_all mlp_all").load()
     assert "normalises each sum" in cube.attrs["sum_rule"]
+    assert 0 < cube.attrs["sum_rule_error"] < 1e-6
     # BERT: LayerNorm(LayerNorm(in + attention) + mlp), by its own norms
     model = tf.AutoModel.from_pretrained(minilm, dtype="float32").eval()
     before = cube.embedding.values

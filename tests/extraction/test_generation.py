@@ -147,3 +147,69 @@ def test_no_room_for_new_tokens(model_copy: Path, prompts: Path, tmp_path: Path)
     (model_copy / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 20}))
     with pytest.raises(InputError, match=r"row \d+ .*leaves no room for 6 new ones in the 20 that the model"):
         actkit.extract(**_options(model_copy, prompts), out=str(tmp_path / "run"))
+
+
+FOREIGN = [
+    {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1},
+    {"num_beams": 3, "num_return_sequences": 2},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"do_sample": True, "temperature": 3.0, "top_k": 5},
+    {"suppress_tokens": list(range(2, 40)), "forced_eos_token_id": 1},
+    {"max_time": 0.0001, "min_length": 50},
+]
+
+
+@pytest.mark.parametrize("settings", FOREIGN, ids=lambda settings: next(iter(settings)))
+def test_what_the_checkpoint_wants_of_a_generation_is_put_aside(
+    settings: dict[str, Any], architectures: Any, continued: Any, table: Path, tmp_path: Path
+) -> None:
+    import json
+    import shutil
+
+    folder = Path(shutil.copytree(architectures("demo"), tmp_path / "model"))
+    asked = folder / "generation_config.json"
+    before = json.loads(asked.read_text()) if asked.is_file() else {}
+    asked.write_text(json.dumps({**before, **settings}))
+    cube = actkit.extract(**_options(folder, table), out=str(tmp_path / "run"))
+    assert np.array_equal(cube.token_id, continued("demo").token_id)
+
+
+def test_greedy_is_the_likeliest_token_and_nothing_else(continued: Any, architectures: Any) -> None:
+    import torch
+    import transformers as tf
+
+    cube = continued("llama")
+    model = tf.AutoModelForCausalLM.from_pretrained(architectures("llama"), dtype="float32").eval()
+    for sample in (0, 7, 16):
+        length, prompt = int(cube.n_tokens[sample]), int(cube.prompt_tokens[sample])
+        ids = torch.from_numpy(cube.token_id.values[None, sample, :length].astype(np.int64))
+        with torch.inference_mode():
+            likeliest = model(ids).logits[0].argmax(dim=-1)
+        assert ids[0, prompt:].tolist() == likeliest[prompt - 1 : -1].tolist()
+
+
+def test_no_token_can_be_drawn_from_nan(model_copy: Path, prompts: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from actkit.errors import NonfiniteError
+
+    weights = load_file(model_copy / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][:] = float("nan")
+    save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
+    options = _options(model_copy, prompts, do_sample=True)
+    with pytest.raises(
+        NonfiniteError, match=r"one of samples [\d, ]+: the model gave NaN or Inf where a token"
+    ):
+        actkit.extract(**options, out=str(tmp_path / "run"))
+
+
+def test_more_new_tokens_than_positions_are_one_fault(
+    model_copy: Path, prompts: Path, tmp_path: Path
+) -> None:
+    options = {**_options(model_copy, prompts), "generate": {"max_new_tokens": 90_000}}
+    with pytest.raises(InputError) as caught:
+        actkit.extract(**options, out=str(tmp_path / "run"))
+    assert [str(fault) for fault in caught.value.faults] == [
+        "generate: 90000 new tokens leave no room for a prompt in the 2048 that the model takes "
+        "(set max_new_tokens to less)"
+    ]

@@ -82,3 +82,48 @@ def test_finite_in_float32(overflowing: Path, prompts: Path, tmp_path: Path) -> 
     cube = actkit.extract(**options, out=str(tmp_path)).load()
     assert not cube.nonfinite.any()
     assert float(np.abs(cube.residual).max()) > 65504
+
+
+@pytest.fixture
+def poisoned(model_copy: Path, tokenizer: Any) -> Path:
+    """The tiny Llama, with NaN in the embedding of one token of the prompts."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model_copy / "model.safetensors")
+    token = tokenizer("He waits.").input_ids[-1]
+    weights["model.embed_tokens.weight"][token] = float("nan")
+    save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
+    return model_copy
+
+
+def test_the_embedding_is_no_exception(poisoned: Path, prompts: Path, tmp_path: Path) -> None:
+    options = _options(poisoned, prompts, layers="2")
+    kept = actkit.extract(**options, out=str(tmp_path / "keep")).load()
+    real = (kept.token_kind > 0).values
+    bad = [
+        ~np.isfinite(array) & real[..., None] for array in (kept.embedding.values, kept.residual.values[0])
+    ]
+    assert bad[0].any()
+    assert np.array_equal(kept.nonfinite[0], sum(part.sum(axis=(1, 2)) for part in bad))
+    zeroed = actkit.extract(**options, on_nonfinite="zero", out=str(tmp_path / "zero")).load()
+    assert np.isfinite(zeroed.embedding.values[real]).all()
+    with pytest.raises(NonfiniteError, match=r"the embedding, sample \d: 16 values are NaN or Inf$"):
+        actkit.extract(**options, on_nonfinite="raise", out=str(tmp_path / "raise"))
+
+
+def test_a_sum_rule_without_numbers_was_not_checked(model_copy: Path, prompts: Path, tmp_path: Path) -> None:
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model_copy / "model.safetensors")
+    weights["model.embed_tokens.weight"][:] = float("nan")
+    save_file(weights, model_copy / "model.safetensors", metadata={"format": "pt"})
+    cube = actkit.extract(**_options(model_copy, prompts, layers="all mlp_0"), out=str(tmp_path / "run"))
+    assert cube.attrs["sum_rule"] == "not checked: nothing finite in the first batch"
+    assert "sum_rule_error" not in cube.attrs
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    json.loads((tmp_path / "run" / "cube.zarr" / "zarr.json").read_text(), parse_constant=refuse)

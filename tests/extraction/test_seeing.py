@@ -133,6 +133,31 @@ def test_the_vision_group_knows_its_samples(seen: Any) -> None:
     assert not vision.nonfinite.any()
 
 
+def test_only_what_is_saved_of_the_tower_is_stored(vlm: Any, scenes: Path, tmp_path: Path) -> None:
+    actkit.extract(
+        model=str(vlm("gemma3")),
+        data=str(scenes),
+        out=str(tmp_path / "run"),
+        layers="0 vision_1-2",
+        save=["pooled"],
+        image_column="image",
+        listeners=[],
+    )
+    vision = actkit.open_cube(tmp_path / "run", group="vision")
+    assert set(vision.data_vars) == {"pooled", "nonfinite"}
+    assert np.isfinite(vision.pooled).all()
+
+
+def test_norms_of_patches_can_be_summarised(seen: Any) -> None:
+    vision = actkit.open_cube(seen("qwen2_5_vl"), group="vision")
+    norms = actkit.layer_norms(vision, resamples=10).load()
+    assert norms.attrs["tokens"] == "patches"
+    assert int(norms.n_tokens.isel(layer=0).sum()) == int(vision.n_tokens.sum())
+    ours = norms["mean"].sel(language="english")
+    english = vision.norm.where(vision.language == "english", drop=True)
+    np.testing.assert_allclose(ours, english.mean(["sample", "token"]), rtol=1e-5)
+
+
 def test_an_interrupted_run_ends_in_the_same_bytes(vlm: Any, scenes: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "model": str(vlm("qwen2_5_vl")),
@@ -258,6 +283,18 @@ def test_an_image_that_changes_during_a_run_is_noticed(vlm: Any, tmp_path: Path)
             image_column="image",
             listeners=[repaint],
         )
+
+
+def test_a_tower_that_nobody_knows_is_a_fault(
+    vlm: Any, scenes: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from actkit.extraction import vision
+
+    monkeypatch.delitem(vision._TOWERS, ("llava", "clip_vision_model"))
+    options = {"model": str(vlm("llava")), "data": str(scenes), "image_column": "image", "listeners": []}
+    with pytest.raises(InputError, match="the vision tower of `llava` cannot be captured yet"):
+        actkit.extract(**options, layers="all vision_all", out=str(tmp_path / "run"))
+    assert actkit.extract(**options, limit=2, layers="all", out=str(tmp_path / "run")).sizes["sample"] == 2
 
 
 @pytest.mark.parametrize(

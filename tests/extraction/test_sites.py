@@ -274,6 +274,13 @@ def test_a_part_that_is_not_called_is_refused() -> None:
     )
 
 
+def test_parts_that_blocks_share_are_not_captured() -> None:
+    model = build(PRE_NORM["llama"]())
+    for block in model.layers[1:]:
+        block.mlp = model.layers[0].mlp
+    assert find_sites(model, LAYERS).components == {}
+
+
 def test_a_stream_that_changes_between_blocks_is_refused() -> None:
     """As Qwen3-VL does it, which adds what it saw to the stream of its first blocks."""
     sites = find_sites(build(PRE_NORM["llama"]()), LAYERS)

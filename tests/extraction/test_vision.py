@@ -14,7 +14,7 @@ from actkit.config import Config
 from actkit.extraction.checkpoints import Checkpoint
 from actkit.extraction.model import Architecture, load_model, read_architecture
 from actkit.extraction.prompts import Encoder, Prompt, collate, load_encoder
-from actkit.extraction.vision import check_vision, split, vision_hidden, vision_lengths
+from actkit.extraction.vision import check_vision, lay_out, split, vision_hidden, vision_lengths
 from actkit.schema import TokenKind
 from tests.models.vlms import PATCH, VISION_LAYERS, VLMS, ask, build_vlm
 
@@ -116,7 +116,7 @@ def test_the_blocks_of_the_vision_tower(ours: Ours, theirs: list[dict[str, Any]]
     assert check_vision(ours.architecture) == []
     assert len(ours.vision) == VISION_LAYERS
     for layer, output in enumerate(ours.vision):
-        parts = split(ours.architecture, output, features)
+        parts = split(output, lay_out(ours.architecture, features))
         for part, own, alone in zip(parts, features, theirs, strict=True):
             assert part.shape == (vision_lengths(ours.architecture, own), vision_hidden(ours.architecture))
             assert difference(part, alone["vision"][layer]) < TOLERANCE
@@ -127,7 +127,7 @@ def test_windows_are_undone(ours: Ours, name: str) -> None:
         pytest.skip("has no windows")
     features = [prompt.features for prompt in ours.prompts]
     output = ours.vision[0]
-    as_computed = torch.cat(split(ours.architecture, output, features))
+    as_computed = torch.cat(split(output, lay_out(ours.architecture, features)))
     assert sorted(as_computed[:, 0].tolist()) == sorted(output[:, 0].tolist())
     assert not torch.equal(as_computed, output)  # or the test above would show nothing
 
@@ -175,7 +175,7 @@ def test_a_tower_that_is_not_known() -> None:
     class Full:
         model_type = "pixelnet"
 
-    architecture = Architecture(None, Full(), 1, 1, None, {}, False)  # type: ignore[arg-type]
+    architecture = Architecture(None, Full(), 1, 1, None, None, {}, False)  # type: ignore[arg-type]
     (fault,) = check_vision(architecture)
     assert str(fault) == (
         "layers: the vision tower of `pixelnet` cannot be captured yet "

@@ -41,3 +41,17 @@ def test_a_token_without_characters_of_its_own_keeps_its_place(tmp_path: Path) -
     numbers.values["token_text"][3] = ["<s>", "", "", "𒀀", " ء"]
     numbers.create(tmp_path).write(0, numbers.part(0))
     assert tokens(open_cube(tmp_path), 3) == ["<s>", "", "", "𒀀", " ء"]
+
+
+def test_one_sample_a_cut_and_another_order(cube: xr.Dataset) -> None:
+    whole = tokens(cube, 9)
+    assert tokens(cube.isel(sample=9), 9) == whole
+    assert tokens(cube.isel(token=slice(2, None)), 9) == whole[2:]
+    assert tokens(cube.isel(token=slice(None, None, -1)), 9) == whole[::-1]
+    with pytest.raises(KeyError, match="the cube has no sample 8"):
+        tokens(cube.isel(sample=9), 8)
+
+
+def test_the_vision_group_has_none(intact: Path) -> None:
+    with pytest.raises(KeyError, match="give the cube itself"):
+        tokens(open_cube(intact, group="vision"), 0)
