@@ -18,6 +18,8 @@ import torch
 
 import actkit
 from actkit.demo import MODEL
+from actkit.extraction.feeding import batch_prompts, windows
+from actkit.extraction.forward import call
 from actkit.extraction.model import load_model
 from actkit.extraction.preparing import Prepared
 from actkit.store.layout import CUBE
@@ -47,15 +49,17 @@ def bytes_read() -> int:
 def bare_forward(prepared: Prepared) -> float:
     """Time the decoder alone, over the run's own batches."""
     model = load_model(prepared.checkpoint, prepared.architecture, prepared.config)
+    plan = prepared.plan
+    batches = [
+        batch_prompts(prepared, rows, plan.samples_of(window).start, batch)
+        for window, rows in windows(prepared, range(plan.n_windows))
+        for batch in plan.batches_of(window)
+    ]
 
     def run() -> None:
         with torch.inference_mode():
-            for window in range(prepared.plan.n_windows):
-                for batch in prepared.plan.batches_of(window):
-                    longest = int(prepared.tokens.lengths[batch].max())
-                    ids = torch.from_numpy(prepared.tokens.ids[batch, :longest].astype(np.int64))
-                    mask = torch.from_numpy((prepared.tokens.kinds[batch, :longest] != 0).astype(np.int64))
-                    model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+            for prompts in batches:
+                call(model, prompts)
 
     return seconds(run)
 

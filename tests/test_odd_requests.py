@@ -19,22 +19,10 @@ from actkit.demo import draw_scenes
 from actkit.errors import ChangedError, CorruptError, InputError
 from actkit.schema import TokenKind
 from actkit.testing import contents
-from tests.models.vlms import ask, build_vlm
+from tests.models.vlms import ask
 
 GENERATE = {"max_new_tokens": 3, "do_sample": True, "seed": 7}
 ARABIC = "أنت مساعدٌ مفيد."
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = build_vlm(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return folder
 
 
 @pytest.fixture(scope="module")

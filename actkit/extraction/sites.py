@@ -254,8 +254,8 @@ def hooks(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def sum_rule_errors(sites: Sites, forward: Callable[[], object]) -> list[float]:
-    """Measure by how much ``residual[l-1] + attention[l] + mlp[l]`` misses ``residual[l]``.
+def check_sum_rule(sites: Sites, forward: Callable[[], object]) -> list[float]:
+    """Check that ``residual[l-1] + attention[l] + mlp[l]`` is ``residual[l]``.
 
     Parameters
     ----------
@@ -274,23 +274,8 @@ def sum_rule_errors(sites: Sites, forward: Callable[[], object]) -> list[float]:
     Raises
     ------
     ModelError
-        Where a sublayer was not called once in its block, or something else than a block adds to the stream.
-    """
-    return [error for error, _ in _measure(sites, forward)]
-
-
-def check_sum_rule(sites: Sites, forward: Callable[[], object]) -> float:
-    """Measure the sum rule, and return its largest error.
-
-    Parameters
-    ----------
-    sites, forward
-        As :func:`sum_rule_errors` takes them.
-
-    Raises
-    ------
-    ModelError
-        Where a block does something else with its attention and its mlp.
+        Where a block does something else with its attention and its mlp, a sublayer was not called once
+        in its block, or something else than a block adds to the stream.
     """
     measured = _measure(sites, forward)
     for layer, (error, dtype) in enumerate(measured):
@@ -299,7 +284,7 @@ def check_sum_rule(sites: Sites, forward: Callable[[], object]) -> float:
                 f"{type(sites.decoder).__name__}: attention and mlp of block {layer} do not add up to what "
                 f"the block adds (relative error {error:.1e}); `residual` can still be captured"
             )
-    return max((error for error, _ in measured if error == error), default=float("nan"))
+    return [error for error, _ in measured]
 
 
 def _measure(sites: Sites, forward: Callable[[], object]) -> list[tuple[float, torch.dtype]]:

@@ -19,7 +19,7 @@ from actkit.extraction.checkpoints import Checkpoint
 from actkit.extraction.model import read_architecture
 from actkit.extraction.prompts import Encoder, Prompt, collate, load_encoder
 from actkit.schema import TokenKind
-from tests.models.vlms import VLMS, build_vlm
+from tests.models.vlms import VLMS
 
 TEXTS = ["The doctor waits.", "الطبيبُ يقرأ كتابًا.", "a\nb {text} {{ x }}", "word"]
 CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}
@@ -85,18 +85,6 @@ def chat_model(model_copy: Path) -> Callable[..., Path]:
         return model_copy
 
     return with_template
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    built: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in built:
-            built[name] = build_vlm(name, tmp_path_factory.mktemp(name))
-        return built[name]
-
-    return folder
 
 
 def image(width: int = 70, height: int = 50) -> Image.Image:

@@ -16,23 +16,11 @@ from actkit.demo import draw_scenes
 from actkit.errors import InputError
 from actkit.schema import TokenKind
 from actkit.testing import contents
-from tests.models.vlms import VISION_LAYERS, VLMS, ask, build_vlm
+from tests.models.vlms import VISION_LAYERS, VLMS, ask
 
 # wide, high, small: Qwen2.5-VL gives each another number of tokens
 SIZES = [(96, 96), (140, 56), (56, 168), (60, 64)]
 SCENES = 3
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = build_vlm(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return folder
 
 
 @pytest.fixture(scope="module")
