@@ -20,7 +20,7 @@ import actkit
 from actkit.demo import MODEL
 from actkit.extraction.feeding import batch_prompts, windows
 from actkit.extraction.forward import call
-from actkit.extraction.model import load_model
+from actkit.extraction.models.loading import load_model
 from actkit.extraction.preparing import Prepared
 from actkit.store.layout import CUBE
 from actkit.testing import synthetic

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("store", "stats", "extraction")
+PARTS = ("store", "stats", "extraction", "extraction/models", "extraction/prompts")
 
 
 def test_every_module_is_named() -> None:

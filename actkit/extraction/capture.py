@@ -11,8 +11,8 @@ from ..errors import NonfiniteError, StorageError
 from ..schema import VARIABLES, VISION
 from .buffers import WindowBuffer
 from .forward import EMBEDDING, capture
-from .model import Architecture, LoadedModel
-from .prompts import Encoder, Prompt
+from .models.loading import Architecture, LoadedModel
+from .prompts.encoding import Encoder, Prompt
 from .reductions import last_of, mean_of, norm_of
 from .selection import MEAN_POSITION, Rules, content_positions, describe_tokens, kept_positions
 from .vision import lay_out, split

@@ -12,10 +12,10 @@ from ..planning import Plan
 from ..scanning import Scan
 from ..schema import OF_RESIDUAL, SAVABLE, VARIABLES, VISION
 from ..sources import Source
-from .checkpoints import Checkpoint
 from .measuring import Measure
-from .model import Architecture, pick_device
-from .prompts import Encoder
+from .models.checkpoints import Checkpoint
+from .models.loading import Architecture, pick_device
+from .prompts.encoding import Encoder
 
 MOST_LISTED = 1000
 CONTENT_RULE = "text and image tokens; not pads, special or template tokens"

@@ -27,11 +27,11 @@ from .feeding import batch_prompts, windows
 from .forward import call
 from .generation import continue_prompts
 from .logs import log_file, logger
-from .model import LoadedModel, load_model
+from .models.loading import LoadedModel, load_model
+from .models.sites import check_sum_rule
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
-from .prompts import Prompt
-from .sites import check_sum_rule
+from .prompts.encoding import Prompt
 
 # found by running, or said by the options as well
 _NOT_SETTINGS = {

@@ -8,7 +8,7 @@ from ..errors import ChangedError, Fault
 from ..images import read_image
 from ..samples import Samples, portions
 from .preparing import Prepared
-from .prompts import Prompt
+from .prompts.encoding import Prompt
 
 
 def windows(prepared: Prepared, todo: Sequence[int]) -> Iterator[tuple[int, Samples]]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..schema import VISION
-from .model import LoadedModel
-from .prompts import Prompt, collate
-from .sites import hooks, site_output
+from .models.loading import LoadedModel
+from .models.sites import hooks, site_output
+from .prompts.encoding import Prompt, collate
 
 EMBEDDING = ("embedding", 0)
 

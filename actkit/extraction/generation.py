@@ -10,9 +10,9 @@ import torch
 from ..config import Generation
 from ..errors import NonfiniteError
 from ..schema import TokenKind
-from .decoding import decode, end_ids
-from .model import LoadedModel
-from .prompts import Prompt, collate
+from .models.decoding import decode, end_ids
+from .models.loading import LoadedModel
+from .prompts.encoding import Prompt, collate
 
 
 def continue_prompts(

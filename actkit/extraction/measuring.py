@@ -11,8 +11,8 @@ from ..config import Config
 from ..images import read_image
 from ..schema import CONTENT_KINDS
 from ..sources import Row
-from .model import Architecture
-from .prompts import Encoder, Prompt
+from .models.loading import Architecture
+from .prompts.encoding import Encoder, Prompt
 from .selection import most_kept
 from .vision import vision_lengths
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import layers as grammar
-from ..config import Config, check, read_yaml
+from ..config import Config, check
 from ..errors import Fault, InputError
 from ..planning import Estimate, Plan, Shape, estimate, make_plan
 from ..samples import portions
@@ -18,11 +18,12 @@ from ..schema import COMPONENTS, OF_RESIDUAL, VISION
 from ..sources import Source, open_source
 from ..store.layout import COORD_CHUNK, CUBE
 from ..store.runs import check_folder
-from .checkpoints import Checkpoint, find_checkpoint
+from ..yaml_files import read_yaml
 from .describing import describe_run, weights_dtype, window_variables
 from .measuring import Measure
-from .model import Architecture, check_model_options, read_architecture
-from .prompts import Encoder, load_encoder
+from .models.checkpoints import Checkpoint, find_checkpoint
+from .models.loading import Architecture, check_model_options, read_architecture
+from .prompts.encoding import Encoder, load_encoder
 from .selection import Rules
 from .vision import check_vision, vision_hidden
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..schema import CONTENT_KINDS, TokenKind
-from .prompts import Prompt
+from .prompts.encoding import Prompt
 
 MEAN_POSITION = -1
 

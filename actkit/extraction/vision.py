@@ -7,7 +7,7 @@ import torch
 from transformers.vision_utils import get_vision_window_index
 
 from ..errors import Fault
-from .model import Architecture
+from .models.loading import Architecture
 
 Features = Mapping[str, torch.Tensor]
 

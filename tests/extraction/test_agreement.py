@@ -8,9 +8,9 @@ import torch
 import transformers as tf
 
 from actkit.errors import ModelError
-from actkit.extraction import agreement
-from actkit.extraction.agreement import check_blocks
-from actkit.extraction.sites import Sites, find_sites
+from actkit.extraction.models import agreement
+from actkit.extraction.models.agreement import check_blocks
+from actkit.extraction.models.sites import Sites, find_sites
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {

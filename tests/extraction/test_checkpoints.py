@@ -13,9 +13,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from actkit.extraction.checkpoints import find_checkpoint
-from actkit.extraction.model import read_architecture
-from actkit.extraction.processors import load_tokenizer
+from actkit.extraction.models.checkpoints import find_checkpoint
+from actkit.extraction.models.loading import read_architecture
+from actkit.extraction.prompts.processors import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from actkit.config import Config
 from actkit.errors import ModelError
-from actkit.extraction.checkpoints import Checkpoint
-from actkit.extraction.model import (
+from actkit.extraction.models.checkpoints import Checkpoint
+from actkit.extraction.models.loading import (
     Architecture,
     LoadedModel,
     check_model_options,
     load_model,
     read_architecture,
 )
-from actkit.extraction.sites import check_sum_rule, hooks, site_output
+from actkit.extraction.models.sites import check_sum_rule, hooks, site_output
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,

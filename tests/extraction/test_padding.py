@@ -8,8 +8,8 @@ import pytest
 
 import actkit
 from actkit.errors import ModelError
-from actkit.extraction.padding import check_generation, check_padding
-from actkit.extraction.sites import find_sites
+from actkit.extraction.models.padding import check_generation, check_padding
+from actkit.extraction.models.sites import find_sites
 from tests.models.architectures import build
 
 SMALL = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}

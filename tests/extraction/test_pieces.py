@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from actkit.demo import MODEL
-from actkit.extraction.pieces import Pieces
+from actkit.extraction.prompts.pieces import Pieces
 
 TEXTS = [
     "The doctor, isn't here.  Two spaces, a\ttab\nand a line.",

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model, PreTra
 from actkit.config import Config
 from actkit.errors import InputError
 from actkit.extraction.preparing import prepare
-from actkit.extraction.prompts import Encoder, Prompt
+from actkit.extraction.prompts.encoding import Encoder, Prompt
 from actkit.extraction.selection import content_positions
 from actkit.planning import Shape
 from actkit.schema import TokenKind

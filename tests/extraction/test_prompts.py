@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from actkit.config import Config
-from actkit.extraction.checkpoints import Checkpoint
-from actkit.extraction.model import read_architecture
-from actkit.extraction.prompts import Encoder, Prompt, collate, load_encoder
+from actkit.extraction.models.checkpoints import Checkpoint
+from actkit.extraction.models.loading import read_architecture
+from actkit.extraction.prompts.encoding import Encoder, Prompt, collate, load_encoder
 from actkit.schema import TokenKind
 from tests.models.vlms import VLMS
 

@@ -189,7 +189,7 @@ def test_what_is_said_of_an_image_is_what_transformers_says(
     alone = actkit.plan(
         model=str(vlm(name)), data=str(scenes), out=str(tmp_path / "no"), image_column="image"
     )
-    from actkit.extraction.prompts import collate
+    from actkit.extraction.prompts.encoding import collate
 
     for sample in (0, 3):
         with Image.open(scenes.parent / cube.image.values[sample]) as image:

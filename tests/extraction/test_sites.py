@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 
 from actkit.errors import ModelError
-from actkit.extraction.sites import (
+from actkit.extraction.models.sites import (
     SUM_RULE_TOLERANCE,
     check_sum_rule,
     find_blocks,

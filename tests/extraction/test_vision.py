@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from actkit.config import Config
-from actkit.extraction.checkpoints import Checkpoint
-from actkit.extraction.model import Architecture, load_model, read_architecture
-from actkit.extraction.prompts import Encoder, Prompt, collate, load_encoder
+from actkit.extraction.models.checkpoints import Checkpoint
+from actkit.extraction.models.loading import Architecture, load_model, read_architecture
+from actkit.extraction.prompts.encoding import Encoder, Prompt, collate, load_encoder
 from actkit.extraction.vision import check_vision, lay_out, split, vision_hidden, vision_lengths
 from actkit.schema import TokenKind
 from tests.models.vlms import PATCH, VISION_LAYERS, VLMS, ask, build_vlm

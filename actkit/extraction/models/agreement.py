@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError
+from ...errors import ModelError
 from .sites import Sites, hooks, site_output
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from ..errors import Fault
+from ...errors import Fault
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

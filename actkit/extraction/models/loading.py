@@ -24,8 +24,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging
 
-from ..config import Config
-from ..errors import Fault, ModelError
+from ...config import Config
+from ...errors import Fault, ModelError
 from .agreement import check_blocks
 from .checkpoints import Checkpoint
 from .padding import check_generation, check_padding

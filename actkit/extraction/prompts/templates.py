@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ..errors import Fault
+from ...errors import Fault
 
 # stands for a text while the words around it are looked for: no template changes or holds it
 _STAND_IN, _SYSTEM = "actkitstandsin", "actkitsystemstandsin"

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from ..errors import ModelError
+from ...errors import ModelError
 from .decoding import decode
 from .sites import Sites, hooks, site_output
 

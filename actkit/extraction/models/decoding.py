@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..errors import NonfiniteError
+from ...errors import NonfiniteError
 
 
 def end_ids(model: PreTrainedModel) -> list[int]:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from actkit.config import Config, Generation, check, read_yaml
+from actkit.config import Config, Generation, check
 from actkit.schema import SAVABLE
+from actkit.yaml_files import read_yaml
 
 ASKED = {"model": "m", "data": "d.csv", "out": "o"}
 

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..config import Config
-from ..errors import Fault
-from ..schema import TokenKind
-from .checkpoints import Checkpoint
-from .model import Architecture
+from ...config import Config
+from ...errors import Fault
+from ...schema import TokenKind
+from ..models.checkpoints import Checkpoint
+from ..models.loading import Architecture
 from .pieces import Pieces
 from .processors import describe, find_frame, leaves_special, load_processor, load_tokenizer
 from .spans import Tokens, holds_text, is_text
@@ -122,7 +122,7 @@ class Encoder:
         return [row if isinstance(row, str) else self._prompt(next(tokenized), row) for row in framed]
 
     def pieces(self, ids: np.ndarray) -> list[str]:
-        """Return the characters of each token, as :class:`~actkit.extraction.pieces.Pieces` does."""
+        """Return the characters of each token, as :class:`~actkit.extraction.prompts.pieces.Pieces` does."""
         return self._pieces(ids)
 
     def least_tokens(self) -> int:

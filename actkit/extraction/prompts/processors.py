@@ -12,9 +12,9 @@ from transformers import (
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-from ..config import Config
-from ..errors import Fault
-from .checkpoints import Checkpoint
+from ...config import Config
+from ...errors import Fault
+from ..models.checkpoints import Checkpoint
 from .templates import Frame, chat_frame, own_frame, reason_of, undated
 
 _VOCABULARIES = ("tokenizer.json", "tekken.json", "tiktoken.model")

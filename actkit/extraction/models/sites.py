@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import ModelError
+from ...errors import ModelError
 
 _POST_NORM = (
     "attention and mlp are what the sublayers give before they are added and normalised: the architecture "
