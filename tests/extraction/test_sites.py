@@ -365,6 +365,7 @@ def test_an_output_is_a_tensor_alone_or_first_in_a_tuple() -> None:
     tensor, like = torch.arange(24.0).reshape(6, 4), torch.zeros(2, 3, 4)
     assert site_output(tensor) is tensor
     assert site_output((tensor, None)) is tensor
+    assert site_output([tensor, None]) is tensor
     assert torch.equal(site_output(tensor, like), tensor.view(2, 3, 4))
     with pytest.raises(ModelError, match="gave a NoneType, not a tensor"):
         site_output((None, tensor))

@@ -231,8 +231,8 @@ OTHERS: dict[str, Architecture] = {
         "OpenAIGPTModel",
         "OpenAIGPTConfig",
         GPT,
+        parts=False,
         implementations=("eager",),
-        error="a block gave a list, not a tensor",
     ),
     "Longformer": Architecture(
         "LongformerModel",

@@ -220,7 +220,7 @@ def _first(block: nn.Module, paths: tuple[str, ...]) -> nn.Module | None:
 
 
 def site_output(output: Any, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the tensor that a block or sublayer gives, alone or first in a tuple.
+    """Return the tensor that a block or sublayer gives, alone or first in a tuple or list.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def site_output(output: Any, like: torch.Tensor | None = None) -> torch.Tensor:
     ModelError
         Where it gave something else.
     """
-    tensor = output[0] if isinstance(output, tuple) else output
+    tensor = output[0] if isinstance(output, tuple | list) else output
     if not isinstance(tensor, torch.Tensor):
         raise ModelError(f"a block gave a {type(tensor).__name__}, not a tensor")
     if like is not None and tensor.shape != like.shape:
