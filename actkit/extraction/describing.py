@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from safetensors import safe_open
 
@@ -18,9 +19,33 @@ from .models.loading import Architecture, pick_device
 from .prompts.encoding import Encoder
 
 MOST_LISTED = 1000
-CONTENT_RULE = "text and image tokens; not pads, special or template tokens"
+CONTENT_RULE = "text and image tokens; not pads, special, template or generated tokens"
 _VERSIONS = ("actkit", "torch", "transformers", "tokenizers")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run is made of, once nothing is at fault with it.
+
+    Parameters
+    ----------
+    source, scan
+        Where the rows are, and which of them are taken.
+    layers
+        Component to the blocks at which it is kept, sorted.
+    measure
+        How long the prompts are.
+    """
+
+    config: Config
+    source: Source
+    scan: Scan
+    checkpoint: Checkpoint
+    architecture: Architecture
+    encoder: Encoder
+    layers: dict[str, tuple[int, ...]]
+    measure: Measure
 
 
 def window_variables(config: Config, layers: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -40,46 +65,37 @@ def window_variables(config: Config, layers: Mapping[str, tuple[int, ...]]) -> t
     )
 
 
-def weights_dtype(checkpoint: Checkpoint, architecture: Architecture, config: Config) -> str:
+def weights_dtype(run: Checked) -> str:
     """Return the dtype in which the weights will be loaded, as transformers will decide it."""
-    if config.dtype != "auto":
-        return config.dtype
-    declared = getattr(architecture.config, "dtype", None)
+    if run.config.dtype != "auto":
+        return run.config.dtype
+    declared = getattr(run.architecture.config, "dtype", None)
     if declared is not None:
         return str(declared).removeprefix("torch.")
-    with safe_open(min(checkpoint.folder.glob("*.safetensors")), framework="np") as weights:
+    with safe_open(min(run.checkpoint.folder.glob("*.safetensors")), framework="np") as weights:
         found = (weights.get_slice(name).get_dtype() for name in weights.keys())  # noqa: SIM118
         return next((_DTYPES[dtype] for dtype in found if dtype in _DTYPES), "float32")
 
 
-def describe_run(
-    config: Config,
-    source: Source,
-    scanned: Scan,
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    encoder: Encoder,
-    layers: Mapping[str, tuple[int, ...]],
-    measure: Measure,
-    plan: Plan,
-) -> dict[str, str | int | float | bool]:
+def describe_run(run: Checked, plan: Plan) -> dict[str, str | int | float | bool]:
     """Return the attributes of the cube: all that is needed to repeat the run, and all that decides it."""
+    config, measure = run.config, run.measure
     asked = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision"}
     )
     # the others are in the run folder; attributes are read whenever a cube is opened
-    skipped = json.dumps(scanned.skipped[:MOST_LISTED], ensure_ascii=False)
+    skipped = json.dumps(run.scan.skipped[:MOST_LISTED], ensure_ascii=False)
     return {
         "options": json.dumps(asked, ensure_ascii=False, sort_keys=True),
-        "model": checkpoint.name,
-        "model_revision": checkpoint.revision,
-        "model_type": str(architecture.config.model_type),
-        "model_layers": architecture.n_layers,
-        "weights_dtype": weights_dtype(checkpoint, architecture, config),
+        "model": run.checkpoint.name,
+        "model_revision": run.checkpoint.revision,
+        "model_type": str(run.architecture.config.model_type),
+        "model_layers": run.architecture.n_layers,
+        "weights_dtype": weights_dtype(run),
         "device": pick_device(config.device).type,
-        "data": source.name,
-        "data_sha256": scanned.digest,
-        "layers": grammar.describe_all(layers),
+        "data": run.source.name,
+        "data_sha256": run.scan.digest,
+        "layers": grammar.describe_all(run.layers),
         "storage": config.storage,
         "tokens_kept": config.tokens,
         "content_rule": CONTENT_RULE + ("" if measure.first_is_content else "; not position 0"),
@@ -87,9 +103,9 @@ def describe_run(
         "first_is_content": measure.first_is_content or config.tokens == "mean",
         "truncated_samples": int(measure.truncated.sum()),
         "window_samples": plan.window,
-        **encoder.description,
+        **run.encoder.description,
         **({"images_sha256": measure.images_digest} if config.image_column else {}),
-        **({"skipped_rows": len(scanned.skipped)} if config.on_bad_row == "skip" else {}),
-        **({"skipped": skipped} if scanned.skipped else {}),
+        **({"skipped_rows": len(run.scan.skipped)} if config.on_bad_row == "skip" else {}),
+        **({"skipped": skipped} if run.scan.skipped else {}),
         **{f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS},
     }

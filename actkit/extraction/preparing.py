@@ -13,33 +13,29 @@ from ..config import Config, check
 from ..errors import Fault, InputError
 from ..planning import Estimate, Plan, Shape, estimate, make_plan
 from ..samples import portions
-from ..scanning import Scan, scan
+from ..scanning import scan
 from ..schema import COMPONENTS, OF_RESIDUAL, VISION
-from ..sources import Source, open_source
+from ..sources import open_source
 from ..store.layout import COORD_CHUNK, CUBE
 from ..store.runs import check_folder
 from ..yaml_files import read_yaml
-from .describing import describe_run, weights_dtype, window_variables
+from .describing import Checked, describe_run, weights_dtype, window_variables
 from .measuring import Measure
 from .models.checkpoints import Checkpoint, find_checkpoint
 from .models.loading import Architecture, check_model_options, read_architecture
-from .prompts.encoding import Encoder, load_encoder
+from .prompts.encoding import load_encoder
 from .selection import Rules
 from .vision import check_vision, vision_hidden
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run in which nothing is left to be checked.
+class Prepared(Checked):
+    """A run in which nothing is left to be checked, and how it will go.
 
     Parameters
     ----------
-    source, scan
-        Where the rows are, and which of them are taken.
-    layers
-        Component to the blocks at which it is kept, sorted.
-    measure
-        How long the prompts are.
+    plan
+        Its windows and batches.
     variables
         Names of the variables that are written by window.
     attrs
@@ -50,14 +46,6 @@ class Prepared:
         Bytes free on the disk of the run folder.
     """
 
-    config: Config
-    source: Source
-    scan: Scan
-    checkpoint: Checkpoint
-    architecture: Architecture
-    encoder: Encoder
-    layers: dict[str, tuple[int, ...]]
-    measure: Measure
     plan: Plan
     variables: tuple[str, ...]
     attrs: dict[str, str | int | float | bool]
@@ -161,7 +149,7 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
         raise InputError(faults)
     if checkpoint is None or architecture is None or encoder is None:
         raise InputError(faults)
-    return _planned(checked, source, scanned, checkpoint, architecture, encoder, layers, measure)
+    return _planned(Checked(checked, source, scanned, checkpoint, architecture, encoder, layers, measure))
 
 
 def _read_options(
@@ -209,27 +197,23 @@ def _sound(rows: list[Any]) -> list[str]:
     return [""] * len(rows)
 
 
-def _planned(
-    config: Config,
-    source: Source,
-    scanned: Scan,
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    encoder: Encoder,
-    layers: dict[str, tuple[int, ...]],
-    measure: Measure,
-) -> Prepared:
-    axis = layer_axis(layers)
+def _planned(checked: Checked) -> Prepared:
+    config, architecture, layers, measure = (
+        checked.config,
+        checked.architecture,
+        checked.layers,
+        checked.measure,
+    )
     variables = window_variables(config, layers)
-    n_samples = len(scanned.accepted)
     new_tokens = config.generate.max_new_tokens if config.generate else 0
     vision = None
     if VISION in layers:
-        vision = Shape(len(layers[VISION]), n_samples, measure.patches, vision_hidden(architecture))
+        tower = len(layers[VISION]), len(checked.scan), measure.patches
+        vision = Shape(*tower, vision_hidden(architecture))
     plan = make_plan(
         config,
         measure.lengths,
-        layers=len(axis),
+        layers=len(layer_axis(layers)),
         hidden=architecture.hidden,
         stored=measure.stored,
         arrays=max(1, sum(name in variables for name in COMPONENTS)),
@@ -241,15 +225,27 @@ def _planned(
         what = f"some prompts pass {architecture.boundary} tokens while they are continued, others do not"
         mend = "set batch_size to 1: past that length the model turns all positions of a batch differently"
         raise InputError([Fault("batch_size", what, mend)])
-    dtype = weights_dtype(checkpoint, architecture, config)
+    rounded = "16" in weights_dtype(checked) or config.storage != "exact"
     needs = estimate(
         plan,
         variables,
         layers={name: len(layers[name]) for name in COMPONENTS if name in layers},
-        value_bytes=2 if "16" in dtype or config.storage != "exact" else 4,
-        weights_bytes=_weights_bytes(checkpoint),
+        value_bytes=2 if rounded else 4,
+        weights_bytes=_weights_bytes(checked.checkpoint),
     )
-    run = Path(config.out)
+    free = _free_bytes(Path(config.out), needs)
+    return Prepared(
+        **vars(checked),
+        plan=plan,
+        variables=variables,
+        attrs=describe_run(checked, plan),
+        estimate=needs,
+        free=free,
+    )
+
+
+def _free_bytes(run: Path, needs: Estimate) -> int:
+    """Return what is free on the disk of the run folder, if that is enough for a new cube."""
     nearest = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(nearest).free
     if needs.disk > free and not (run / CUBE).exists():
@@ -257,22 +253,7 @@ def _planned(
         raise InputError(
             [Fault(f"out {run}", what, "keep fewer layers, cut max_tokens, or limit the samples")]
         )
-    attrs = describe_run(config, source, scanned, checkpoint, architecture, encoder, layers, measure, plan)
-    return Prepared(
-        config,
-        source,
-        scanned,
-        checkpoint,
-        architecture,
-        encoder,
-        layers,
-        measure,
-        plan,
-        variables,
-        attrs,
-        needs,
-        free,
-    )
+    return free
 
 
 def _crosses(boundary: int | None, plan: Plan, new_tokens: int) -> bool:
