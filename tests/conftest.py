@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -116,6 +117,21 @@ def mtgeneval() -> Path:
     if not path.is_file():
         pytest.skip(f"{path} is not here")
     return path
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Any]:
+    """Write a CSV (from text) or a JSONL (from rows), and read its samples."""
+    from tests.reading import read_file
+
+    def write_and_read(content: str | list[dict[str, Any]], **options: Any) -> Any:
+        path = tmp_path / ("data.csv" if isinstance(content, str) else "data.jsonl")
+        text = content if isinstance(content, str) else "\n".join(json.dumps(row) for row in content)
+        path.write_bytes(text.encode())
+        samples, messages = read_file(path, **options)
+        return samples, [message.removeprefix(str(path)) for message in messages]
+
+    return write_and_read
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 # ruff: noqa: E501 - a table of exact messages is easier to read unbroken
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actkit.config import check
-from actkit.samples import Samples, portions
-from actkit.scanning import scan
-from actkit.schema import VARIABLES
-from actkit.sources import Row, open_source
+from actkit.samples import Samples
+from tests.reading import Read, read_file
 
 LONG = """\
 sample_id,language,text,gender
@@ -33,45 +28,6 @@ sample_id,en,ar,gender
 s0,He reads.,يقرأ.,male
 s1,She reads.,تقرأ.,female
 """
-
-Read = Callable[..., tuple[Samples | None, list[str]]]
-
-
-def sound(rows: list[Row]) -> list[str]:
-    return [""] * len(rows)
-
-
-def read_file(path: Path, **options: Any) -> tuple[Samples | None, list[str]]:
-    """Read all samples of a file as one block."""
-    config, faults = check({"model": "m", "data": path, "out": "o", **options})
-    assert config is not None
-    assert faults == []
-    source, faults = open_source(config)
-    if source is None:
-        return None, [str(fault) for fault in faults]
-    assert faults == []
-    scanned, more = scan(source, config, sound)
-    if scanned is None:
-        return None, [str(fault) for fault in more]
-    (samples,) = portions(source, scanned, config, size=len(scanned))
-    assert len(samples) == len(scanned)
-    return samples, []
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Read:
-    """Write a CSV (from text) or a JSONL (from rows), and read its samples."""
-
-    def write_and_read(
-        content: str | list[dict[str, Any]], **options: Any
-    ) -> tuple[Samples | None, list[str]]:
-        path = tmp_path / ("data.csv" if isinstance(content, str) else "data.jsonl")
-        text = content if isinstance(content, str) else "\n".join(json.dumps(row) for row in content)
-        path.write_bytes(text.encode())
-        samples, messages = read_file(path, **options)
-        return samples, [message.removeprefix(str(path)) for message in messages]
-
-    return write_and_read
 
 
 def rows_of(samples: Samples | None) -> list[tuple[str, str, str]]:
@@ -165,13 +121,6 @@ def test_whole_numbers_are_ids(read: Read) -> None:
     assert [name for name, _, _ in rows_of(samples)] == ["7", "8"]
 
 
-def test_labels_can_be_left_out(read: Read) -> None:
-    samples, faults = read("text,a,language_\nx,1,2\n", labels=[])
-    assert faults == []
-    assert samples is not None
-    assert samples.labels == {}
-
-
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 
 
@@ -194,93 +143,6 @@ def test_the_four_formats_give_the_same_samples(
         assert samples is not None
         got = zip(samples.sample_id, samples.text, samples.labels["label"], strict=True)
         assert list(got) == rows
-
-
-LABELS: list[tuple[list[Any], str, list[Any]]] = [
-    (["a", "ب"], "object", ["a", "ب"]),
-    (["a", None], "object", ["a", ""]),
-    ([None, None], "object", ["", ""]),
-    ([1, -2], "int64", [1, -2]),
-    ([2**53 + 1, 2**63 - 1], "int64", [2**53 + 1, 2**63 - 1]),
-    ([1, None], "float64", [1.0, np.nan]),
-    ([2**53, None], "float64", [2.0**53, np.nan]),
-    ([1, 0.5], "float64", [1.0, 0.5]),
-    ([0.1, float("nan")], "float64", [0.1, np.nan]),
-    ([True, False], "bool", [True, False]),
-]
-
-NO_LABELS: list[tuple[list[Any], str]] = [
-    ([1, "a"], "holds int, str, which no single label can keep"),
-    ([True, None], "holds bool and gaps, which no single label can keep"),
-    ([True, 1], "holds bool, int, which no single label can keep"),
-    ([2**63, 1], "holds whole numbers too large to keep exactly"),
-    ([2**53 + 1, None], "holds whole numbers too large to keep exactly"),
-    ([2**53 + 1, 0.5], "holds whole numbers too large to keep exactly"),
-    ([[1, 2], [3, 4]], "holds list, which no single label can keep"),
-    ([[1, 2], [3]], "holds list, which no single label can keep"),
-    ([{"a": 1}, "b"], "holds dict, str, which no single label can keep"),
-    (["a", "\ud800"], "holds text that no UTF-8 can store"),
-]
-
-
-@pytest.mark.parametrize(("values", "dtype", "expected"), LABELS, ids=[str(case[0]) for case in LABELS])
-def test_labels_keep_their_values(values: list[Any], dtype: str, expected: list[Any], read: Read) -> None:
-    samples, faults = read([{"text": "x", "label": value} for value in values])
-    assert faults == []
-    assert samples is not None
-    assert samples.labels["label"].dtype == dtype
-    np.testing.assert_array_equal(samples.labels["label"], np.array(expected, dtype=dtype))
-
-
-@pytest.mark.parametrize(("values", "what"), NO_LABELS, ids=[ascii(case[0]) for case in NO_LABELS])
-def test_labels_that_would_lose_values_are_refused(values: list[Any], what: str, read: Read) -> None:
-    rows = [{"text": "x", "label": value} for value in values]
-    samples, faults = read(rows)
-    assert samples is None
-    assert faults == [f"column `label`: {what} (convert it to text, or leave it out with `labels`)"]
-    samples, faults = read(rows, labels=[])
-    assert faults == []
-    assert samples is not None
-
-
-HOSTILE_NAMES = [
-    "../../etc/x", "/etc/x", "a/b", "a\\b", "a\0b", "", " ", ".", "..", "...", "__x", "zarr.json", "x.partial",
-    "x" * 201, "ع" * 101, "half \ud800 pair",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)
-def test_columns_that_cannot_be_arrays_are_refused(name: str, read: Read) -> None:
-    rows = [{"text": "x", name: "y"}]
-    samples, faults = read(rows)
-    assert samples is None
-    assert faults == [
-        f": column {name!r} cannot be the name of an array (rename it, or choose the columns with `labels`)"
-    ]
-    samples, faults = read(rows, labels=[])
-    assert faults == []
-    assert samples is not None
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in (*VARIABLES, "hidden") if name not in ("text", "sample_id")]
-)
-def test_columns_with_names_of_the_cube_are_refused(name: str, read: Read) -> None:
-    samples, faults = read(
-        [{"sentence": "x", "lang": "y", name: "z"}], text_column="sentence", language_column="lang"
-    )
-    assert samples is None
-    assert faults == [
-        f": column `{name}` has the name of a variable of the cube (rename it, or choose the columns with `labels`)"
-    ]
-
-
-@pytest.mark.parametrize("name", ["Image ID", "عمود", "a.b", "c", "...x", "a:b", "100%", "x" * 200])
-def test_other_names_are_taken(name: str, read: Read) -> None:
-    samples, faults = read([{"text": "x", name: "y"}])
-    assert faults == []
-    assert samples is not None
-    assert list(samples.labels) == [name]
 
 
 ROW = "(mend or remove the row)"
@@ -402,34 +264,6 @@ def test_faults(name: str, read: Read) -> None:
     samples, faults = read(content, **options)
     assert samples is None
     assert faults == messages
-
-
-def test_types_of_parquet_that_no_label_keeps(tmp_path: Path) -> None:
-    path = tmp_path / "data.parquet"
-    columns = {
-        "text": ["a"],
-        "bytes": pa.array([b"x"]),
-        "when": pa.array([0], pa.timestamp("us")),
-        "category": pa.array(["x"]).dictionary_encode(),
-        "small": pa.array([3], pa.uint8()),
-        "large": pa.array([2**64 - 1], pa.uint64()),
-    }
-    pq.write_table(pa.table(columns), path)
-    samples, faults = read_file(path)
-    assert samples is None
-    mend = "(convert it to text, or leave it out with `labels`)"
-    assert faults == [
-        f"column `bytes`: holds bytes, which no single label can keep {mend}",
-        f"column `when`: holds datetime, which no single label can keep {mend}",
-        f"column `large`: holds whole numbers too large to keep exactly {mend}",
-    ]
-    samples, faults = read_file(path, labels="category,small")
-    assert faults == []
-    assert samples is not None
-    assert {name: values.tolist() for name, values in samples.labels.items()} == {
-        "category": ["x"],
-        "small": [3],
-    }
 
 
 def test_parquet_names_rows_without_lines(tmp_path: Path) -> None:

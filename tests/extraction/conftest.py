@@ -1,5 +1,6 @@
 """Models of several architectures, and transformers' own answers for them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,50 @@ def oracle() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
         return states[1:], states[0], encoded["input_ids"][0].numpy()
 
     return ask
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Save a random model, as a class of transformers makes it."""
+    import torch
+    import transformers as tf
+
+    from tests.extraction.loading import CONFIGS
+
+    folders: dict[tuple[str, Any], Path] = {}
+
+    def folder(name: str, auto: Any = tf.AutoModel) -> Path:
+        if (name, auto) not in folders:
+            torch.manual_seed(0)
+            folders[name, auto] = tmp_path_factory.mktemp(name)
+            auto.from_config(CONFIGS[name]()).save_pretrained(folders[name, auto])
+        return folders[name, auto]
+
+    return folder
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where weights are loaded."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", load)
+
+
+@pytest.fixture
+def chat_model(model_copy: Path) -> Callable[..., Path]:
+    """A model with a chat template, and control tokens that only the template writes."""
+    from transformers import AutoTokenizer
+
+    def with_template(template: str, *control: str) -> Path:
+        tokenizer = AutoTokenizer.from_pretrained(model_copy)
+        tokenizer.add_special_tokens({"additional_special_tokens": list(control)})
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(model_copy)
+        config = json.loads((model_copy / "config.json").read_text())
+        (model_copy / "config.json").write_text(json.dumps({**config, "vocab_size": len(tokenizer)}))
+        return model_copy
+
+    return with_template
