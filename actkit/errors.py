@@ -2,7 +2,8 @@
 
 ActkitError
 ├── InputError          what was asked cannot be run; lists every fault, nothing was written
-│   └── ChangedError    the run folder holds a cube of other settings; use another folder, or the old settings
+│   └── ChangedError    the settings are not those of the cube in the run folder, or the data changed while
+│                       they were read; go back to what it was, or use another folder
 ├── ModelError          the model loads, but cannot be captured faithfully; nothing was written
 ├── NonfiniteError      a value is NaN or Inf, and on_nonfinite is raise; committed windows are safe
 ├── LockedError         another process writes this run; wait for it, or end it
@@ -66,7 +67,7 @@ class InputError(FaultsError):
 
 
 class ChangedError(InputError):
-    """The run folder holds a cube that was made with other settings."""
+    """The settings, or the data, are not what they were; committed windows are safe."""
 
 
 class ModelError(ActkitError):

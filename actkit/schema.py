@@ -121,7 +121,7 @@ VARIABLES: dict[str, Variable] = {
             "norm",
             ("layer", "sample", "token"),
             "float32",
-            "L2 norm of the block's output over hidden, before any rounding by `storage`.",
+            "L2 norm over hidden of what `residual` keeps, before any rounding by `storage`.",
         ),
         Variable(
             "pooled",
@@ -139,10 +139,17 @@ VARIABLES: dict[str, Variable] = {
             "nonfinite",
             ("layer", "sample"),
             "int32",
-            "Number of NaN and Inf values met in what was captured of the block, at real tokens.",
+            "Number of NaN and Inf values met at real tokens in what was captured of the block; at the first "
+            "layer, in `embedding` too.",
         ),
         Variable("n_tokens", ("sample",), "int32", "Number of positions that hold a token.", coord=True),
-        Variable("token_id", ("sample", "token"), "int32", "Vocabulary index; 0 at pads.", coord=True),
+        Variable(
+            "token_id",
+            ("sample", "token"),
+            "int32",
+            "Vocabulary index; 0 at pads, -1 for a mean.",
+            coord=True,
+        ),
         Variable(
             "token_kind",
             ("sample", "token"),

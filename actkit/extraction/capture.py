@@ -93,16 +93,13 @@ class Capture:
             embedding, counts = self._finite(embedding, batch.real, batch, "the embedding")
             buffer["nonfinite"][0, rows] += counts
             self._keep(buffer["embedding"], self._select(embedding, batch), batch, "the embedding")
-        layout = (
-            lay_out(self._architecture, [prompt.features for prompt in prompts])
-            if VISION in self._rules.layers
-            else None
-        )
+        seen = {layer: captured.pop((VISION, layer)) for layer in self._rules.layers.get(VISION, ())}
         for (component, layer), output in captured.items():
-            if layout is not None and component == VISION:
+            self._keep_layer(component, layer, output, batch, buffer)
+        if seen:
+            layout = lay_out(self._architecture, [prompt.features for prompt in prompts])
+            for layer, output in seen.items():
                 self._keep_vision(layer, split(output, layout), batch, buffer)
-            else:
-                self._keep_layer(component, layer, output, batch, buffer)
 
     def _batch(self, prompts: Sequence[Prompt], samples: np.ndarray, rows: np.ndarray) -> _Batch:
         rules = self._rules

@@ -97,7 +97,8 @@ def extract(
     InputError
         With every fault of options, data, model and output; nothing was written.
     ChangedError
-        Where ``out`` holds a cube that was made with other settings; names the fields.
+        Where ``out`` holds a cube that was made with other settings, naming the fields; or where rows or
+        images change during the run, naming them.
     LockedError
         Where another process writes this run.
     ModelError
