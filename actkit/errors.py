@@ -6,6 +6,7 @@ ActkitError
 │                       they were read; go back to what it was, or use another folder
 ├── ModelError          the model loads, but cannot be captured faithfully; nothing was written
 ├── NonfiniteError      a value is NaN or Inf, and on_nonfinite is raise; committed windows are safe
+├── OutOfMemoryError    a single prompt does not fit into memory; committed windows are safe
 ├── LockedError         another process writes this run; wait for it, or end it
 ├── StorageError        the disk refused; free or mend it and rerun, committed windows are safe
 └── CubeError           the path is not a cube that this version reads
@@ -76,6 +77,10 @@ class ModelError(ActkitError):
 
 class NonfiniteError(ActkitError):
     """The model computed a NaN or Inf value, and was told to raise; what was committed is safe."""
+
+
+class OutOfMemoryError(ActkitError):
+    """A single prompt does not fit into the memory of the device; committed windows are safe."""
 
 
 class LockedError(ActkitError):

@@ -11,7 +11,9 @@ from .schema import VARIABLES, Variable
 
 AUTO_TOKENS = 2048
 AUTO_PROMPTS = 64
-CHUNK_BYTES = MB
+# measured by benchmarks/reading.py
+CHUNK_BYTES = MB // 2
+CHUNK_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Plan:
         chooses among them, more where the model continues it.
     window
         Samples in a window; the last one may hold fewer.
-    chunk
-        Samples in an inner chunk; divides ``window``.
+    window_bytes
+        Memory that the largest one takes.
     batches
         The batch of each sample, counted over the whole run, dims ``(sample,)``.
     vision
@@ -54,7 +56,7 @@ class Plan:
     lengths: np.ndarray
     stored: np.ndarray
     window: int
-    chunk: int
+    window_bytes: int
     batches: np.ndarray
     vision: Shape | None = None
 
@@ -98,14 +100,18 @@ class Plan:
         assert self.vision is not None
         return self.vision
 
-    def chunk_of(self, variable: Variable) -> int:
-        """Return the samples in an inner chunk of a variable."""
-        if not variable.group or not {"token", "hidden"} <= set(variable.dims):
-            return self.chunk
+    def chunk_of(self, variable: Variable) -> tuple[int, int]:
+        """Return the samples and the tokens in an inner chunk of a variable that has tokens and hidden."""
         shape = self.shape_of(variable)
-        return min(
-            _power_of_two(CHUNK_BYTES // (4 * shape.token * shape.hidden)), _largest_divisor(self.window)
-        )
+        # tiles of one size, and few of them filled by no more than the ends of long prompts
+        tokens = -(-shape.token // -(-shape.token // CHUNK_TOKENS))
+        samples = _power_of_two(CHUNK_BYTES // (4 * tokens * shape.hidden))
+        return min(samples, _largest_divisor(self.window)), tokens
+
+    def stored_in(self, window: int) -> int:
+        """Return the most positions that a window keeps."""
+        samples = self.samples_of(window)
+        return int(self.stored[samples.start : samples.stop].sum())
 
 
 def make_plan(
@@ -114,32 +120,36 @@ def make_plan(
     *,
     layers: int,
     hidden: int,
+    token_bytes: int,
+    sample_bytes: int = 0,
     stored: np.ndarray | None = None,
-    arrays: int = 1,
     vision: Shape | None = None,
     new_tokens: int = 0,
     boundary: int | None = None,
+    batch_tokens: int = AUTO_TOKENS,
 ) -> Plan:
     """Cut the samples into windows and batches.
 
     Parameters
     ----------
     config
-        Its ``window_mb``, ``window_samples`` and ``batch_size`` are used.
+        Its ``memory_budget``, ``window_samples`` and ``batch_size`` are used.
     lengths
         Number of tokens of each prompt, dims ``(sample,)``.
     layers, hidden
         Number of layers kept, and width of the model.
+    token_bytes, sample_bytes
+        Memory that a window takes for each position that is kept, and for each sample beside.
     stored
         Most positions kept of each prompt; as many as it has tokens by default.
-    arrays
-        Number of arrays that hold all four dimensions.
     vision
         Lengths of the dimensions of the vision tower's group.
     new_tokens
         Most tokens that the model adds to each prompt.
     boundary
         Prompts of more tokens are never in one batch with others.
+    batch_tokens
+        Most tokens of a batch, pads included, where its size is ``auto``.
 
     Returns
     -------
@@ -149,32 +159,51 @@ def make_plan(
     stored = lengths if stored is None else stored
     # where no prompt has a position to keep, there is still an axis
     shape = Shape(layers, len(lengths), max(1, int(stored.max())), hidden)
-    row_bytes = 4 * shape.token * hidden
-    sample_bytes = arrays * layers * row_bytes
-    if vision is not None:
-        sample_bytes += 4 * vision.layer * vision.token * vision.hidden
-    most = max(1, config.window_mb * MB // sample_bytes)
-    window = min(most, config.window_samples)
-    # powers of two, so that the chunk divides the window
-    chunk = min(_power_of_two(CHUNK_BYTES // row_bytes), _power_of_two(min(window, shape.sample)))
-    window = min(window - window % chunk, -(-shape.sample // chunk) * chunk)
+    sizes = stored.astype(np.int64) * token_bytes + sample_bytes
+    window = _window(config, sizes)
     batches = np.empty(shape.sample, dtype=np.int32)
     count = 0
     for start in range(0, shape.sample, window):
         part = lengths[start : start + window]
         order = np.argsort(-part, kind="stable")
-        for members in _cut(part[order] + new_tokens, config.batch_size, boundary):
+        for members in _cut(part[order] + new_tokens, config.batch_size, boundary, batch_tokens):
             batches[start + order[members]] = count
             count += 1
-    return Plan(shape, lengths, stored, window, chunk, batches, vision)
+    return Plan(shape, lengths, stored, window, _largest(sizes, window), batches, vision)
 
 
-def _cut(lengths: np.ndarray, batch_size: int | str, boundary: int | None) -> Iterator[slice]:
+def _window(config: Config, sizes: np.ndarray) -> int:
+    """Return how many samples a window holds, whose sizes in bytes are known; two are in memory at once."""
+    budget = config.memory_budget * MB // 2
+    most = min(config.window_samples, len(sizes))
+    step = _step(most)
+    window = min(config.window_samples // step * step, -(-len(sizes) // step) * step)
+    while window > 1:
+        largest = _largest(sizes, window)
+        if largest <= budget:
+            break
+        most = min(window - 1, max(1, window * budget // largest))
+        window = most - most % _step(most)
+    return window
+
+
+def _largest(sizes: np.ndarray, window: int) -> int:
+    return int(np.add.reduceat(sizes, np.arange(0, len(sizes), window)).max())
+
+
+def _step(most: int) -> int:
+    """Return what windows are multiples of, so that their chunks can hold several samples."""
+    return min(16, _power_of_two(most))
+
+
+def _cut(
+    lengths: np.ndarray, batch_size: int | str, boundary: int | None, batch_tokens: int
+) -> Iterator[slice]:
     """Cut prompts, longest first, into batches; the first of each decides its padding."""
     long = len(lengths) if boundary is None else int((lengths > boundary).sum())
     start = 0
     while start < len(lengths):
-        size = batch_size if isinstance(batch_size, int) else AUTO_TOKENS // int(lengths[start])
+        size = batch_size if isinstance(batch_size, int) else batch_tokens // int(lengths[start])
         stop = start + (size if isinstance(batch_size, int) else min(max(size, 1), AUTO_PROMPTS))
         stop = min(stop, long) if start < long else stop
         yield slice(start, stop)
@@ -213,6 +242,37 @@ class Estimate:
 # on trained weights (benchmarks/spine.py)
 COMPRESSED = {2: 0.75, 4: 0.9}
 PROGRAM_BYTES = 700 * MB
+_ITEM = {"int8": 1, "str": 60}
+
+
+def footprint(
+    variables: Sequence[str], layers: Mapping[str, int], shape: Shape, vision: Shape | None, value_bytes: int
+) -> tuple[int, int]:
+    """Return the memory that a window takes for each position that is kept, and for each sample beside.
+
+    Parameters
+    ----------
+    variables
+        Names of the variables that are written by window.
+    layers
+        Number of layers kept of each component.
+    shape, vision
+        Lengths of the dimensions of the cube, and of the vision tower's group.
+    value_bytes
+        Bytes in which a value of what the model gives is held.
+    """
+    token = sample = 0
+    for variable in (VARIABLES[name] for name in variables):
+        sizes = {dim: (vision if variable.group and vision else shape)[dim] for dim in variable.dims}
+        if "layer" in sizes and not variable.group:
+            sizes["layer"] = layers.get(variable.name, sizes["layer"])
+        item = value_bytes if variable.is_full else _ITEM.get(variable.dtype, 4)
+        cells = math.prod(sizes.values()) // sizes["sample"] * item
+        if variable.group or "token" not in sizes:
+            sample += cells
+        else:
+            token += cells // sizes["token"]
+    return token, sample
 
 
 def estimate(
@@ -229,31 +289,26 @@ def estimate(
     ----------
     plan
         The plan of the run.
-    variables
-        Names of the data variables to store.
-    layers
-        Number of layers kept of each component; the others of the axis are NaN, which takes no disk.
+    variables, layers
+        As for :func:`footprint`; layers of the axis at which a component is not kept take no disk.
     value_bytes
         Bytes of a value of `residual` that carry information: 2 from bfloat16 weights.
     weights_bytes
         Size of the weights in memory.
     """
-    disk = dense = window = 0
+    disk = dense = 0
     for variable in (VARIABLES[name] for name in variables):
         if variable.dtype == "str":
             continue
         shape = plan.shape_of(variable)
         sizes = {dim: shape[dim] for dim in variable.dims}
-        item = np.dtype(variable.dtype).itemsize
         cells = math.prod(sizes.values())
-        dense += cells * item
-        window += math.prod({**sizes, "sample": plan.window}.values()) * item
+        dense += cells * np.dtype(variable.dtype).itemsize
         real = cells
         if "token" in sizes and not variable.group:
             real = cells * int(plan.stored.sum()) // (plan.shape.sample * plan.shape.token)
         if variable.name in layers:
             real = real * layers[variable.name] // sizes["layer"]
-        full = {"token", "hidden"} <= sizes.keys()
-        carried = value_bytes if full else 4
+        carried = value_bytes if variable.is_full else 4
         disk += int(real * carried * COMPRESSED[carried])
-    return Estimate(disk, dense, weights_bytes + 2 * window + PROGRAM_BYTES)
+    return Estimate(disk, dense, weights_bytes + min(2, plan.n_windows) * plan.window_bytes + PROGRAM_BYTES)

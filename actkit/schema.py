@@ -64,6 +64,11 @@ class Variable:
         return self.name.rpartition("/")[0]
 
     @property
+    def is_full(self) -> bool:
+        """Whether it holds a vector for each token."""
+        return {"token", "hidden"} <= set(self.dims)
+
+    @property
     def sample_axis(self) -> int:
         """Position of ``sample`` in ``dims``."""
         return self.dims.index("sample")

@@ -11,6 +11,7 @@ from .config import Config
 from .planning import Plan, Shape, make_plan
 from .schema import VARIABLES, TokenKind
 from .store.layout import CUBE
+from .store.ragged import Ragged
 from .store.writing import CubeWriter, create_cube
 
 
@@ -51,12 +52,18 @@ class Synthetic:
         )
         return CubeWriter(run / CUBE, self.plan)
 
-    def part(self, window: int) -> dict[str, np.ndarray]:
-        """Return the values of one window."""
+    def part(self, window: int) -> dict[str, np.ndarray | Ragged]:
+        """Return the values of one window, as :meth:`~actkit.store.writing.CubeWriter.write` takes them."""
         rows = self.plan.samples_of(window)
-        return {
-            name: array.take(rows, axis=VARIABLES[name].sample_axis) for name, array in self.values.items()
-        }
+        part: dict[str, np.ndarray | Ragged] = {}
+        for name, array in self.values.items():
+            part[name] = values = array.take(rows, axis=VARIABLES[name].sample_axis)
+            if VARIABLES[name].is_full:
+                group = VARIABLES[name].group
+                lengths = self.values[f"{group}/n_tokens" if group else "n_tokens"][rows.start : rows.stop]
+                has = self.coords.get(f"has_{name}", np.ones(len(values), dtype=bool))
+                part[name] = Ragged.of(values, lengths, np.flatnonzero(has).tolist() if values.ndim == 4 else None)
+        return part
 
 
 def synthetic(
@@ -90,7 +97,9 @@ def synthetic(
     lengths[-1] = n_tokens
     config = Config(model="synthetic", data="synthetic", out="synthetic", window_samples=window)
     vision = Shape(2, n_samples, 7, hidden // 2) if everything else None
-    plan = make_plan(config, lengths, layers=n_layers, hidden=hidden, vision=vision)
+    plan = make_plan(
+        config, lengths, layers=n_layers, hidden=hidden, token_bytes=4 * n_layers * hidden, vision=vision
+    )
     real = np.arange(n_tokens)[None, :] < lengths[:, None]
     kinds = np.where(real, TokenKind.TEXT, TokenKind.PAD).astype(np.int8)
     kinds[:, 0] = TokenKind.SPECIAL

@@ -1,40 +1,42 @@
-"""One batch: what each wanted block gives, cast into the arrays of a window."""
+"""One batch: what each wanted block gives, put into the arrays of a window as soon as it is there."""
 
 import dataclasses
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from ..errors import NonfiniteError, StorageError
-from ..schema import VARIABLES, VISION
-from .buffers import WindowBuffer
-from .forward import EMBEDDING, capture
+from ..schema import VISION
+from .buffers import Place, WindowBuffer, counted
+from .forward import EMBEDDING, run
 from .models.loading import Architecture, LoadedModel
-from .prompts.encoding import Encoder, Prompt
-from .reductions import last_of, mean_of, norm_of
-from .selection import MEAN_POSITION, Rules, content_positions, describe_tokens, kept_positions
-from .vision import lay_out, split
+from .packing import Packing, pack, pack_whole
+from .prompts.encoding import Prompt
+from .reductions import last_of, means_of, norms_of, wide
+from .selection import Rules
+from .transfer import Mark, Transfer
+from .vision import Layout, lay_out, split
 
 FLOAT16_MAX = 65504.0
+_AHEAD = 2  # batches that are computed before the copies of an earlier one have arrived
+_STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class _Batch:
     """What is the same for every layer of a batch."""
 
-    prompts: Sequence[Prompt]
-    samples: np.ndarray
-    rows: np.ndarray
-    real: torch.Tensor
-    content: torch.Tensor
-    kept: list[np.ndarray]
+    packing: Packing
+    place: Place
+    buffer: WindowBuffer
+    group: str = ""
 
-    @property
-    def lengths(self) -> list[int]:
-        """How many positions are kept of each sample."""
-        return [len(kept) for kept in self.kept]
+    def holds(self, name: str) -> bool:
+        """Tell whether a variable is kept."""
+        return self.buffer.holds(name, self.group)
 
 
 class Capture:
@@ -46,170 +48,158 @@ class Capture:
         The loaded model.
     architecture
         What its config says.
-    encoder
-        Tells the characters of tokens.
     rules
         What to keep.
+    transfer
+        Brings the values to the host.
     """
 
     def __init__(
-        self, model: LoadedModel, architecture: Architecture, encoder: Encoder, rules: Rules
+        self, model: LoadedModel, architecture: Architecture, rules: Rules, transfer: Transfer
     ) -> None:
         self._model = model
         self._architecture = architecture
-        self._encoder = encoder
         self._rules = rules
+        self._transfer = transfer
+        self._marks: deque[Mark] = deque()
 
     @torch.inference_mode()
-    def run(
-        self, prompts: Sequence[Prompt], samples: np.ndarray, rows: np.ndarray, buffer: WindowBuffer
-    ) -> None:
-        """Run one batch and write its samples into a window.
+    def run(self, prompts: Sequence[Prompt], rows: np.ndarray, buffer: WindowBuffer) -> None:
+        """Run one batch and put what it gives into a window.
 
         Parameters
         ----------
         prompts
             The batch.
-        samples
-            Their indices in the run.
         rows
             Their positions in the window.
         buffer
-            The window's arrays.
-
-        Raises
-        ------
-        StorageError
-            Where ``storage="float16"`` cannot hold a value; the message names layer and sample.
-        NonfiniteError
-            Where ``on_nonfinite="raise"`` meets one.
+            The window's arrays; their values may arrive later.
         """
-        captured = capture(self._model, prompts, self._rules.layers, self._rules.axis[-1])
-        batch = self._batch(prompts, samples, rows)
-        self._keep_tokens(batch, buffer)
-        buffer["nonfinite"][:, rows] = 0
-        embedding = captured.pop(EMBEDDING)
-        if "embedding" in buffer:
-            embedding, counts = self._finite(embedding, batch.real, batch, "the embedding")
-            buffer["nonfinite"][0, rows] += counts
-            self._keep(buffer["embedding"], self._select(embedding, batch), batch, "the embedding")
-        seen = {layer: captured.pop((VISION, layer)) for layer in self._rules.layers.get(VISION, ())}
-        for (component, layer), output in captured.items():
-            self._keep_layer(component, layer, output, batch, buffer)
-        if seen:
+        packing = pack(prompts, self._rules)
+        batch = _Batch(packing, buffer.place(rows, packing), buffer)
+        seen = None
+        if VISION in self._rules.layers:
             layout = lay_out(self._architecture, [prompt.features for prompt in prompts])
-            for layer, output in seen.items():
-                self._keep_vision(layer, split(output, layout), batch, buffer)
+            patches = pack_whole(layout.lengths)
+            seen = _Batch(patches, buffer.place(rows, patches, VISION), buffer, VISION)
+            keep = partial(self._keep, batch, seen, layout)
+        else:
+            keep = partial(self._keep, batch, None, None)
+        run(self._model, prompts, self._rules.layers, self._rules.axis[-1], keep)
+        for row, prompt, kept in zip(rows.tolist(), prompts, packing.kept, strict=True):
+            buffer.prompts[row] = dataclasses.replace(prompt, features={})
+            buffer.kept[row] = kept
+        self._marks.append(self._transfer.mark())
+        if len(self._marks) > _AHEAD:  # what waits to be copied is held on the device
+            self._marks.popleft().wait()
 
-    def _batch(self, prompts: Sequence[Prompt], samples: np.ndarray, rows: np.ndarray) -> _Batch:
-        rules = self._rules
-        longest = max(len(prompt.ids) for prompt in prompts)
-        content = np.zeros((len(prompts), longest), dtype=bool)
-        kept = []
-        for index, prompt in enumerate(prompts):
-            content[index, : len(prompt.ids)] = content_positions(
-                prompt.kinds, first_is_content=rules.first_is_content
-            )
-            kept.append(kept_positions(prompt.kinds, rules.tokens, first_is_content=rules.first_is_content))
-        lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
-        real = torch.arange(longest)[None, :] < lengths[:, None]
-        return _Batch(prompts, samples, rows, real, torch.from_numpy(content), kept)
+    def settle(self) -> None:
+        """Return once nothing waits on the device to be copied."""
+        while self._marks:
+            self._marks.popleft().wait()
 
-    def _keep_tokens(self, batch: _Batch, buffer: WindowBuffer) -> None:
-        for prompt, row, kept in zip(batch.prompts, batch.rows.tolist(), batch.kept, strict=True):
-            buffer["n_tokens"][row] = len(kept)
-            for name, entries in describe_tokens(prompt, kept, self._encoder.pieces).items():
-                if name in buffer:
-                    buffer[name][row] = MEAN_POSITION if name == "position" else VARIABLES[name].fill_value
-                    buffer[name][row, : len(kept)] = entries
-
-    def _keep_layer(
-        self, component: str, layer: int, output: torch.Tensor, batch: _Batch, buffer: WindowBuffer
+    def _keep(
+        self,
+        batch: _Batch,
+        seen: _Batch | None,
+        layout: Layout | None,
+        component: str,
+        layer: int,
+        output: torch.Tensor,
     ) -> None:
-        index = self._rules.axis.index(layer)
-        where = f"layer {layer}" + ("" if component == "residual" else f" ({component})")
-        content = batch.content.to(output.device)
-        output, counts = self._finite(output, batch.real, batch, where)
-        buffer["nonfinite"][index, batch.rows] += counts
-        selected = self._select(output, batch)
-        if component in buffer:
-            self._keep(buffer[component][index], selected, batch, where)
-        if component != "residual":
-            return
-        if "norm" in buffer:
-            _store(buffer["norm"][index], norm_of(selected), batch)
-        for name, reduce in (("pooled", mean_of), ("last", last_of)):
-            if name in buffer:
-                values = reduce(output, content).to("cpu", torch.float32)
-                buffer[name][index, batch.rows] = values.numpy()
+        """Take the output of a site, inside of the pass."""
+        if component == VISION:
+            assert seen is not None
+            assert layout is not None
+            self._keep_block("residual", layer, torch.cat(split(output, layout)), seen)
+        elif component != EMBEDDING or batch.holds(EMBEDDING):
+            self._keep_block(component, layer, output.reshape(-1, output.shape[-1]), batch)
 
-    def _keep_vision(
-        self, layer: int, patches: Sequence[torch.Tensor], batch: _Batch, buffer: WindowBuffer
+    def _keep_block(self, name: str, layer: int, output: torch.Tensor, batch: _Batch) -> None:
+        """Keep what is asked for of the positions of a batch, dims ``(position, hidden)``, pads included."""
+        packing = batch.packing
+        values = self._pack(name, layer, output, batch)
+        exact = wide(values)
+        norms = norms_of(exact)
+        # in float64 the sum of the squares of finite values is finite
+        if values.device.type != "cpu" or not norms.isfinite().all():
+            norms = self._treat_nonfinite(name, layer, values, exact, batch)
+        reduced = [part for part in ("norm", "pooled", "last") if name == "residual" and batch.holds(part)]
+        means = means_of(exact, packing) if packing.keeps_means or "pooled" in reduced else None
+        kept = values
+        if packing.keeps_means:
+            assert means is not None
+            exact = means.index_select(0, packing.on("chosen", values.device))
+            kept, norms = exact.to(torch.float32), norms_of(exact)
+        elif not packing.keeps_all:
+            chosen = packing.on("chosen", values.device)
+            kept, norms = values.index_select(0, chosen), norms.index_select(0, chosen)
+        if batch.holds(name):
+            self._put(name, layer, kept, batch, self._stored(kept.dtype))
+        if "norm" in reduced:
+            self._put("norm", layer, norms, batch)
+        if means is not None and "pooled" in reduced:
+            self._put("pooled", layer, means, batch)
+        if "last" in reduced:
+            self._put("last", layer, last_of(values, packing), batch)
+
+    def _pack(self, name: str, layer: int, output: torch.Tensor, batch: _Batch) -> torch.Tensor:
+        """Return the real positions alone, in memory of their own: where they belong, if that can be."""
+        packing = batch.packing
+        target = None
+        if (
+            output.device.type == "cpu"
+            and packing.keeps_all
+            and batch.holds(name)
+            and self._stored(output.dtype) == output.dtype
+        ):
+            target = self._target(name, layer, int(packing.lengths.sum()), output.dtype, batch)
+            target = target if target.dtype == output.dtype else None
+        if packing.real is None:
+            return output.clone() if target is None else target.copy_(output)
+        real = packing.on("real", output.device)
+        if target is None:
+            return output.index_select(0, real)
+        return torch.index_select(output, 0, real, out=target)
+
+    def _treat_nonfinite(
+        self, name: str, layer: int, values: torch.Tensor, exact: torch.Tensor, batch: _Batch
+    ) -> torch.Tensor:
+        """Count NaN and Inf values, set them to 0 where that is the rule, and return the norms."""
+        bad = ~values.isfinite()
+        self._count("nonfinite", name, layer, bad, batch.packing.on("owners", values.device), batch)
+        if self._rules.on_nonfinite == "zero":
+            values.masked_fill_(bad, 0)
+            exact.masked_fill_(bad, 0)
+        return norms_of(exact)
+
+    def _put(
+        self,
+        name: str,
+        layer: int,
+        values: torch.Tensor,
+        batch: _Batch,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        index = self._rules.layers[VISION].index(layer)
-        where = f"layer {layer} (vision)"
-        for offset, own in enumerate(patches):
-            one = slice(offset, offset + 1)
-            alone = dataclasses.replace(
-                batch, samples=batch.samples[one], rows=batch.rows[one], kept=[np.arange(len(own))]
-            )
-            every = torch.ones(1, len(own), dtype=torch.bool, device=own.device)
-            values, counts = self._finite(own[None], every, alone, where)
-            buffer[f"{VISION}/n_tokens"][alone.rows] = len(own)
-            buffer[f"{VISION}/nonfinite"][index, alone.rows] = counts
-            if (name := f"{VISION}/pooled") in buffer:
-                buffer[name][index, alone.rows] = mean_of(values, every).to("cpu", torch.float32).numpy()
-            if (name := f"{VISION}/norm") in buffer:
-                _store(buffer[name][index], norm_of(values), alone)
-            if (name := f"{VISION}/residual") in buffer:
-                self._keep(buffer[name][index], values, alone, where)
+        if dtype == torch.float16 != values.dtype:
+            owners = np.repeat(np.arange(len(batch.packing.kept)), batch.packing.kept_lengths)
+            over = (values.abs() > FLOAT16_MAX) & values.isfinite()
+            self._count("overflows", name, layer, over, torch.from_numpy(owners).to(values.device), batch)
+        target = self._target(name, layer, len(values), dtype, batch)
+        if target.data_ptr() != values.data_ptr():
+            self._transfer.copy(target, values)
 
-    def _finite(
-        self, output: torch.Tensor, real: torch.Tensor, batch: _Batch, where: str
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """Count the NaN and Inf values of real positions, and treat them as the rules say."""
-        bad = ~output.isfinite() & real.to(output.device)[..., None]
-        counts = bad.sum(dim=(1, 2)).to("cpu").numpy()
-        if not counts.any():
-            return output, counts
-        if self._rules.on_nonfinite == "raise":
-            first = int(np.flatnonzero(counts)[0])
-            raise NonfiniteError(
-                f"{where}, sample {batch.samples[first]}: {counts[first]} values are NaN or Inf"
-                + self._model.overflow_cause
-            )
-        return (output.masked_fill(bad, 0) if self._rules.on_nonfinite == "zero" else output), counts
+    def _count(
+        self, kind: str, name: str, layer: int, found: torch.Tensor, owners: torch.Tensor, batch: _Batch
+    ) -> None:
+        """Count positions' values by sample."""
+        counts = torch.zeros(len(batch.packing.kept), dtype=torch.int32, device=found.device)
+        counts.index_add_(0, owners, found.sum(dim=-1, dtype=torch.int32))
+        self._put(counted(kind, name), layer, counts, batch, torch.int32)
 
-    def _select(self, output: torch.Tensor, batch: _Batch) -> torch.Tensor:
-        """Return the kept positions, left-aligned; what lies beyond each sample's is arbitrary."""
-        if self._rules.tokens == "all":
-            return output
-        if self._rules.tokens == "mean":
-            return mean_of(output, batch.content.to(output.device))[:, None]
-        index = torch.zeros(len(batch.kept), max(batch.lengths), dtype=torch.int64)
-        for row, kept in enumerate(batch.kept):
-            index[row, : len(kept)] = torch.from_numpy(kept)
-        return output.gather(1, index.to(output.device)[..., None].expand(-1, -1, output.shape[-1]))
+    def _target(self, name: str, layer: int, count: int, dtype: torch.dtype, batch: _Batch) -> torch.Tensor:
+        return batch.buffer.target(name, layer, batch.place, count, dtype, batch.group)
 
-    def _keep(self, target: np.ndarray, values: torch.Tensor, batch: _Batch, where: str) -> None:
-        if self._rules.storage == "float16":
-            for sample, own, length in zip(batch.samples.tolist(), values, batch.lengths, strict=True):
-                if ((own[:length].abs() > FLOAT16_MAX) & own[:length].isfinite()).any():
-                    raise StorageError(
-                        f"{where}, sample {sample}: a value exceeds {FLOAT16_MAX:.0f}, the largest of "
-                        "float16; use storage exact or bfloat16"
-                    )
-        _store(target, self._rounded(values), batch)
-
-    def _rounded(self, values: torch.Tensor) -> torch.Tensor:
-        if self._rules.storage == "exact":
-            return values
-        return values.to(torch.bfloat16 if self._rules.storage == "bfloat16" else torch.float16)
-
-
-def _store(target: np.ndarray, values: torch.Tensor, batch: _Batch) -> None:
-    """Copy each sample's kept positions into its row; NaN beyond."""
-    values, shared = values.to("cpu"), torch.from_numpy(target)
-    for value, row, length in zip(values, batch.rows.tolist(), batch.lengths, strict=True):
-        shared[row, :length] = value[:length]
-        shared[row, length:] = torch.nan
+    def _stored(self, dtype: torch.dtype) -> torch.dtype:
+        return _STORED.get(self._rules.storage, dtype)

@@ -2,36 +2,29 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
 from ..config import Config
 from ..errors import ChangedError, Fault
 from ..layers import describe_all
-from ..schema import VISION
 from ..store.layout import CHECKSUM, CUBE, open_group
 from ..store.reading import open_cube
 from ..store.runs import CONFIG, SKIPPED, locked, replace_text
 from ..store.writing import CubeWriter, create_cube, storage_errors
-from .buffers import WindowBuffer
-from .capture import Capture
-from .feeding import batch_prompts, windows
+from .feeding import batches
 from .forward import call
-from .generation import continue_prompts
 from .logs import log_file, logger
 from .models.loading import LoadedModel, load_model
 from .models.sites import check_sum_rule
+from .pipeline import compute
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
-from .prompts.encoding import Prompt
 
 # found by running, or said by the options as well
 _NOT_SETTINGS = {
@@ -168,80 +161,16 @@ def _run(prepared: Prepared, meter: Meter) -> None:
     if todo:
         model = model or _load(prepared)
         meter.begin(total - left, partial(_device_memory, model.device))
-        _compute(prepared, model, writer, todo, meter)
+        compute(prepared, model, writer, todo, meter)
     else:
         meter.begin(total, dict)
-
-
-def _compute(
-    prepared: Prepared, model: LoadedModel, writer: CubeWriter, todo: list[int], meter: Meter
-) -> None:
-    """Compute each window while the one before it is compressed and written."""
-    capture = Capture(model, prepared.architecture, prepared.encoder, prepared.rules)
-    buffers = [WindowBuffer(prepared.plan, prepared.variables) for _ in range(min(2, len(todo)))]
-    writing: list[Future[None] | None] = [None] * len(buffers)
-
-    def write(window: int, arrays: Mapping[str, np.ndarray]) -> None:
-        started = time.monotonic()
-        meter.bytes_written += writer.write(window, arrays)
-        meter.committed += len(prepared.plan.samples_of(window))
-        logger.info("window %d committed in %.2f s", window, time.monotonic() - started)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="actkit-write") as pool:
-        for turn, (window, rows) in enumerate(windows(prepared, todo)):
-            slot = turn % len(buffers)
-            if (before := writing[slot]) is not None:
-                before.result()  # waits for its buffer, and raises what went wrong
-            samples = prepared.plan.samples_of(window)
-            for batch in prepared.plan.batches_of(window):
-                prompts = batch_prompts(prepared, rows, samples.start, batch)
-                if prepared.config.generate is not None:
-                    prompts = _continue(prepared, model, prompts, batch, samples.start, buffers[slot])
-                # one pass over prompts and what was generated after them, if anything was
-                capture.run(prompts, batch, batch - samples.start, buffers[slot])
-                meter.samples += len(batch)
-                meter.tokens += sum(len(prompt.ids) for prompt in prompts)
-                meter.tell()
-            arrays = buffers[slot].arrays(len(samples))
-            _warn_nonfinite(arrays, prepared, model, samples.start)
-            writing[slot] = pool.submit(write, window, arrays)
-        for future in writing:
-            if future is not None:
-                future.result()
-
-
-def _continue(
-    prepared: Prepared,
-    model: LoadedModel,
-    prompts: list[Prompt],
-    batch: np.ndarray,
-    first: int,
-    buffer: WindowBuffer,
-) -> list[Prompt]:
-    """Let the model continue a batch, and keep the text."""
-    assert prepared.config.generate is not None
-    tokenizer = prepared.encoder.tokenizer
-    continued = continue_prompts(
-        model,
-        prompts,
-        prepared.config.generate,
-        samples=batch,
-        batch=int(prepared.plan.batches[batch[0]]),
-        pad_id=tokenizer.pad_token_id or 0,
-    )
-    for row, before, prompt in zip(batch - first, prompts, continued, strict=True):
-        new = prompt.ids[len(before.ids) :]
-        buffer["generated"][row] = tokenizer.decode(new, skip_special_tokens=True)
-    return continued
 
 
 def _check_sum_rule(prepared: Prepared, model: LoadedModel) -> dict[str, str | float]:
     """Check on the first batch that the parts of each block add up, and say so for the cube."""
     if not {"attention", "mlp"} & prepared.layers.keys():
         return {}
-    _, rows = next(windows(prepared, [0]))
-    batch = next(prepared.plan.batches_of(0))
-    prompts = batch_prompts(prepared, rows, 0, batch)
+    prompts = next(batches(prepared, [0])).prompts
     with torch.inference_mode():
         errors = check_sum_rule(model.sites, lambda: call(model, prompts))
     found = [error for error in errors if not math.isnan(error)]
@@ -282,23 +211,6 @@ def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in attrs.items() if name not in _NOT_SETTINGS}
     options = json.loads(kept.pop("options", "{}"))
     return {**kept, **options}
-
-
-def _warn_nonfinite(
-    arrays: Mapping[str, np.ndarray], prepared: Prepared, model: LoadedModel, first: int
-) -> None:
-    axes = {"": prepared.rules.axis, f"{VISION}/": prepared.layers.get(VISION, ())}
-    met = [
-        f"{group.replace('/', ' ')}layer {axis[layer]}, sample {first + row}: {counts[layer, row]}"
-        for group, axis in axes.items()
-        if (counts := arrays.get(f"{group}nonfinite")) is not None
-        for layer, row in np.argwhere(counts)
-    ]
-    if met:
-        more = f" and {len(met) - 5} more" if len(met) > 5 else ""
-        done = "set to 0" if prepared.config.on_nonfinite == "zero" else "kept"
-        shown = "; ".join(met[:5]) + more
-        logger.warning("values that are NaN or Inf, %s: %s%s", done, shown, model.overflow_cause)
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

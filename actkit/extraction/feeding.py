@@ -1,6 +1,9 @@
 """Rows to the prompts of a batch, a second time: as they were when they were checked, or not at all."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,6 +12,68 @@ from ..images import read_image
 from ..samples import Samples, portions
 from .preparing import Prepared
 from .prompts.encoding import Prompt
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that go through the model at once.
+
+    Parameters
+    ----------
+    window
+        Theirs.
+    samples
+        Their indices in the run.
+    prompts
+        What the model reads.
+    """
+
+    window: int
+    samples: np.ndarray
+    prompts: list[Prompt]
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions that the model computes, pads included."""
+        return len(self.prompts) * max(len(prompt.ids) for prompt in self.prompts)
+
+    def halves(self) -> list["Batch"]:
+        """Return two batches of half the samples."""
+        middle = len(self.prompts) // 2
+        parts = slice(0, middle), slice(middle, None)
+        return [Batch(self.window, self.samples[part], self.prompts[part]) for part in parts]
+
+
+@contextmanager
+def fed(prepared: Prepared, todo: Sequence[int]) -> Iterator[Iterator[Batch]]:
+    """Give the batches of windows, in order; each is read and encoded while the one before is computed."""
+    end = object()
+    made = batches(prepared, todo)
+    with ThreadPoolExecutor(1, thread_name_prefix="actkit-read") as pool:
+
+        def ahead() -> Iterator[Batch]:
+            coming = pool.submit(next, made, end)
+            while isinstance(batch := coming.result(), Batch):
+                coming = pool.submit(next, made, end)
+                yield batch
+
+        yield ahead()
+
+
+def batches(prepared: Prepared, todo: Sequence[int]) -> Iterator[Batch]:
+    """Yield the batches of windows, in order.
+
+    Parameters
+    ----------
+    prepared
+        The run.
+    todo
+        The windows.
+    """
+    for window, rows in windows(prepared, todo):
+        first = prepared.plan.samples_of(window).start
+        for samples in prepared.plan.batches_of(window):
+            yield Batch(window, samples, batch_prompts(prepared, rows, first, samples))
 
 
 def windows(prepared: Prepared, todo: Sequence[int]) -> Iterator[tuple[int, Samples]]:

@@ -11,7 +11,10 @@ from .models.loading import LoadedModel
 from .models.sites import hooks, site_output
 from .prompts.encoding import Prompt, collate
 
-EMBEDDING = ("embedding", 0)
+EMBEDDING = "embedding"
+
+# component, block, and what it gave: dims (sample, token, hidden), of the vision tower as it lays them out
+Keep = Callable[[str, int, torch.Tensor], None]
 
 
 class _LastLayer(Exception):  # noqa: N818 - no error: it ends a pass
@@ -26,10 +29,10 @@ def call(model: LoadedModel, prompts: Sequence[Prompt]) -> None:
     module(**inputs, use_cache=False)
 
 
-def capture(
-    model: LoadedModel, prompts: Sequence[Prompt], layers: Mapping[str, Sequence[int]], last: int
-) -> dict[tuple[str, int], torch.Tensor]:
-    """Run a batch and return what the wanted sites give.
+def run(
+    model: LoadedModel, prompts: Sequence[Prompt], layers: Mapping[str, Sequence[int]], last: int, keep: Keep
+) -> None:
+    """Run a batch and hand over what the wanted sites give, as soon as they give it.
 
     Parameters
     ----------
@@ -41,28 +44,24 @@ def capture(
         Component to the wanted blocks.
     last
         The decoder's block at which to stop.
-
-    Returns
-    -------
-    dict
-        By component and block, and ``EMBEDDING``: what enters the first block. Dims
-        ``(sample, token, hidden)``; those of the vision tower as it lays out its patches.
+    keep
+        Called with each site's output, and with ``EMBEDDING``: what enters the first block. It must be
+        done with the tensor when it returns: some blocks change in place what has left their parts.
     """
-    captured: dict[tuple[str, int], torch.Tensor] = {}
     sites = model.sites
+    entered: list[torch.Tensor] = []
 
     def enter(_module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        captured[EMBEDDING] = args[0] if args else kwargs["hidden_states"]
+        entered.append(args[0] if args else kwargs["hidden_states"])
+        keep(EMBEDDING, 0, entered[0])
 
     def leave(component: str, layer: int) -> Callable[..., None]:
-        def keep(_module: Any, _args: Any, output: Any) -> None:
-            tensor = site_output(output, captured.get(EMBEDDING))
-            if component in sites.components:
-                # some blocks add to what their parts give in place, once it has left them
-                tensor = tensor * sites.scale if sites.scale != 1 else tensor.clone()
-            captured[component, layer] = tensor
+        def hand_over(_module: Any, _args: Any, output: Any) -> None:
+            tensor = site_output(output, entered[0] if entered else None)
+            scaled = component in sites.components and sites.scale != 1
+            keep(component, layer, tensor * sites.scale if scaled else tensor)
 
-        return keep
+        return hand_over
 
     def stop(_module: Any, _args: Any, _output: Any) -> None:
         raise _LastLayer
@@ -77,4 +76,3 @@ def capture(
     handles.append(sites.blocks[last].register_forward_hook(stop))
     with hooks(handles), suppress(_LastLayer):
         call(model, prompts)
-    return captured

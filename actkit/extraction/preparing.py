@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from .. import layers as grammar
 from ..config import Config, check
 from ..errors import Fault, InputError
-from ..planning import Estimate, Plan, Shape, estimate, make_plan
+from ..planning import Estimate, Plan, Shape, estimate, footprint, make_plan
 from ..samples import portions
 from ..scanning import scan
 from ..schema import COMPONENTS, OF_RESIDUAL, VISION
@@ -210,13 +210,21 @@ def _planned(checked: Checked) -> Prepared:
     if VISION in layers:
         tower = len(layers[VISION]), len(checked.scan), measure.patches
         vision = Shape(*tower, vision_hidden(architecture))
+    kept = {name: len(layers[name]) for name in COMPONENTS if name in layers}
+    rounded = "16" in weights_dtype(checked) or config.storage != "exact"
+    value_bytes = 2 if rounded else 4
+    axis, hidden = len(layer_axis(layers)), architecture.hidden
+    token_bytes, sample_bytes = footprint(
+        variables, kept, Shape(axis, 1, 1, hidden), vision and replace(vision, sample=1), value_bytes
+    )
     plan = make_plan(
         config,
         measure.lengths,
-        layers=len(layer_axis(layers)),
-        hidden=architecture.hidden,
+        layers=axis,
+        hidden=hidden,
+        token_bytes=token_bytes,
+        sample_bytes=sample_bytes,
         stored=measure.stored,
-        arrays=max(1, sum(name in variables for name in COMPONENTS)),
         vision=vision,
         new_tokens=new_tokens,
         boundary=architecture.boundary,
@@ -225,12 +233,11 @@ def _planned(checked: Checked) -> Prepared:
         what = f"some prompts pass {architecture.boundary} tokens while they are continued, others do not"
         mend = "set batch_size to 1: past that length the model turns all positions of a batch differently"
         raise InputError([Fault("batch_size", what, mend)])
-    rounded = "16" in weights_dtype(checked) or config.storage != "exact"
     needs = estimate(
         plan,
         variables,
-        layers={name: len(layers[name]) for name in COMPONENTS if name in layers},
-        value_bytes=2 if rounded else 4,
+        layers=kept,
+        value_bytes=value_bytes,
         weights_bytes=_weights_bytes(checked.checkpoint),
     )
     free = _free_bytes(Path(config.out), needs)

@@ -1,29 +1,45 @@
-"""What becomes of the positions of a prompt; sums are made in float64."""
+"""What becomes of the positions of a batch, which lie one after the other; sums are made in float64."""
 
+import numpy as np
 import torch
 
-
-def mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the masked positions, dims ``(sample, hidden)``; NaN where there is none."""
-    counts = mask.sum(dim=1)[:, None]
-    # where, not multiplication: what lies at a pad may be NaN
-    total = torch.where(mask[..., None], values, 0).sum(dim=1, dtype=_wide(values))
-    return (total / counts).masked_fill(counts == 0, torch.nan)
+from .packing import Packing
 
 
-def last_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the values at the last masked position, dims ``(sample, hidden)``; NaN where there is none."""
-    last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
-    chosen = values[torch.arange(len(values), device=values.device), last]
-    return chosen.masked_fill(~mask.any(dim=1)[:, None], torch.nan)
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """Return values in the precision in which they are summed."""
+    # MPS has no float64
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
 
 
-def norm_of(values: torch.Tensor) -> torch.Tensor:
-    """Return the L2 norm over hidden, dims ``(sample, token)``."""
-    norms: torch.Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=_wide(values))
+def norms_of(values: torch.Tensor) -> torch.Tensor:
+    """Return the L2 norm over hidden of wide values, dims ``(position,)``."""
+    norms: torch.Tensor = torch.linalg.vector_norm(values, dim=-1)
     return norms
 
 
-def _wide(values: torch.Tensor) -> torch.dtype:
-    # MPS has no float64
-    return torch.float32 if values.device.type == "mps" else torch.float64
+def means_of(values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Return the mean over the content tokens of each sample, dims ``(sample, hidden)``; NaN without any."""
+    if values.device.type == "cpu":  # sums of slices are the fastest, and NumPy's wait for no other thread
+        rows = values.numpy()
+        means = np.full((len(packing.lengths), rows.shape[1]), np.nan, dtype=rows.dtype)
+        for mean, runs, count in zip(means, packing.runs, packing.content_lengths.tolist(), strict=True):
+            if count:
+                np.add.reduce(rows[runs[0]], axis=0, out=mean)
+                for run in runs[1:]:
+                    mean += rows[run].sum(axis=0)
+                mean /= count
+        return torch.from_numpy(means)
+    counts = packing.on("content_lengths", values.device)
+    content = values.index_select(0, packing.on("content", values.device))
+    # in one order every time, which adding by index is not
+    sums = torch.segment_reduce(content, "sum", lengths=counts, axis=0, initial=0)
+    return sums / counts[:, None]  # 0 / 0 is NaN
+
+
+def last_of(values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Return the values at the last content token, dims ``(sample, hidden)``; NaN without any."""
+    last = values.new_full((len(packing.lengths), values.shape[-1]), torch.nan)
+    chosen = values.index_select(0, packing.on("last", values.device))
+    last[packing.on("with_content", values.device)] = chosen
+    return last

@@ -1,13 +1,11 @@
 """What a cube keeps: of which blocks, and which positions of a prompt."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..schema import CONTENT_KINDS, TokenKind
-from .prompts.encoding import Prompt
 
 MEAN_POSITION = -1
 
@@ -83,26 +81,6 @@ def kept_positions(kinds: np.ndarray, tokens: str, *, first_is_content: bool) ->
     if tokens == "mean":
         return np.array([MEAN_POSITION] if content.any() else [], dtype=np.int64)
     return np.flatnonzero(content | (kinds == TokenKind.GENERATED))
-
-
-def describe_tokens(
-    prompt: Prompt, kept: np.ndarray, pieces: Callable[[np.ndarray], list[str]]
-) -> dict[str, Any]:
-    """Return what each kept position holds, by the names of ``schema.VARIABLES``, dims ``(token,)``."""
-    if MEAN_POSITION in kept:
-        return {
-            "position": kept,
-            "token_id": MEAN_POSITION,
-            "token_kind": TokenKind.MEAN,
-            "token_text": "",
-        }
-    texts = np.array(pieces(prompt.ids), dtype=object)
-    return {
-        "position": kept,
-        "token_id": prompt.ids[kept],
-        "token_kind": prompt.kinds[kept],
-        "token_text": texts[kept],
-    }
 
 
 def most_kept(kinds: np.ndarray, tokens: str, *, new_tokens: int) -> int:

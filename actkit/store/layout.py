@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
@@ -20,6 +20,8 @@ METADATA = "zarr.json"
 ARRAYS = "arrays"
 CHECKSUM = "metadata_sha256"
 AGAIN = "delete the run folder and extract again"
+BLOSC_NAME: Literal["lz4"] = "lz4"
+BLOSC_LEVEL = 5
 
 Array = zarr.Array[ArrayV3Metadata]
 _Codec = BloscCodec | ZstdCodec | Crc32cCodec
@@ -82,7 +84,7 @@ def create_array(
     lengths: Mapping[str, int],
     *,
     window: int,
-    chunk: int,
+    chunk: tuple[int, int],
     attrs: dict[str, Any],
 ) -> Array:
     """Create the array of a variable, empty.
@@ -95,8 +97,10 @@ def create_array(
         What it holds.
     lengths
         Length of every dimension.
-    window, chunk
-        Samples in a shard, and in its inner chunks.
+    window
+        Samples in a shard.
+    chunk
+        Samples and tokens in its inner chunks, where the variable has tokens and hidden.
     attrs
         More attributes than the variable's own.
     """
@@ -105,11 +109,13 @@ def create_array(
     if variable.by_window and variable.dtype == "str":  # no codec shards strings
         chunks = tuple(window if dim == "sample" else lengths[dim] for dim in variable.dims)
     elif variable.by_window:
-        shards = tuple(window if dim == "sample" else lengths[dim] for dim in variable.dims)
-        # one layer is read alone; the small variables keep a whole window in a chunk
-        samples = chunk if {"token", "hidden"} <= set(variable.dims) else window
-        inner = {"layer": 1, "sample": samples}
-        chunks = tuple(inner.get(dim, lengths[dim]) for dim in variable.dims)
+        whole = {**lengths, "sample": window}
+        inner = {**whole, "layer": 1}  # one layer is read alone
+        if variable.is_full:  # the small variables keep a whole window in a chunk
+            inner |= zip(("sample", "token"), chunk, strict=True)
+            whole["token"] = -(-lengths["token"] // chunk[1]) * chunk[1]
+        shards = tuple(whole[dim] for dim in variable.dims)
+        chunks = tuple(inner[dim] for dim in variable.dims)
     elif variable.name == "committed":
         chunks = (window,)
     else:
@@ -139,7 +145,7 @@ def _codecs(variable: Variable) -> list[_Codec]:
         return [ZstdCodec(level=3), Crc32cCodec()]
     if variable.dtype == "bool":
         return [Crc32cCodec()]
-    return [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()]
+    return [BloscCodec(cname=BLOSC_NAME, clevel=BLOSC_LEVEL, shuffle="bitshuffle"), Crc32cCodec()]
 
 
 def seal(path: Path, group: zarr.Group, nodes: Iterable[str], attrs: Mapping[str, Any]) -> None:

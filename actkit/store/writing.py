@@ -16,6 +16,8 @@ from ..planning import Plan
 from ..schema import DIMS, FORMAT, VARIABLES, label
 from .checking import read_committed, shard_faults
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shard_region, shards
+from .ragged import Ragged
+from .shard_files import PARTIAL, ShardWriter
 
 CREATING = CUBE + ".creating"
 ROW_COORDS = ("sample_id", "language", "text")
@@ -125,11 +127,14 @@ class CubeWriter:
         The ``.zarr`` folder.
     plan
         The plan that the cube was created with.
+    threads
+        How many threads compress.
     """
 
-    def __init__(self, path: Path, plan: Plan) -> None:
+    def __init__(self, path: Path, plan: Plan, *, threads: int = 1) -> None:
         self.path = path
         self._plan = plan
+        self._shards = ShardWriter(threads)
         self._group = open_group(path, mode="r+")
         self._committed = self._open("committed")
         self._arrays = {
@@ -148,7 +153,7 @@ class CubeWriter:
         A committed window any of whose shards is missing or empty is taken back.
         """
         with storage_errors("cannot recover"):
-            for partial in self.path.rglob("*.partial"):
+            for partial in self.path.rglob(f"*{PARTIAL}"):
                 if partial.is_file():
                     partial.unlink()
             committed, _ = read_committed(self.path, self._group)
@@ -199,7 +204,7 @@ class CubeWriter:
                 _fsync(self.path / name)
         return restored
 
-    def write(self, window: int, values: Mapping[str, np.ndarray]) -> int:
+    def write(self, window: int, values: Mapping[str, np.ndarray | Ragged]) -> int:
         """Write and commit one window.
 
         Parameters
@@ -207,7 +212,8 @@ class CubeWriter:
         window
             Its index.
         values
-            For every variable of the cube that is written by window, the window's part.
+            For every variable of the cube that is written by window, the window's part; ragged where it
+            holds a vector for each token.
 
         Returns
         -------
@@ -228,14 +234,22 @@ class CubeWriter:
             for path in [flag, *files.values()]:
                 path.unlink(missing_ok=True)
             for name, array in self._arrays.items():
-                array[shard_region(array, window)] = _storable(values[name])
+                part = values[name]
+                if isinstance(part, Ragged):
+                    self._shards.write(files[name], array, part)
+                else:
+                    array[shard_region(array, window)] = _storable(part)
+                    _fsync(files[name])
             for path in files.values():
-                _fsync(path)
                 _fsync(path.parent)
             self._committed[samples.start : samples.stop] = np.ones(len(samples), dtype=bool)
             _fsync(flag)
             _fsync(flag.parent)
         return sum(path.stat().st_size for path in files.values())
+
+    def close(self) -> None:
+        """End its threads."""
+        self._shards.close()
 
     def _open(self, name: str) -> Array:
         # this setting is not stored: without it, a shard of zeros would be no file at all
