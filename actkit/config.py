@@ -74,6 +74,30 @@ class Generation(BaseModel):
         return self
 
 
+class Tracking(BaseModel):
+    """Where Weights & Biases shows a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    project: str = Field(
+        pattern=r"^[^/\\#?%:]{1,128}$",
+        description="name of the project, of up to 128 characters and none of / \\ # ? % :",
+    )
+    entity: str | None = Field(
+        None, min_length=1, description="user or team that owns the project; your default one if left out"
+    )
+    name: str | None = Field(
+        None, min_length=1, description="name to show; that of the run folder by default"
+    )
+    group: str | None = Field(
+        None, min_length=1, description="group to show it in; the name of the run folder by default"
+    )
+    mode: Literal["online", "offline"] | None = Field(
+        None,
+        description="online (the default, unless WANDB_MODE says otherwise), or offline, for `wandb sync`",
+    )
+
+
 class Config(BaseModel):
     """Everything an extraction is told.
 
@@ -167,9 +191,15 @@ class Config(BaseModel):
     on_nonfinite: Literal["keep", "zero", "raise"] = Field(
         "keep", description="what to do with NaN and Inf values: keep, zero or raise; they are counted anyway"
     )
-    window_mb: int = Field(512, ge=1, le=8192, description="most memory of one window of samples, in MB")
+    memory_budget: int = Field(
+        1024, ge=2, le=2**20, description="host memory for the two windows that are held at once, in MB"
+    )
     window_samples: int = Field(
-        128, ge=1, description="most samples of a window: the unit of saving and resuming"
+        512, ge=1, description="most samples of a window: the unit of saving and resuming"
+    )
+    wandb: Tracking | None = Field(
+        None,
+        description="where Weights & Biases shows the run: project=NAME,entity=TEAM,group=NAME,mode=offline",
     )
 
     @field_validator("model", "data", "out", "image_root", mode="before")
@@ -234,6 +264,11 @@ class Config(BaseModel):
     def _assignments(cls, value: Any) -> Any:
         return _paired(value, "max_new_tokens=20, and more such pairs after a comma", "setting")
 
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _tracking(cls, value: Any) -> Any:
+        return _paired(value, "project=NAME, and more such pairs after a comma", "setting")
+
     @model_validator(mode="after")
     def _together(self) -> "Config":
         """Refuse options that contradict each other."""
@@ -264,7 +299,13 @@ class Config(BaseModel):
         return bool(self.chat) or self.system is not None or self.image_column is not None
 
     _whole = field_validator(
-        "limit", "max_tokens", "max_per_category", "batch_size", "window_mb", "window_samples", mode="before"
+        "limit",
+        "max_tokens",
+        "max_per_category",
+        "batch_size",
+        "memory_budget",
+        "window_samples",
+        mode="before",
     )(_whole_number)
 
     @field_validator("batch_size")
@@ -280,6 +321,10 @@ class Config(BaseModel):
         # the line breaks of Unicode would be folded unless escaped
         plain = json.dumps(asked, ensure_ascii=False).isprintable()
         return yaml.safe_dump(asked, allow_unicode=plain, sort_keys=False)
+
+
+# options that have settings of their own
+_SETTINGS: dict[str, type[BaseModel]] = {"generate": Generation, "wandb": Tracking}
 
 
 def check(options: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
@@ -323,9 +368,9 @@ def _faults(detail: dict[str, Any]) -> list[Fault]:
     option, *inner = map(str, detail["loc"])
     fields = Config.model_fields
     where = name = option
-    if option == "generate" and inner:
-        fields, name = Generation.model_fields, inner[0]
-        where = f"generate.{name}"
+    if inner and option in _SETTINGS:
+        fields, name = _SETTINGS[option].model_fields, inner[0]
+        where = f"{option}.{name}"
     match detail["type"]:
         case "missing":
             return [Fault(where, "is missing", f"give {fields[name].description}")]

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from actkit.config import Config, Generation, check
+from actkit.config import Config, Generation, Tracking, check
 from actkit.layers import GRAMMAR
 from actkit.schema import SAVABLE
 
 ASKED = {"model": "m", "data": "d.csv", "out": "o"}
 
 UNDERSTOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
-    ({"limit": "5", "batch_size": "8", "window_mb": "64"}, {"limit": 5, "batch_size": 8, "window_mb": 64}),
+    ({"limit": "5", "batch_size": "8", "memory_budget": "64"}, {"limit": 5, "batch_size": 8, "memory_budget": 64}),
     ({"batch_size": "auto"}, {"batch_size": "auto"}),
     ({"limit": None, "save": None}, {"limit": None, "save": SAVABLE}),
     ({"languages": "english, arabic"}, {"languages": ("english", "arabic")}),
@@ -51,11 +51,17 @@ UNDERSTOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"generate": " max_new_tokens = 2 , do_sample=True, temperature=0.7, top_p=1, top_k=50, seed=4294967295"},
         {"generate": Generation(max_new_tokens=2, do_sample=True, temperature=0.7, top_p=1.0, top_k=50, seed=2**32 - 1)},
     ),
+    ({"wandb": {"project": "p"}}, {"wandb": Tracking(project="p")}),
+    (
+        {"wandb": "project=my runs, entity=us,name=a=b,group=g,mode=offline"},
+        {"wandb": Tracking(project="my runs", entity="us", name="a=b", group="g", mode="offline")},
+    ),
 ]  # fmt: skip
 
 IMAGES = {"image_column": "image"}
 HOW = "how to continue each prompt: max_new_tokens=20,do_sample=true,temperature=0.7,seed=0"
 SETTINGS = "max_new_tokens, do_sample, temperature, top_p, top_k, seed"
+PROJECT = r"name of the project, of up to 128 characters and none of / \ # ? % :"
 DATA = "CSV, TSV, JSONL or Parquet file of prompts; folder or pattern of such shards; or Hugging Face dataset"
 
 
@@ -81,7 +87,8 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"batch_size": False}, ["batch_size: False is no whole number"]),
     ({"batch_size": "0"}, ["batch_size: a batch holds 1 prompt or more"]),
     ({"batch_size": "big"}, ["batch_size: 'big' is not possible (give number of prompts per forward pass, or auto)"]),
-    ({"window_mb": 0}, ["window_mb: 0 is not possible (give most memory of one window of samples, in MB)"]),
+    ({"memory_budget": 1}, ["memory_budget: 1 is not possible (give host memory for the two windows that are held at once, in MB)"]),
+    ({"memory_budget": 1.5}, ["memory_budget: 1.5 is no whole number"]),
     ({"dtype": "int8"}, ["dtype: 'int8' is not possible (give dtype of the weights: auto (the checkpoint's), float32, bfloat16 or float16)"]),
     ({"device": "gpu"}, ["device: 'gpu' is not possible (give auto, cpu, mps, cuda or cuda:N)"]),
     ({"storage": 4}, ["storage: 4 is not possible (give rounding of what is kept of each token: exact, bfloat16 or float16)"]),
@@ -181,6 +188,21 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         ["generate: set do_sample: true, without which nothing uses temperature, top_p"],
     ),
     (drawn(do_sample=False, seed=0), ["generate: set do_sample: true, without which nothing uses seed"]),
+    ({"wandb": "p"}, ["wandb: write project=NAME, and more such pairs after a comma"]),
+    ({"wandb": "project=p,project=q"}, ["wandb: names a setting twice"]),
+    ({"wandb": ["p"]}, ["wandb: ['p'] is not possible (give where Weights & Biases shows the run: project=NAME,entity=TEAM,group=NAME,mode=offline)"]),
+    ({"wandb": "mode=offline"}, [f"wandb.project: is missing (give {PROJECT})"]),
+    ({"wandb": {"project": "a/b"}}, [f"wandb.project: 'a/b' is not possible (give {PROJECT})"]),
+    ({"wandb": {"project": "a" * 129}}, [f"wandb.project: '{'a' * 129}' is not possible (give {PROJECT})"]),
+    ({"wandb": "project=p,projct=q"}, ["wandb.projct: is no option (did you mean project?)"]),
+    (
+        {"wandb": {"project": "p", "api_key": "secret", "mode": "disabled", "group": ""}},
+        [
+            "wandb.group: '' is not possible (give group to show it in; the name of the run folder by default)",
+            "wandb.mode: 'disabled' is not possible (give online (the default, unless WANDB_MODE says otherwise), or offline, for `wandb sync`)",
+            "wandb.api_key: is no option (known: project, entity, name, group, mode)",
+        ],
+    ),
     # options that contradict each other
     ({"system": "x", "chat": False}, ["system: a system prompt needs the chat template (leave out chat: false)"]),
     ({"template": "{text}", "chat": True}, ["template: cannot be combined with the chat template (put its words into the texts)"]),
@@ -270,6 +292,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 OPTIONS = {
     **Config.model_fields,
     **{f"generate.{name}": field for name, field in Generation.model_fields.items()},
+    **{f"wandb.{name}": field for name, field in Tracking.model_fields.items()},
 }
 
 

@@ -81,7 +81,7 @@ def describe_run(run: Checked, plan: Plan) -> dict[str, str | int | float | bool
     """Return the attributes of the cube: all that is needed to repeat the run, and all that decides it."""
     config, measure = run.config, run.measure
     asked = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision"}
+        mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision", "wandb"}
     )
     # the others are in the run folder; attributes are read whenever a cube is opened
     skipped = json.dumps(run.scan.skipped[:MOST_LISTED], ensure_ascii=False)

@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -20,11 +23,13 @@ from ..store.writing import CubeWriter, create_cube, storage_errors
 from .feeding import batches
 from .forward import call
 from .logs import log_file, logger
-from .models.loading import LoadedModel, load_model
+from .models.loading import LoadedModel, load_model, pick_device
 from .models.sites import check_sum_rule
 from .pipeline import compute
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
+from .tally import Tally
+from .tracking import tracked
 
 # found by running, or said by the options as well
 _NOT_SETTINGS = {
@@ -109,9 +114,10 @@ def extract(
     run = prepared.run
     with storage_errors("cannot make the run folder"):
         run.mkdir(parents=True, exist_ok=True)
-    with locked(run), log_file(run):
-        told: list[Listener] = [*(listeners if listeners is not None else [Bar()]), StatusFile(run)]
-        meter = Meter(prepared.plan.shape.sample, told)
+    tracking = tracked(prepared.config, prepared.rules.axis, prepared.plan.shape)
+    with locked(run), log_file(run), tracking as trackers:
+        shown: Sequence[Listener] = listeners if listeners is not None else [Bar()]
+        meter = Meter(prepared.plan.shape.sample, [*shown, StatusFile(run), *trackers])
         state = "failed"
         try:
             _run(prepared, meter)
@@ -150,20 +156,29 @@ def _run(prepared: Prepared, meter: Meter) -> None:
             rows=prepared.rows(),
             attrs={**prepared.attrs, **sum_rule},
         )
-    writer = CubeWriter(path, prepared.plan)
+    with closing(CubeWriter(path, prepared.plan, threads=_threads(prepared.config.device))) as writer:
+        _complete(prepared, model, writer, meter)
+
+
+def _complete(prepared: Prepared, model: LoadedModel | None, writer: CubeWriter, meter: Meter) -> None:
+    """Compute what is not committed yet."""
+    labels = prepared.scan.label_dtypes
     restored = writer.restore(prepared.coords(), labels, prepared.rows())
     if restored:
         logger.warning("coordinates were damaged, and are written again: %s", ", ".join(restored))
     todo = writer.recover()
     total = prepared.plan.shape.sample
-    left = sum(len(prepared.plan.samples_of(window)) for window in todo)
-    logger.info("%d of %d samples are to be computed", left, total)
+    done = np.ones(total, dtype=bool)
+    for window in todo:
+        done[prepared.plan.samples_of(window)] = False
+    committed = int(done.sum())
+    logger.info("%d of %d samples are to be computed", total - committed, total)
     if todo:
         model = model or _load(prepared)
-        meter.begin(total - left, partial(_device_memory, model.device))
+        meter.begin(committed, partial(_device_memory, model.device), Tally(writer.path, done))
         compute(prepared, model, writer, todo, meter)
     else:
-        meter.begin(total, dict)
+        meter.begin(committed, dict, Tally(writer.path, done))
 
 
 def _check_sum_rule(prepared: Prepared, model: LoadedModel) -> dict[str, str | float]:
@@ -211,6 +226,12 @@ def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in attrs.items() if name not in _NOT_SETTINGS}
     options = json.loads(kept.pop("options", "{}"))
     return {**kept, **options}
+
+
+def _threads(device: str) -> int:
+    """Return how many threads compress: few beside a model that computes on the same cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // 4 if pick_device(device).type == "cpu" else cores - 2))
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

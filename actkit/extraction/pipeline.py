@@ -66,8 +66,7 @@ def compute(
             buffers[slot].begin(len(prepared.plan.samples_of(window)))
             for batch in own:
                 batcher.run(batch, buffers[slot])
-                meter.samples += len(batch.samples)
-                meter.tokens += sum(len(prompt.ids) for prompt in batch.prompts)
+                meter.add(batch.samples, sum(len(prompt.ids) for prompt in batch.prompts))
                 meter.tell()
                 for future in writing:
                     if future is not None and future.done():

@@ -25,6 +25,7 @@ from .models.checkpoints import Checkpoint, find_checkpoint
 from .models.loading import Architecture, check_model_options, read_architecture
 from .prompts.encoding import load_encoder
 from .selection import Rules
+from .tracking import check_tracking
 from .vision import check_vision, vision_hidden
 
 
@@ -141,7 +142,7 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
             examine = measure = Measure(checked, architecture, encoder, vision=VISION in layers)
         # decoded images are large
         scanned, data_faults = scan(source, checked, examine, at_once=16 if checked.image_column else 1024)
-    faults += data_faults + check_folder(Path(checked.out))
+    faults += data_faults + check_folder(Path(checked.out)) + check_tracking(checked.wandb)
     faults += check_model_options(architecture, checked) + model_faults
     if checkpoint is not None and not faults:
         checkpoint, faults = find_checkpoint(checked.model, checkpoint.revision or checked.revision)

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from tqdm.auto import tqdm
 
 from ..errors import StorageError
 from ..store.runs import write_status
+from .tally import Tally
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Progress:
         Memory of this process.
     device_bytes
         Memory of the accelerator: ``allocated``, ``reserved``, ``total``; empty on the CPU.
+    languages
+        Samples computed of each language, those of earlier sessions included; empty until the cube is
+        there.
+    labels
+        The same for each label of few values: name, then value.
     """
 
     state: str
@@ -54,6 +61,8 @@ class Progress:
     bytes_written: int = 0
     host_bytes: int = 0
     device_bytes: Mapping[str, int] = field(default_factory=dict)
+    languages: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 Listener = Callable[[Progress], None]
@@ -76,7 +85,12 @@ class Meter:
         self._process = psutil.Process()
         self.begin(0, dict)
 
-    def begin(self, committed: int, device_memory: Callable[[], Mapping[str, int]]) -> None:
+    def begin(
+        self,
+        committed: int,
+        device_memory: Callable[[], Mapping[str, int]],
+        tally: Tally | None = None,
+    ) -> None:
         """Start the clock of this session.
 
         Parameters
@@ -85,13 +99,31 @@ class Meter:
             Samples that earlier sessions committed.
         device_memory
             Returns what :class:`Progress` calls ``device_bytes``.
+        tally
+            Counts by language and label; those samples are already in it.
         """
         self._before = committed
         self._device_memory = device_memory
+        self._tally = tally
         # monotonic: a clock that jumps must not make rates negative
         self._start = time.monotonic()
         self.committed = committed
         self.samples = self.tokens = self.bytes_written = 0
+
+    def add(self, samples: np.ndarray, tokens: int) -> None:
+        """Count a batch that was computed.
+
+        Parameters
+        ----------
+        samples
+            Their indices.
+        tokens
+            The real tokens of all of them.
+        """
+        self.samples += len(samples)
+        self.tokens += tokens
+        if self._tally is not None:
+            self._tally.add(samples)
 
     def tell(self, state: str = "running") -> Progress:
         """Send the present state to every listener, and return it."""
@@ -111,6 +143,8 @@ class Meter:
             bytes_written=self.bytes_written,
             host_bytes=self._process.memory_info().rss,
             device_bytes=self._device_memory(),
+            languages=self._tally.languages if self._tally else {},
+            labels=self._tally.labels if self._tally else {},
         )
         for listener in self._listeners:
             listener(event)

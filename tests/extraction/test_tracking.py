@@ -1,0 +1,392 @@
+"""What Weights & Biases is told of a run, read back from the files that it writes offline."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from actkit import extract
+from actkit.config import Config, Tracking
+from actkit.errors import InputError
+from actkit.extraction import tracking
+from actkit.extraction.progress import Progress
+from actkit.extraction.tracking import Tracker, check_tracking, figures, tracked
+from actkit.planning import Shape
+from actkit.store.layout import CUBE
+from actkit.store.runs import CONFIG, LOG
+from actkit.testing import contents
+
+KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCD"
+NAMES = {
+    "samples",
+    "progress",
+    "samples_per_sec",
+    "gpu_memory_allocated_gb",
+    "english/samples_processed",
+    "arabic/samples_processed",
+    "gender_male_count",
+    "gender_female_count",
+}
+OFFLINE = {"project": "test", "mode": "offline"}
+
+
+@dataclass
+class Told:
+    """One run, as Weights & Biases has it."""
+
+    about: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+
+
+@pytest.fixture(autouse=True)
+def wandb_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the settings and keys of this machine out, and the files in."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    folder = tmp_path / "told"
+    folder.mkdir()
+    monkeypatch.setenv("WANDB_DIR", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(tracking, "INTERVAL", 0.01)
+    return folder
+
+
+@pytest.fixture
+def told(wandb_files: Path) -> Callable[[], list[Told]]:
+    """Read every run back, with the records of the package."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def values(items: Any) -> dict[str, Any]:
+        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+    def read(path: Path) -> Told:
+        run = Told()
+        for data in stored(path.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            if record.HasField("run"):
+                own = record.run
+                run.about = {"project": own.project, "group": own.run_group, "name": own.display_name}
+                run.config |= {item.key: json.loads(item.value_json) for item in own.config.update}
+            elif record.HasField("history"):
+                row = values(record.history.item)
+                run.rows.append({name: value for name, value in row.items() if not name.startswith("_")})
+            elif record.HasField("summary"):
+                run.summary |= values(record.summary.update)
+            elif record.HasField("exit"):
+                run.exit_code = record.exit.exit_code
+        return run
+
+    return lambda: [read(path) for path in sorted(wandb_files.rglob("*.wandb"))]
+
+
+@pytest.fixture
+def options(tiny_model: Path, prompts: Path, tmp_path: Path) -> dict[str, Any]:
+    """Six prompts in windows of two, a batch each."""
+    asked = {"model": tiny_model, "data": prompts, "out": tmp_path / "some-run", "device": "cpu"}
+    return {**asked, "window_samples": 2, "batch_size": 1}
+
+
+def stored(content: bytes) -> Iterator[bytes]:
+    """Yield what a log in the format of LevelDB holds: blocks of 32 kB, which cut records into parts."""
+    assert content.startswith(b":W&B")
+    place, record = 7, b""
+    while place < len(content):
+        left = 2**15 - place % 2**15
+        if left < 7:  # no header fits
+            place += left
+            continue
+        _, length, part = struct.unpack_from("<IHB", content, place)
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if part in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def processes() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def opened(pid: int | str, number: int) -> str:
+    return os.readlink(f"/proc/{pid}/fd/{number}")
+
+
+def wait_until_told(run: Path) -> None:
+    while "Weights & Biases" not in (run / LOG).read_text():
+        time.sleep(0.01)
+
+
+def wait_until_it_says_where(caplog: pytest.LogCaptureFixture) -> None:
+    while not caplog.records:
+        time.sleep(0.01)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def running(samples: int) -> Progress:
+    return Progress("running", samples=samples, total_samples=100, languages={"english": samples})
+
+
+@pytest.mark.slow
+def test_a_run_is_told_as_it_was(
+    options: dict[str, Any],
+    told: Callable[[], list[Told]],
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    events: list[Progress] = []
+    seen: set[psutil.Process] = set()
+
+    def listen(event: Progress) -> None:
+        events.append(event)
+        if event.state == "running":
+            wait_until_told(options["out"])
+            time.sleep(0.1)
+            seen.update(processes())
+
+    cube = extract(**options, wandb={"project": "test"}, listeners=[listen])
+    [run] = told()
+    assert run.about == {"project": "test", "group": "some-run", "name": "some-run"}
+    # every row is one of the events, none is told twice, and the last is there
+    possible = [figures(event) for event in events]
+    places = [possible.index(row) for row in run.rows]
+    assert places == sorted(set(places))
+    assert len(places) > 3
+    assert run.rows[-1] == figures(events[-1])
+    assert all(row.keys() == NAMES for row in run.rows)
+    # what it comes to is in the data
+    data = pd.read_csv(prompts)
+    last = run.rows[-1]
+    assert (last["samples"], last["progress"], last["gpu_memory_allocated_gb"]) == (len(data), 1, 0)
+    for language, count in data.language.value_counts().items():
+        assert last[f"{language}/samples_processed"] == count
+    for gender, count in data.gender.value_counts().items():
+        assert last[f"gender_{gender}_count"] == count
+    assert last["samples_per_sec"] == events[-1].samples_per_second > 0
+    # what is said once
+    shape = [cube.sizes[dim] for dim in ("sample", "token", "hidden")]
+    assert {name: value for name, value in run.summary.items() if name.startswith("layer")} == {
+        f"layer_{layer}_shape": shape for layer in cube.layer.values
+    }
+    assert (run.summary["state"], run.exit_code) == ("done", 0)
+    asked = Config(**{**options, **{name: str(options[name]) for name in ("model", "data", "out")}})
+    run.config.pop("_wandb", None)
+    assert run.config == asked.model_dump(mode="json", exclude={"wandb"})
+    # nothing of it stays
+    assert {process.name() for process in seen if process.is_running()} == set()
+    assert len(seen) >= 2
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert str(tmp_path / "told") in (options["out"] / LOG).read_text()
+
+
+@pytest.mark.slow
+def test_each_session_is_a_run_of_one_group(
+    options: dict[str, Any], told: Callable[[], list[Told]], tmp_path: Path
+) -> None:
+    def interrupt(event: Progress) -> None:
+        if event.state == "running":
+            wait_until_told(options["out"])
+            time.sleep(0.1)
+            if event.committed:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(**options, wandb=OFFLINE, listeners=[interrupt])
+    frozen = (options["out"] / CONFIG).read_text()
+    assert "project: test" in frozen
+    # where it is told is nothing that a rerun must not change
+    extract(**options, wandb="project=other,group=some-run,name=second,mode=offline", listeners=[])
+    extract(**options, listeners=[])
+    extract(**{**options, "out": tmp_path / "untold"}, listeners=[])
+    assert contents(options["out"] / CUBE) == contents(tmp_path / "untold" / CUBE)
+    assert (options["out"] / CONFIG).read_text() == frozen
+
+    first, second = told()
+    assert first.about == {"project": "test", "group": "some-run", "name": "some-run"}
+    assert second.about == {"project": "other", "group": "some-run", "name": "second"}
+    assert (first.summary["state"], first.exit_code) == ("interrupted", 1)
+    assert (second.summary["state"], second.exit_code) == ("done", 0)
+    assert 0 < first.rows[-1]["samples"] < 6
+    # earlier sessions count
+    assert all(row["samples"] >= 2 for row in second.rows)
+    assert second.rows[-1]["samples"] == 6
+    for row in [*first.rows, *second.rows]:
+        for ending in ("/samples_processed", "_count"):
+            assert sum(count for name, count in row.items() if name.endswith(ending)) == row["samples"]
+
+
+@pytest.mark.slow
+def test_a_service_that_cannot_be_reached_holds_nothing_up(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:  # nobody listens there
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setattr(tracking, "PATIENCE", 5)
+        started = time.monotonic()
+        cube = extract(**options, wandb={"project": "test"}, listeners=[])
+        assert time.monotonic() - started < 30
+    assert cube.sizes["sample"] == 6
+    assert len(warnings(caplog)) == 1
+    assert warnings(caplog)[0].startswith("Weights & Biases: ")
+    assert psutil.wait_procs(processes(), timeout=20)[1] == []
+    assert KEY not in (options["out"] / LOG).read_text()
+
+
+def test_that_nobody_is_logged_in_is_said_with_all_else(options: dict[str, Any], no_weights: None) -> None:
+    with pytest.raises(InputError) as caught:
+        extract(**options, wandb={"project": "test"}, limit=0, text_column="words")
+    faults = [str(fault) for fault in caught.value.faults]
+    assert faults[0].startswith("limit: 0 is not possible")
+    assert "wandb: No API key configured" in " ".join(faults)
+    assert "words" in " ".join(faults)
+    assert not options["out"].exists()
+
+
+def test_the_package_is_missing(
+    options: dict[str, Any], no_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError) as caught:
+        extract(**options, wandb=OFFLINE)
+    what = "wandb: the package is not installed (pip install wandb, or leave the option out)"
+    assert [str(fault) for fault in caught.value.faults] == [what]
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode", "fault"),
+    [
+        ({}, "offline", ""),
+        ({}, None, "No API key configured"),
+        ({"WANDB_MODE": "offline"}, None, ""),
+        ({"WANDB_MODE": "disabled"}, None, ""),
+        ({"WANDB_MODE": "offline"}, "online", "No API key configured"),
+        ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "online", ""),
+        ({"WANDB_API_KEY": "short"}, None, "WANDB_API_KEY invalid"),
+    ],
+)
+def test_what_is_checked_at_the_door(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: Any, fault: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = check_tracking(Tracking(project="test", mode=mode))
+    assert len(found) == bool(fault)
+    if fault:
+        assert str(found[0]).startswith(f"wandb: {fault}")
+        assert str(found[0]).endswith(" (or choose mode: offline)")
+        assert "short" not in str(found[0])
+
+
+@pytest.mark.slow
+def test_only_the_newest_event_is_told_and_always_the_last(
+    told: Callable[[], list[Told]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "actkit")
+    monkeypatch.setattr(tracking, "INTERVAL", 0.3)
+    tracker = Tracker(OFFLINE, {})
+    wait_until_it_says_where(caplog)
+    started = time.monotonic()
+    tracker(Progress("loading", total_samples=100))
+    for samples in range(60):
+        tracker(running(samples))
+        time.sleep(0.05)
+    tracker(Progress("failed", samples=100, total_samples=100))
+    tracker.close()
+    [run] = told()
+    counted = [row["samples"] for row in run.rows]
+    assert 3 <= len(counted) <= (time.monotonic() - started) / 0.3 + 1
+    assert counted == sorted(counted)
+    assert counted[-1] == 100
+    assert (run.summary["state"], run.exit_code) == ("failed", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_hangs_is_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sent: signal.Signals
+) -> None:
+    caplog.set_level(logging.INFO, "actkit")
+    tracker = Tracker(OFFLINE, {})
+    wait_until_it_says_where(caplog)
+    own = processes()
+    assert len(own) >= 2
+    child = tracker._process
+    pipes = {opened("self", pipe.fileno()) for pipe in (child.stdin, child.stdout) if pipe}
+    for process in own:
+        assert os.getsid(process.pid) != os.getsid(0)  # Ctrl-C in a terminal does not reach it
+        if process.pid != child.pid:  # which another process would keep open
+            assert pipes.isdisjoint(opened(process.pid, number) for number in range(3))
+    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    os.kill(child.pid, sent)
+    for samples in range(20):
+        started = time.monotonic()
+        tracker(running(samples))
+        assert time.monotonic() - started < 0.01
+        time.sleep(0.05)
+    started = time.monotonic()
+    tracker.close()
+    assert time.monotonic() - started < 2
+    what = {
+        signal.SIGKILL: "its process ended with -9; the run goes on without it",
+        signal.SIGSTOP: "was not done 1 s after the run, and was ended",
+    }
+    [warning] = warnings(caplog)
+    assert warning.startswith(f"Weights & Biases: {what[sent]}")
+    assert psutil.wait_procs(own, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["/nowhere/python"], "[Errno 2] No such file or directory: '/nowhere/python'"),
+        ([sys.executable, "-c", "raise SystemExit(3)"], "its process ended with 3"),
+        ([sys.executable, "-c", "print('{'); raise SystemExit(1)"], "its process ended with 1"),
+        ([sys.executable, "-c", 'print(\'{"fault": "Sorry."}\'); raise SystemExit(1)'], "Sorry"),
+    ],
+)
+def test_a_process_that_cannot_begin(
+    command: list[str], what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "_COMMAND", command)
+    config = Config(model="m", data="d", out="o", wandb=Tracking(project="test"))
+    with tracked(config, [0], Shape(1, 2, 3, 4)) as listeners:
+        for listener in listeners:
+            listener(running(1))
+    assert warnings(caplog) == [f"Weights & Biases: {what}; the run goes on without it"]
+
+
+def test_nothing_is_started_where_nothing_is_asked_for() -> None:
+    with tracked(Config(model="m", data="d", out="o"), [0], Shape(1, 2, 3, 4)) as listeners:
+        assert listeners == []
+        assert processes() == []
+    assert check_tracking(None) == []
+
+
+def test_figures_of_an_accelerator() -> None:
+    event = Progress("running", samples=1, total_samples=3, device_bytes={"allocated": 1_500_000_000})
+    told = figures(event)
+    assert told["gpu_memory_allocated_gb"] == 1.5
+    assert told["progress"] == 1 / 3
