@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := build/bench
 # exactly this release, so that a CPU build of it is taken where pip finds one (PIP_FIND_LINKS,
 # PIP_EXTRA_INDEX_URL); the package index alone gives the CUDA build
 TORCH := torch==2.13.0
@@ -36,8 +37,15 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install
-	$(BIN)/python benchmarks/spine.py
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python -m benchmarks
+
+# not in $(VENV): what the peers bring along would change the tests, pytest plugins among it
+$(BENCH)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt "$(TORCH)"
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[extract,bench]"
+	touch $@
 
 matrix: install
 	$(BIN)/python -m tests.models.matrix

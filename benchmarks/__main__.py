@@ -1,0 +1,36 @@
+"""Run every program, each in a process of its own: ``python -m benchmarks [--quick]``."""
+
+import argparse
+import subprocess
+import sys
+import time
+
+from .timing import print_machine
+
+# sizes with which all of them end in some minutes; their figures say nothing
+QUICK = {
+    "engine": ["--limit", "32", "--rounds", "1"],
+    "naive": ["--models", "minilm", "--limit", "32", "--rounds", "1"],
+    "peers": ["--limit", "32", "--rounds", "1"],
+    "padding": ["--limit", "256"],
+    "scaling": ["--limit", "2000"],
+    "reading": ["--limit", "32", "--rounds", "1"],
+    "chunks": ["--limit", "16", "--rounds", "1"],
+    "writing": ["--limit", "64"],
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--quick", action="store_true", help="see only that everything works")
+    quick = options.parse_args().quick
+    print_machine()
+    started = time.monotonic()
+    for program, sizes in QUICK.items():
+        command = [sys.executable, "-m", f"benchmarks.{program}", *(sizes if quick else [])]
+        subprocess.run(command, check=True)
+    print(f"\nall of it: {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""How long an extraction takes, as a ratio to the bare forward pass of the same batches, and its memory.
+
+python -m benchmarks.engine [--models demo,gemma,minilm] [--limit N] [--rounds 5]
+
+Each model is timed in one process: bare forward and every kind of extraction in turn. An extraction is
+all of `actkit.extract`: checks, tokenizing, loading, forward, writing, commit. Interpreter start and
+imports are in neither. The bare forward is the decoder without head, in inference mode, with sdpa, without
+cache, on tensors that were tokenized and collated before. Memory is that of a process for each extraction.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from actkit import extract, plan
+
+from .subjects import MODELS, SENTENCES, TITLES, batches, model_folder
+from .timing import bytes_below, in_child, interleaved, megabytes, memory, parser, print_table, ratio, spread
+
+# several windows, and seconds enough for the start to weigh little
+LIMITS = {"demo": 1600, "gemma": 800, "minilm": 1100}
+TARGETS = {"a": 1.15, "c": 1.05, "d": 0.60}
+ALLOWANCE = 300
+
+
+def variants(n_layers: int) -> dict[str, dict[str, Any]]:
+    residual = {"save": ("residual",), "storage": "bfloat16"}
+    return {
+        "a. all layers, `residual`": residual,
+        "b. all layers, default `save`": {"storage": "bfloat16"},
+        "c. all layers, `pooled`, `last`, `norm`": {"save": ("pooled", "last", "norm")},
+        "d. first half of the layers, `residual`": {**residual, "layers": f"0-{n_layers // 2 - 1}"},
+    }
+
+
+def load(folder: Path) -> PreTrainedModel:
+    return AutoModel.from_pretrained(folder, dtype="auto", attn_implementation="sdpa").eval()
+
+
+def run(options: dict[str, Any]) -> None:
+    extract(**options, listeners=[])
+
+
+def time_model(folder: Path, limit: int, rounds: int, out: Path) -> dict[str, list[float]]:
+    """Time the bare forward and every extraction in turn."""
+    options: dict[str, Any] = {"model": str(folder), "data": str(SENTENCES), "limit": limit}
+    prepared = plan(**options, out=str(out / "plan"))
+    inputs, model, runs = batches(prepared), load(folder), count()
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in inputs:
+                model(**batch, use_cache=False)
+
+    def afresh(chosen: dict[str, Any]) -> None:
+        run({**options, **chosen, "out": str(out / f"run-{next(runs)}")})
+
+    actions: dict[str, Callable[[], object]] = {"bare forward": bare}
+    kinds = variants(model.config.num_hidden_layers)
+    kinds["start: as a., but 2 sentences"] = {**next(iter(kinds.values())), "limit": 2}
+    actions |= {name: partial(afresh, chosen) for name, chosen in kinds.items()}
+    return interleaved(actions, rounds, between=lambda: shutil.rmtree(out, ignore_errors=True))
+
+
+def describe(options: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return what a process holds that has only loaded the model, and the plan of every extraction."""
+    model = load(Path(options["model"]))
+    with torch.inference_mode():  # weights are mapped from their file, and read when they are used
+        model(**batches(plan(**{**options, "limit": 2}))[0], use_cache=False)
+    loaded = memory()
+    plans = {}
+    for name, chosen in variants(model.config.num_hidden_layers).items():
+        prepared = plan(**{**options, **chosen})
+        windows = min(2, prepared.plan.n_windows) * prepared.plan.window_bytes
+        plans[name] = {"options": chosen, "windows": windows, "estimate": prepared.estimate}
+    return loaded, plans
+
+
+def print_times(times: dict[str, list[float]]) -> None:
+    bare = times["bare forward"]
+    print_table(
+        [
+            {
+                "": name,
+                "seconds: median (least to most)": spread(taken),
+                "to the bare forward": f"{ratio(taken, bare):.2f}",
+                "target": f"≤ {TARGETS[name[0]]:.2f}" if name[0] in TARGETS else "",
+            }
+            for name, taken in times.items()
+        ]
+    )
+
+
+def print_memory(folder: Path, limit: int, out: Path) -> None:
+    basic = {"model": str(folder), "data": str(SENTENCES), "limit": limit, "out": str(out)}
+    loaded, plans = in_child(describe, basic).value
+    rows = []
+    for name, planned in plans.items():
+        peak = in_child(run, {**basic, **planned["options"]}).peak
+        disk = bytes_below(out / "cube.zarr")
+        shutil.rmtree(out)
+        rows.append(
+            {
+                "MB": name,
+                "peak": megabytes(peak),
+                "peak, predicted": megabytes(planned["estimate"].host),
+                "program and model": megabytes(loaded),
+                "two windows": megabytes(planned["windows"]),
+                f"what is left, ≤ {ALLOWANCE}": megabytes(peak - loaded - planned["windows"]),
+                "disk": megabytes(disk),
+                "disk, predicted": megabytes(planned["estimate"].disk),
+            }
+        )
+    print_table(rows)
+
+
+def main() -> None:
+    options = parser(__doc__, limit=None)
+    options.add_argument("--models", default=",".join(MODELS))
+    chosen = options.parse_args()
+    for name in chosen.models.split(","):
+        limit = chosen.limit or LIMITS[name]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = model_folder(name, Path(temporary))
+            print(f"\n### Against the bare forward: {TITLES[name]}; {limit:,} sentences", flush=True)
+            out = Path(temporary, "out")
+            print_times(in_child(time_model, folder, limit, chosen.rounds, out).value)
+            print_memory(folder, limit, out)
+
+
+if __name__ == "__main__":
+    main()
