@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when all went well, 1 for an error or a damaged cube, 130 when interrupted, 141 when nobody
-        reads on; 2 (by argparse) for options that do not exist.
+        0 when all went well, 1 for an error or a damaged cube, 130 when interrupted, 143 when terminated,
+        141 when nobody reads on; 2 (by argparse) for options that do not exist.
     """
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
@@ -55,9 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `actkit info … | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except _Terminated:
+        print("actkit: terminated; run the same command again to continue", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("actkit: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """Somebody asked the process to end: a batch system, or `kill`."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does: the window that is being written is finished first."""
+
+    def end(_signal: int, _frame: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,7 +148,8 @@ def _extract(config: str | None, **options: Any) -> int:
     from .extraction.progress import Bar, Progress
 
     last: deque[Progress] = deque(maxlen=1)
-    cube = extract(config, listeners=[Bar(), last.append], **options)
+    with _terminable():
+        cube = extract(config, listeners=[Bar(), last.append], **options)
     path = cube_path(cube.encoding["source"])
     event = last[0]
     speed = "nothing was left to do"

@@ -11,8 +11,8 @@ from .schema import VARIABLES, Variable
 
 AUTO_TOKENS = 2048
 AUTO_PROMPTS = 64
-# measured by benchmarks/reading.py
-CHUNK_BYTES = MB // 2
+# measured by benchmarks/chunks.py
+CHUNK_BYTES = MB // 4
 CHUNK_TOKENS = 32
 
 
@@ -239,7 +239,7 @@ class Estimate:
 
 
 # what bitshuffle and lz4 leave of a value's bytes, by how many of them carry information; measured
-# on trained weights (benchmarks/spine.py)
+# on trained weights (benchmarks/engine.py)
 COMPRESSED = {2: 0.75, 4: 0.9}
 PROGRAM_BYTES = 700 * MB
 _ITEM = {"int8": 1, "str": 60}

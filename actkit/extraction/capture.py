@@ -21,7 +21,7 @@ from .transfer import Mark, Transfer
 from .vision import Layout, lay_out, split
 
 FLOAT16_MAX = 65504.0
-_AHEAD = 2  # batches that are computed before the copies of an earlier one have arrived
+_AHEAD = 1  # batches whose copies may be under way while the next one is computed
 _STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -124,7 +124,7 @@ class Capture:
         norms = norms_of(exact)
         # in float64 the sum of the squares of finite values is finite
         if values.device.type != "cpu" or not norms.isfinite().all():
-            norms = self._treat_nonfinite(name, layer, values, exact, batch)
+            norms = self._treat_nonfinite(name, layer, values, exact, norms, batch)
         reduced = [part for part in ("norm", "pooled", "last") if name == "residual" and batch.holds(part)]
         means = means_of(exact, packing) if packing.keeps_means or "pooled" in reduced else None
         kept = values
@@ -164,15 +164,22 @@ class Capture:
         return torch.index_select(output, 0, real, out=target)
 
     def _treat_nonfinite(
-        self, name: str, layer: int, values: torch.Tensor, exact: torch.Tensor, batch: _Batch
+        self,
+        name: str,
+        layer: int,
+        values: torch.Tensor,
+        exact: torch.Tensor,
+        norms: torch.Tensor,
+        batch: _Batch,
     ) -> torch.Tensor:
         """Count NaN and Inf values, set them to 0 where that is the rule, and return the norms."""
-        bad = ~values.isfinite()
-        self._count("nonfinite", name, layer, bad, batch.packing.on("owners", values.device), batch)
+        finite = values.isfinite()
+        self._count("nonfinite", name, layer, finite, batch.packing.on("owners", values.device), batch)
         if self._rules.on_nonfinite == "zero":
-            values.masked_fill_(bad, 0)
-            exact.masked_fill_(bad, 0)
-        return norms_of(exact)
+            values.masked_fill_(~finite, 0)
+            exact.masked_fill_(~finite, 0)
+            return norms_of(exact)
+        return norms
 
     def _put(
         self,
@@ -184,18 +191,18 @@ class Capture:
     ) -> None:
         if dtype == torch.float16 != values.dtype:
             owners = np.repeat(np.arange(len(batch.packing.kept)), batch.packing.kept_lengths)
-            over = (values.abs() > FLOAT16_MAX) & values.isfinite()
-            self._count("overflows", name, layer, over, torch.from_numpy(owners).to(values.device), batch)
+            fits = ~((values.abs() > FLOAT16_MAX) & values.isfinite())
+            self._count("overflows", name, layer, fits, torch.from_numpy(owners).to(values.device), batch)
         target = self._target(name, layer, len(values), dtype, batch)
         if target.data_ptr() != values.data_ptr():
             self._transfer.copy(target, values)
 
     def _count(
-        self, kind: str, name: str, layer: int, found: torch.Tensor, owners: torch.Tensor, batch: _Batch
+        self, kind: str, name: str, layer: int, right: torch.Tensor, owners: torch.Tensor, batch: _Batch
     ) -> None:
-        """Count positions' values by sample."""
-        counts = torch.zeros(len(batch.packing.kept), dtype=torch.int32, device=found.device)
-        counts.index_add_(0, owners, found.sum(dim=-1, dtype=torch.int32))
+        """Count by sample how many values are not right, dims ``(position, hidden)``."""
+        counts = torch.zeros(len(batch.packing.kept), dtype=torch.int32, device=right.device)
+        counts.index_add_(0, owners, right.shape[-1] - right.sum(dim=-1, dtype=torch.int32))
         self._put(counted(kind, name), layer, counts, batch, torch.int32)
 
     def _target(self, name: str, layer: int, count: int, dtype: torch.dtype, batch: _Batch) -> torch.Tensor:

@@ -16,9 +16,13 @@ from .prompts.encoding import Encoder, Prompt
 from .selection import most_kept
 from .vision import vision_lengths
 
+KEPT_TOKENS = 2**23  # in 40 MB
+
 
 class Measure:
     """Examines the rows of a run, and remembers the lengths of those that are sound.
+
+    Short texts are remembered as they were tokenized, from the first sample on, while there is room.
 
     Parameters
     ----------
@@ -41,6 +45,8 @@ class Measure:
         self._lengths, self._stored, self._patches = array("i"), array("i"), array("i")
         self._truncated = array("b")
         self._images = bytearray()
+        self._ids, self._kinds = array("i"), array("b")
+        self._ends = array("q", [0])
         self.first_is_content = True
 
     def __call__(self, rows: Sequence[Row]) -> list[str]:
@@ -82,8 +88,23 @@ class Measure:
         self.first_is_content &= int(prompt.kinds[0]) not in CONTENT_KINDS
         if prompt.features:
             self._images += bytes.fromhex(digest)[:8]  # enough to notice a change
+        elif len(self._ids) + len(prompt.ids) <= KEPT_TOKENS and len(self._ends) == len(self._lengths):
+            self._ids.frombytes(prompt.ids.astype(np.int32).tobytes())
+            self._kinds.frombytes(prompt.kinds.tobytes())
+            self._ends.append(len(self._ids))
         if self._vision and prompt.features:
             self._patches.append(vision_lengths(self._architecture, prompt.features))
+
+    def prompts(self, samples: Sequence[int]) -> list[Prompt] | None:
+        """Return the prompts of samples, where those of all of them were kept."""
+        if max(samples) >= len(self._ends) - 1:
+            return None
+        ids, kinds = np.frombuffer(self._ids, np.int32), np.frombuffer(self._kinds, np.int8)
+        parts = [slice(self._ends[sample], self._ends[sample + 1]) for sample in samples]
+        return [
+            Prompt(ids[part], kinds[part], bool(self._truncated[sample]))
+            for part, sample in zip(parts, samples, strict=True)
+        ]
 
     @property
     def lengths(self) -> np.ndarray:

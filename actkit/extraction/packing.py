@@ -89,6 +89,17 @@ class Packing:
             found.append([slice(int(run[0]), int(run[-1]) + 1) for run in np.split(places, cuts) if len(run)])
         return found
 
+    @cached_property
+    def cuts(self) -> np.ndarray:
+        """Lengths of the runs of content tokens, and of what lies before, between and behind them."""
+        edges = [edge for runs in self.runs for run in runs for edge in (run.start, run.stop)]
+        return np.diff([0, *edges, int(self.lengths.sum())])
+
+    @cached_property
+    def run_counts(self) -> np.ndarray:
+        """How many runs of content tokens each sample has, dims ``(sample,)``."""
+        return np.array([len(runs) for runs in self.runs])
+
     def on(self, name: str, device: torch.device) -> torch.Tensor:
         """Return one of the arrays as a tensor, which is moved to a device once."""
         key = (name, device)

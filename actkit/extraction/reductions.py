@@ -20,21 +20,28 @@ def norms_of(values: torch.Tensor) -> torch.Tensor:
 
 def means_of(values: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Return the mean over the content tokens of each sample, dims ``(sample, hidden)``; NaN without any."""
-    if values.device.type == "cpu":  # sums of slices are the fastest, and NumPy's wait for no other thread
-        rows = values.numpy()
-        means = np.full((len(packing.lengths), rows.shape[1]), np.nan, dtype=rows.dtype)
-        for mean, runs, count in zip(means, packing.runs, packing.content_lengths.tolist(), strict=True):
-            if count:
-                np.add.reduce(rows[runs[0]], axis=0, out=mean)
-                for run in runs[1:]:
-                    mean += rows[run].sum(axis=0)
-                mean /= count
-        return torch.from_numpy(means)
-    counts = packing.on("content_lengths", values.device)
-    content = values.index_select(0, packing.on("content", values.device))
-    # in one order every time, which adding by index is not
-    sums = torch.segment_reduce(content, "sum", lengths=counts, axis=0, initial=0)
-    return sums / counts[:, None]  # 0 / 0 is NaN
+    return means_of_slices(values, packing) if values.device.type == "cpu" else means_of_runs(values, packing)
+
+
+def means_of_slices(values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Do it on the CPU: sums of slices are the fastest there, and NumPy's wait for no other thread."""
+    rows = values.numpy()
+    means = np.full((len(packing.lengths), rows.shape[1]), np.nan, dtype=rows.dtype)
+    for mean, runs, count in zip(means, packing.runs, packing.content_lengths.tolist(), strict=True):
+        if count:
+            np.add.reduce(rows[runs[0]], axis=0, out=mean)
+            for run in runs[1:]:
+                mean += rows[run].sum(axis=0)
+            mean /= count
+    return torch.from_numpy(means)
+
+
+def means_of_runs(values: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """Do it in few steps, and in one order every time, which adding by index is not."""
+    parts = torch.segment_reduce(values, "sum", lengths=packing.on("cuts", values.device), initial=0)
+    runs = packing.on("run_counts", values.device)
+    sums = torch.segment_reduce(parts[1::2].contiguous(), "sum", lengths=runs, initial=0)
+    return sums / packing.on("content_lengths", values.device)[:, None]  # 0 / 0 is NaN
 
 
 def last_of(values: torch.Tensor, packing: Packing) -> torch.Tensor:

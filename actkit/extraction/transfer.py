@@ -1,12 +1,19 @@
 """From the device to host memory: beside the computing where the device can do that, else at once."""
 
+import weakref
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import torch
 
-_NUMPY = {torch.bfloat16: np.uint16, torch.float16: np.float16, torch.float32: np.float32, torch.int32: np.int32}
+from .logs import logger
+
+_NUMPY = {
+    torch.bfloat16: np.uint16,
+    torch.float16: np.float16,
+    torch.float32: np.float32,
+    torch.int32: np.int32,
+}
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, *, pinned: bool) -> torch.Tensor:
@@ -19,12 +26,21 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, *, pinned: bool) -> torch
     pinned
         Whether a CUDA device is to write to it on its own.
     """
-    if pinned:
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
-    if dtype not in _NUMPY or not prod(shape):
-        return torch.empty(tuple(shape), dtype=dtype)
-    # NumPy asks for large pages, which take a tenth of the time to be touched first; PyTorch does not
-    return torch.from_numpy(np.empty(tuple(shape), dtype=_NUMPY[dtype])).view(dtype)
+    # NumPy asks for large pages, which take a tenth of the time to be touched first; PyTorch does not,
+    # and rounds what it pins up to a power of two
+    memory = np.empty(tuple(shape), dtype=_NUMPY[dtype])
+    if pinned and memory.nbytes:
+        _pin(memory)
+    return torch.from_numpy(memory).view(dtype)
+
+
+def _pin(memory: np.ndarray) -> None:
+    cuda = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = memory.ctypes.data
+    if int(cuda.cudaHostRegister(address, memory.nbytes, 0)):
+        logger.warning("%d bytes of host memory cannot be pinned: copies wait for each other", memory.nbytes)
+        return
+    weakref.finalize(memory, cuda.cudaHostUnregister, address)
 
 
 class Mark:
@@ -61,13 +77,13 @@ class Transfer:
         values
             Of the same shape.
         """
-        values = values.to(target.dtype)
         if values.device.type != "cuda":
             target.copy_(values)
             return
+        values = values.to(target.dtype)  # on the device: fewer bytes cross
         stream = self._streams.get(values.device)
         if stream is None:
-            stream = self._streams[values.device] = torch.cuda.Stream(values.device)
+            stream = self._streams[values.device] = torch.cuda.Stream(values.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(values.device))
         with torch.cuda.stream(stream):
             target.copy_(values, non_blocking=True)

@@ -41,18 +41,19 @@ class Ragged:
         values = stacked[list(layers)].reshape(len(layers), samples * tokens, hidden)
         return cls(values, np.arange(samples) * tokens, np.asarray(lengths), layers)
 
-    def read(self, row: int, sample: int, start: int, out: np.ndarray) -> None:
-        """Put a sample's values from position ``start`` on into a float32 array; NaN beyond its end."""
-        count = max(0, min(len(out), int(self.lengths[sample]) - start))
-        first = int(self.starts[sample]) + start
-        found = self.values[row, first : first + count]
-        if self.values.dtype == np.uint16:
-            bits = out[:count].view(np.uint32)
+    def take(self, row: int, positions: np.ndarray, out: np.ndarray) -> None:
+        """Put positions into a float32 array, dims ``(position, hidden)``; those out of range are arbitrary."""
+        values = self.values[row]
+        if values.dtype == np.float32:
+            np.take(values, positions, axis=0, out=out, mode="clip")
+            return
+        found = values.take(positions, axis=0, mode="clip")
+        if values.dtype == np.uint16:
+            bits = out.view(np.uint32)
             bits[...] = found
             bits <<= 16
         else:
-            out[:count] = found
-        out[count:] = np.nan
+            out[...] = found
 
     def dense(self, n_layers: int, n_tokens: int) -> np.ndarray:
         """Return float32 values with their pads, dims ``(layer, sample, token, …)``; not of bfloat16 bits."""

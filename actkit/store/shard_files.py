@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -17,7 +17,14 @@ from .ragged import Ragged
 
 PARTIAL = ".partial"
 _ABSENT = 2**64 - 1
-_Chunk = tuple[int, int]  # which group of samples, and which tile of tokens
+
+
+class _Tile(NamedTuple):
+    """A chunk of one layer: its place among them, the positions that fill its cells, and its empty cells."""
+
+    place: tuple[int, int]
+    positions: np.ndarray
+    empty: np.ndarray
 
 
 class ShardWriter:
@@ -74,43 +81,43 @@ class ShardWriter:
         grid = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         *layers, groups, tiles, _ = grid
         index = np.full((*layers, groups, tiles, 1, 2), _ABSENT, dtype="<u8")
-        samples, tokens = array.chunks[-3:-1]
-        wanted = list(_chunks_with_tokens(values.lengths, samples, tokens))
+        tiles_held = list(_tiles(values, *array.chunks[-3:-1]))
         offset = 0
         for row, layer in enumerate(values.layers):
 
-            def compress(chunk: _Chunk, row: int = row) -> bytes:
-                return self._compress(values, row, chunk, array.chunks[-3:])
+            def compress(tile: _Tile, row: int = row) -> bytes:
+                return self._compress(values, row, tile, array.chunks[-1])
 
-            for chunk, content in zip(wanted, self._map(compress, wanted), strict=True):
-                index[(*(layer for _ in layers), *chunk, 0)] = offset, len(content)
+            for tile, content in zip(tiles_held, self._map(compress, tiles_held), strict=True):
+                index[(*(layer for _ in layers), *tile.place, 0)] = offset, len(content)
                 file.write(content)
                 offset += len(content)
         listed = _checked(index.tobytes())
         file.write(listed)
         return offset + len(listed)
 
-    def _map(self, compress: Callable[[_Chunk], bytes], chunks: list[_Chunk]) -> Iterator[bytes]:
-        return map(compress, chunks) if self._pool is None else self._pool.map(compress, chunks)
+    def _map(self, compress: Callable[[_Tile], bytes], tiles: list[_Tile]) -> Iterator[bytes]:
+        return map(compress, tiles) if self._pool is None else self._pool.map(compress, tiles)
 
-    def _compress(self, values: Ragged, row: int, chunk: _Chunk, shape: tuple[int, ...]) -> bytes:
+    def _compress(self, values: Ragged, row: int, tile: _Tile, hidden: int) -> bytes:
         dense = getattr(self._scratch, "dense", None)
-        if dense is None or dense.shape != shape:
-            dense = self._scratch.dense = np.empty(shape, dtype=np.float32)
-        group, tile = chunk
-        samples, tokens, _ = shape
-        first = group * samples
-        count = min(samples, len(values.starts) - first)
-        for place in range(count):
-            values.read(row, first + place, tile * tokens, dense[place])
-        dense[count:] = np.nan
+        if dense is None or dense.shape != (len(tile.positions), hidden):
+            dense = self._scratch.dense = np.empty((len(tile.positions), hidden), dtype=np.float32)
+        values.take(row, tile.positions, dense)
+        dense[tile.empty] = np.nan
         return _checked(self._codec.encode(dense))
 
 
-def _chunks_with_tokens(lengths: np.ndarray, samples: int, tokens: int) -> Iterator[_Chunk]:
-    for group, start in enumerate(range(0, len(lengths), samples)):
-        for tile in range(-(-int(lengths[start : start + samples].max(initial=0)) // tokens)):
-            yield group, tile
+def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
+    """Yield the chunks of a layer that hold any token."""
+    for group, first in enumerate(range(0, len(values.lengths), samples)):
+        starts, lengths = np.zeros((2, samples), dtype=np.int64)
+        own = values.lengths[first : first + samples]
+        starts[: len(own)], lengths[: len(own)] = values.starts[first : first + samples], own
+        for number in range(-(-int(lengths.max()) // tokens)):
+            offsets = np.arange(number * tokens, (number + 1) * tokens)
+            positions = (starts[:, None] + offsets).ravel()
+            yield _Tile((group, number), positions, np.flatnonzero(offsets >= lengths[:, None]))
 
 
 def _checked(content: bytes) -> bytes:

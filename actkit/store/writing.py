@@ -19,6 +19,8 @@ from .layout import CUBE, Array, array_of, create_array, open_group, seal, shard
 from .ragged import Ragged
 from .shard_files import PARTIAL, ShardWriter
 
+# a user may have set another one for reading; zarrs truncates in place, and leaves out empty chunks
+_PIPELINE = {"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
 CREATING = CUBE + ".creating"
 ROW_COORDS = ("sample_id", "language", "text")
 
@@ -73,7 +75,7 @@ def create_cube(
     names = [*coords, "batch", "committed", *ROW_COORDS]
     declared = [VARIABLES[name] for name in (*variables, *names)]
     declared += [label(name, dtype) for name, dtype in labels.items()]
-    with storage_errors("cannot create the cube in"):
+    with storage_errors("cannot create the cube in"), zarr.config.set(_PIPELINE):
         if building.exists():
             shutil.rmtree(building)
         group = zarr.create_group(building, zarr_format=3)
@@ -253,7 +255,9 @@ class CubeWriter:
 
     def _open(self, name: str) -> Array:
         # this setting is not stored: without it, a shard of zeros would be no file at all
-        return array_of(self._group, name).with_config(ArrayConfig.from_dict({"write_empty_chunks": True}))
+        with zarr.config.set(_PIPELINE):
+            array = array_of(self._group, name)
+            return array.with_config(ArrayConfig.from_dict({"write_empty_chunks": True}))
 
 
 def _holds_bytes(path: Path) -> bool:

@@ -246,22 +246,24 @@ def collate(
     """
     longest = max(len(prompt.ids) for prompt in prompts)
 
-    def padded(rows: Sequence[torch.Tensor], value: int = 0) -> torch.Tensor:
-        edges = [(0, longest - len(row)) if side == "right" else (longest - len(row), 0) for row in rows]
-        return torch.stack(
-            [torch.nn.functional.pad(row, edge, value=value) for row, edge in zip(rows, edges, strict=True)]
-        )
+    def padded(rows: Sequence[np.ndarray], value: int = 0) -> torch.Tensor:
+        grid = np.full((len(rows), longest), value, dtype=rows[0].dtype)
+        for line, row in zip(grid, rows, strict=True):
+            line[slice(len(row)) if side == "right" else slice(longest - len(row), None)] = row
+        return torch.from_numpy(grid)
 
-    ids = [torch.from_numpy(prompt.ids.astype(np.int64)) for prompt in prompts]
+    ids = [prompt.ids.astype(np.int64) for prompt in prompts]
     inputs = {
         "input_ids": padded(ids, pad_id),
-        "attention_mask": padded([torch.ones_like(row) for row in ids]),
+        "attention_mask": padded([np.ones_like(row) for row in ids]),
     }
     for name in prompts[0].features:
         rows = [prompt.features[name] for prompt in prompts]
         by_token = all(row.shape == (1, len(own)) for row, own in zip(rows, ids, strict=True))
-        inputs[name] = padded([row[0] for row in rows]) if by_token else _joined(rows)
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+        inputs[name] = padded([row[0].numpy() for row in rows]) if by_token else _joined(rows)
+    if torch.device(device).type == "cuda":  # from other memory the copy would wait for the batch before
+        inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
 
 
 def _joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import codecs
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class Pieces:
         self._backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._byte_level = self._backend is not None and isinstance(self._backend.decoder, decoders.ByteLevel)
         self._bytes: dict[int, bytes] = {}
+        # the same neighbours come again and again
+        self._decode_few = lru_cache(2**16)(self._decode)
 
     def __call__(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return one string for each token.
@@ -53,17 +56,17 @@ class Pieces:
         ids
             Vocabulary indices, dims ``(token,)``.
         """
-        listed = [int(index) for index in ids]
+        listed = tuple(int(index) for index in ids)
         if self._byte_level:
             return _of_bytes([self._bytes_of(index) for index in listed])
         text = self._decode(listed)
         pieces = self._by_unit(listed)
         return pieces if "".join(pieces) == text else self._by_prefix(listed, text)
 
-    def _decode(self, ids: list[int]) -> str:
+    def _decode(self, ids: tuple[int, ...]) -> str:
         if self._backend is not None:
-            return str(self._backend.decode(ids, skip_special_tokens=False))
-        return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+            return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _bytes_of(self, index: int) -> bytes:
         if index not in self._bytes:
@@ -73,35 +76,37 @@ class Pieces:
             self._bytes[index] = bytes(_BYTES[c] for c in token) if known else token.encode()
         return self._bytes[index]
 
-    def _by_unit(self, ids: list[int]) -> list[str]:
+    def _by_unit(self, ids: tuple[int, ...]) -> list[str]:
         """Decode each unit behind the one before it: what stands further off has no effect."""
         pieces: list[str] = []
-        before: list[int] = []
-        waiting: list[int] = []
+        before: tuple[int, ...] = ()
+        waiting: tuple[int, ...] = ()
         shown = ""
-        for unit in _units(ids, self._tokenizer.convert_ids_to_tokens(ids)):
+        for unit in _units(ids, self._tokenizer.convert_ids_to_tokens(list(ids))):
             waiting += unit
-            text = self._decode(before + waiting)
+            text = self._decode_few(before + waiting)
             if text == shown or (text.endswith(_INCOMPLETE) and len(unit) == 1):
                 pieces.append("")
                 continue
             pieces += self._spread(unit, text[len(shown) :])
-            before, waiting = waiting, []
-            shown = self._decode(before)
+            before, waiting = waiting, ()
+            shown = self._decode_few(before)
         if waiting:
-            pieces[-1] += self._decode(before + waiting)[len(shown) :]
+            pieces[-1] += self._decode_few(before + waiting)[len(shown) :]
         return pieces
 
-    def _spread(self, unit: list[int], text: str) -> list[str]:
+    def _spread(self, unit: tuple[int, ...], text: str) -> list[str]:
         """Give each byte of a unit its share of the characters."""
-        found = [_BYTE.fullmatch(token) for token in self._tokenizer.convert_ids_to_tokens(unit)]
+        if len(unit) == 1:
+            return [text]
+        found = [_BYTE.fullmatch(token) for token in self._tokenizer.convert_ids_to_tokens(list(unit))]
         pieces = _of_bytes([bytes.fromhex(match[1]) for match in found if match])
         if "".join(pieces) == text and len(pieces) == len(unit):
             return pieces
         # one byte that is none makes all others of its unit none, too
         return list(text) if len(text) == len(unit) else [""] * (len(unit) - 1) + [text]
 
-    def _by_prefix(self, ids: list[int], text: str) -> list[str]:
+    def _by_prefix(self, ids: tuple[int, ...], text: str) -> list[str]:
         """Decode longer and longer beginnings: slow, and right wherever there is a right answer."""
         pieces, shown = [], ""
         for stop in range(1, len(ids) + 1):
@@ -112,17 +117,17 @@ class Pieces:
         return pieces
 
 
-def _units(ids: list[int], tokens: list[str]) -> Iterator[list[int]]:
+def _units(ids: tuple[int, ...], tokens: list[str]) -> Iterator[tuple[int, ...]]:
     """Yield tokens that are decoded alone, and runs of bytes, which are decoded together."""
-    run: list[int] = []
+    run: tuple[int, ...] = ()
     for index, token in zip(ids, tokens, strict=True):
-        if token and _BYTE.fullmatch(token):
-            run.append(index)
+        if token and token.startswith("<0x") and _BYTE.fullmatch(token):
+            run += (index,)
             continue
         if run:
             yield run
-            run = []
-        yield [index]
+            run = ()
+        yield (index,)
     if run:
         yield run
 

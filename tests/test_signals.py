@@ -1,0 +1,56 @@
+"""A run that is asked to end: what is being written is finished, and the last line says how to go on."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from actkit import verify
+from actkit.store.layout import CUBE
+from actkit.store.runs import LOG, read_status
+from actkit.testing import contents
+
+CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+
+
+@pytest.fixture(scope="module")
+def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """An extraction of 150 windows, but for its run folder."""
+    data = tmp_path_factory.mktemp("asked") / "prompts.csv"
+    rows = "\n".join(f"s{number},He reads a long book {number} times." for number in range(600))
+    data.write_text(f"sample_id,text\n{rows}\n", encoding="utf-8")
+    asked = [f"--model={tiny_model}", f"--data={data}", "--window-samples=4", "--device=cpu"]
+    return [sys.executable, "-m", "actkit.cli", "extract", *asked]
+
+
+def committed(run: Path) -> int:
+    return len(list((run / CUBE / "committed").glob("c.*[0-9]")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", CODES, ids=lambda end: end.name)
+def test_a_signal_ends_a_run_in_order(command: list[str], tmp_path: Path, end: signal.Signals) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen([*command, f"--out={run}"], stderr=subprocess.PIPE, text=True) as process:
+        while committed(run) < 5 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(end)
+        _, said = process.communicate(timeout=60)
+    code, word = CODES[end]
+    assert process.returncode == code
+    assert said.splitlines()[-1] == f"actkit: {word}; run the same command again to continue"
+    assert "Traceback" not in said
+    assert read_status(run)["state"] == "interrupted"
+    assert (run / LOG).read_text(encoding="utf-8").splitlines()[-2].endswith("interrupted")
+    # whatever was begun is there whole, or not at all
+    assert not list((run / CUBE).rglob("*.partial"))
+    assert verify(run).ok
+    assert 5 <= committed(run) < 150
+
+    undisturbed = tmp_path / "undisturbed"
+    for out in (run, undisturbed):
+        subprocess.run([*command, f"--out={out}"], check=True, capture_output=True)
+    assert contents(run / CUBE) == contents(undisturbed / CUBE)
