@@ -8,6 +8,7 @@ import numpy as np
 from ..schema import CONTENT_KINDS, TokenKind
 
 MEAN_POSITION = -1
+_IS_CONTENT = np.isin(range(len(TokenKind)), CONTENT_KINDS)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def content_positions(kinds: np.ndarray, *, first_is_content: bool) -> np.ndarra
     numpy.ndarray
         Boolean, dims ``(token,)``.
     """
-    mask = np.isin(kinds, CONTENT_KINDS)
+    mask = _IS_CONTENT[kinds]
     if not first_is_content:
         mask[:1] = False
     return mask

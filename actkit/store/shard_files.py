@@ -17,6 +17,8 @@ from .ragged import Ragged
 
 PARTIAL = ".partial"
 _ABSENT = 2**64 - 1
+_CHECKSUM_BYTES = 4
+_BUFFER = 2**20
 
 
 class _Tile(NamedTuple):
@@ -65,7 +67,7 @@ class ShardWriter:
         """
         partial = path.with_name(path.name + PARTIAL)
         try:
-            with partial.open("wb") as file:
+            with partial.open("wb", buffering=_BUFFER) as file:
                 self.write_to(file, array, values)
                 file.flush()
                 os.fsync(file.fileno())
@@ -89,12 +91,9 @@ class ShardWriter:
                 return self._compress(values, row, tile, array.chunks[-1])
 
             for tile, content in zip(tiles_held, self._map(compress, tiles_held), strict=True):
-                index[(*(layer for _ in layers), *tile.place, 0)] = offset, len(content)
-                file.write(content)
-                offset += len(content)
-        listed = _checked(index.tobytes())
-        file.write(listed)
-        return offset + len(listed)
+                index[(*(layer for _ in layers), *tile.place, 0)] = offset, len(content) + _CHECKSUM_BYTES
+                offset += _write_checked(file, content)
+        return offset + _write_checked(file, index.tobytes())
 
     def _map(self, compress: Callable[[_Tile], bytes], tiles: list[_Tile]) -> Iterator[bytes]:
         return map(compress, tiles) if self._pool is None else self._pool.map(compress, tiles)
@@ -105,7 +104,7 @@ class ShardWriter:
             dense = self._scratch.dense = np.empty((len(tile.positions), hidden), dtype=np.float32)
         values.take(row, tile.positions, dense)
         dense[tile.empty] = np.nan
-        return _checked(self._codec.encode(dense))
+        return bytes(self._codec.encode(dense))
 
 
 def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
@@ -120,7 +119,8 @@ def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
             yield _Tile((group, number), positions, np.flatnonzero(offsets >= lengths[:, None]))
 
 
-def _checked(content: bytes) -> bytes:
-    """Append the checksum that zarr's `crc32c` codec expects."""
-    content = bytes(content)
-    return content + int(google_crc32c.value(content)).to_bytes(4, "little")
+def _write_checked(file: BinaryIO, content: bytes) -> int:
+    """Write bytes and the checksum that zarr's `crc32c` codec expects, and return how many they are."""
+    file.write(content)
+    file.write(int(google_crc32c.value(content)).to_bytes(_CHECKSUM_BYTES, "little"))
+    return len(content) + _CHECKSUM_BYTES

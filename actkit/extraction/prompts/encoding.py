@@ -94,7 +94,7 @@ class Encoder:
         # what only templates write, such as Llama's headers, has no name in the tokenizer
         control = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         # an unknown word is content: to MiniLM much of Arabic is unknown
-        self._control = sorted({*control, *tokenizer.all_special_ids} - {tokenizer.unk_token_id})
+        self._control = {*control, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
         self._pieces = Pieces(tokenizer)
 
     def encode(self, texts: Sequence[str], images: Sequence[Image.Image] | None = None) -> list[Prompt | str]:
@@ -183,7 +183,8 @@ class Encoder:
             token = self.tokenizer.convert_ids_to_tokens([int(ids[images][0])])[0]
             return f"holds `{token}`, which stands for an image"
         kinds = np.where(holds_text(tokens, row), TokenKind.TEXT, TokenKind.TEMPLATE)
-        kinds[tokens.added | np.isin(ids, self._control)] = TokenKind.SPECIAL
+        control = np.array([index in self._control for index in ids.tolist()], dtype=bool)
+        kinds[tokens.added | control] = TokenKind.SPECIAL
         kinds[images] = TokenKind.IMAGE
         keep = np.ones(len(ids), dtype=bool)
         excess = len(ids) - (self.max_tokens or len(ids))
