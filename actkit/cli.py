@@ -161,6 +161,7 @@ def _extract(config: str | None, **options: Any) -> int:
             ("shape", _shape(cube)),
             ("on disk", _size(_bytes_on_disk(path))),
             ("speed", speed),
+            *([("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []),
             *_losses(cube),
         ]
     )

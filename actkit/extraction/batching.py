@@ -32,12 +32,15 @@ class Batcher:
     ----------
     most_tokens
         Positions of the largest batch that is tried, pads included; None until one did not fit.
+    largest
+        Positions of the largest batch that was computed, pads included.
     """
 
     def __init__(self, prepared: Prepared, model: LoadedModel, transfer: Transfer) -> None:
         self._prepared, self._model = prepared, model
         self._capture = Capture(model, prepared.architecture, prepared.rules, transfer)
         self.most_tokens: int | None = None
+        self.largest = 0
 
     def run(self, batch: Batch, buffer: WindowBuffer) -> None:
         """Compute a batch, whole or in parts.
@@ -51,6 +54,7 @@ class Batcher:
             reached = buffer.reached()
             refused = self._try(batch, buffer)
             if not refused:
+                self.largest = max(self.largest, batch.padded_tokens)
                 return
             # only here, where the failed pass and all that it held are gone
             buffer.rewind(reached)

@@ -66,6 +66,7 @@ def compute(
             buffers[slot].begin(len(prepared.plan.samples_of(window)))
             for batch in own:
                 batcher.run(batch, buffers[slot])
+                meter.batch_tokens = batcher.largest
                 meter.add(batch.samples, sum(len(prompt.ids) for prompt in batch.prompts))
                 meter.tell()
                 for future in writing:

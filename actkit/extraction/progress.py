@@ -38,6 +38,8 @@ class Progress:
         Time left at that rate; None while it is unknown.
     bytes_written
         Of this session.
+    batch_tokens
+        Positions of the largest batch of this session, pads included.
     host_bytes
         Memory of this process.
     device_bytes
@@ -59,6 +61,7 @@ class Progress:
     tokens_per_second: float = 0.0
     eta_seconds: float | None = None
     bytes_written: int = 0
+    batch_tokens: int = 0
     host_bytes: int = 0
     device_bytes: Mapping[str, int] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
@@ -108,7 +111,7 @@ class Meter:
         # monotonic: a clock that jumps must not make rates negative
         self._start = time.monotonic()
         self.committed = committed
-        self.samples = self.tokens = self.bytes_written = 0
+        self.samples = self.tokens = self.bytes_written = self.batch_tokens = 0
 
     def add(self, samples: np.ndarray, tokens: int) -> None:
         """Count a batch that was computed.
@@ -141,6 +144,7 @@ class Meter:
             tokens_per_second=self.tokens / seconds if seconds > 0 else 0.0,
             eta_seconds=left / rate if rate else None,
             bytes_written=self.bytes_written,
+            batch_tokens=self.batch_tokens,
             host_bytes=self._process.memory_info().rss,
             device_bytes=self._device_memory(),
             languages=self._tally.languages if self._tally else {},

@@ -50,7 +50,7 @@ def content_positions(kinds: np.ndarray, *, first_is_content: bool) -> np.ndarra
     numpy.ndarray
         Boolean, dims ``(token,)``.
     """
-    mask = _IS_CONTENT[kinds]
+    mask: np.ndarray = _IS_CONTENT[kinds]
     if not first_is_content:
         mask[:1] = False
     return mask

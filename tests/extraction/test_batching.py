@@ -12,6 +12,7 @@ import xarray as xr
 import actkit
 from actkit.errors import OutOfMemoryError
 from actkit.extraction.capture import Capture
+from actkit.extraction.progress import Progress
 
 REFUSAL = "CUDA out of memory. Tried to allocate 20.00 MiB."
 Script = Callable[..., list[int]]
@@ -46,7 +47,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 def extract(tiny_model: Path, prompts: Path, out: Path, **options: Any) -> xr.Dataset:
     given = {"model": str(tiny_model), "data": str(prompts), "out": str(out), "listeners": []}
-    return actkit.extract(**given, **options)
+    return actkit.extract(**{**given, **options})
 
 
 @pytest.fixture
@@ -73,7 +74,10 @@ def test_the_limit_is_remembered_and_reported(
     tiny_model: Path, prompts: Path, tmp_path: Path, script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = script(40)
-    extract(tiny_model, prompts, tmp_path / "halved", batch_size=3, window_samples=3)
+    events: list[Progress] = []
+    options = {"batch_size": 3, "window_samples": 3, "listeners": [events.append]}
+    extract(tiny_model, prompts, tmp_path / "halved", **options)
+    assert events[-1].batch_tokens == max(tokens for tokens in tried if tokens <= 40)
     (failed,) = (tokens for tokens in tried if tokens > 40)
     said = f"a batch of {failed} tokens did not fit into memory; from now on {failed // 2} at most"
     assert said in caplog.text
