@@ -61,8 +61,8 @@ class Synthetic:
             if VARIABLES[name].is_full:
                 group = VARIABLES[name].group
                 lengths = self.values[f"{group}/n_tokens" if group else "n_tokens"][rows.start : rows.stop]
-                has = self.coords.get(f"has_{name}", np.ones(len(values), dtype=bool))
-                part[name] = Ragged.of(values, lengths, np.flatnonzero(has).tolist() if values.ndim == 4 else None)
+                has = np.flatnonzero(self.coords.get(f"has_{name}", np.ones(len(values)))).tolist()
+                part[name] = Ragged.of(values, lengths, has if values.ndim == 4 else None)
         return part
 
 

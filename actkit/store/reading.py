@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
+from xarray.backends import BackendArray
+from xarray.core import indexing
 
 from ..config import MB
 from ..errors import CorruptError, CubeError, Fault, IncompleteError
-from ..schema import VARIABLES, TokenKind
+from ..schema import DIMS, VARIABLES, TokenKind
 from .checking import RERUN, StrictStore, read_committed, shard_faults
 from .layout import (
     CHECKSUM,
@@ -30,6 +32,7 @@ from .layout import (
 )
 
 BLOCK_BYTES = 128 * MB
+AT_ONCE = 2**14  # samples, of which coordinates are read at once, so that they are seen when a cube is shown
 
 
 def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr.Dataset:
@@ -49,7 +52,7 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
     -------
     xarray.Dataset
         Dims ``layer``, ``sample``, ``token``, ``hidden``; the variables of the cube format, backed by
-        dask; coordinates along ``sample`` are in memory.
+        dask; coordinates along ``sample`` are in memory, those of large cubes once they are used.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
     IncompleteError
         Where samples are missing and ``partial`` is False.
     CorruptError
-        Where committed shards are missing or empty; on computing, also where they are damaged.
+        Where committed shards are missing or empty; on use, also where they are damaged.
 
     Examples
     --------
@@ -100,13 +103,14 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
         if variable is not None and not variable.coord:
             data.add(short)
         values: Any = committed
-        if name != "committed":  # strictly read, windows without flags would be damage
-            stored = _Stored(folder, name, seal)
+        if array.ndim > 1:
+            values = _lazy(_Stored(folder, name, seal), array, committed)
+        elif short in DIMS:  # of which xarray makes an index at once
+            values = _Stored(folder, name, seal)[...]
+        elif name != "committed":  # strictly read, windows without flags would be damage
             by_window = variable is not None and variable.by_window
-            if array.ndim > 1:
-                values = _lazy(stored, array, committed)
-            else:
-                values = _read_committed(stored, array, committed) if by_window else stored[...]
+            column = _Column(_Stored(folder, name, seal), array, committed if by_window else None)
+            values = column.lazy if len(committed) > AT_ONCE else column.values
         variables[short] = xr.Variable(dims_of(array), values, attrs=dict(array.attrs))
     hidden = {key for key in root.attrs if key in ("arrays", "coordinates")}
     attrs = {key: value for key, value in root.attrs.items() if key not in hidden}
@@ -224,6 +228,30 @@ class _Stored:
 def _open_array(folder: Path, name: str, _version: int) -> tuple[Array, str]:
     group = zarr.open_group(StrictStore(folder, read_only=True), mode="r", use_consolidated=False)
     return array_of(group, name), str(group.attrs[CHECKSUM])
+
+
+class _Column(BackendArray):
+    """Values along `sample`, which can wait to be read, all at once, until any of them is used."""
+
+    def __init__(self, stored: _Stored, array: Array, committed: np.ndarray | None) -> None:
+        self.shape, self.dtype = stored.shape, stored.dtype
+        self._stored, self._array, self._committed = stored, array, committed
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        every = indexing.IndexingSupport.VECTORIZED
+        return indexing.explicit_indexing_adapter(key, self.shape, every, self.values.__getitem__)
+
+    @property
+    def lazy(self) -> Any:
+        """The values as xarray keeps those of files."""
+        return indexing.MemoryCachedArray(indexing.LazilyIndexedArray(self))  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The values."""
+        if self._committed is None:
+            return self._stored[...]
+        return _read_committed(self._stored, self._array, self._committed)
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
