@@ -15,6 +15,7 @@ import xarray as xr
 
 from .config import Config
 from .errors import ActkitError
+from .estimates import readable_bytes
 from .layers import describe_all
 from .schema import DIMS, VISION
 from .stats.norms import layer_norms
@@ -112,6 +113,13 @@ def _parser() -> argparse.ArgumentParser:
             if field.annotation in (bool, bool | None):
                 kind = {"action": argparse.BooleanOptionalAction, "default": None}
             sub.add_argument(flag, dest=option, help=_escape(field.description), **kind)
+        if command is _plan:
+            sub.add_argument(
+                "--trial",
+                action=argparse.BooleanOptionalAction,
+                default=True,
+                help="load the model and run a few batches, to know the time; some ten seconds",
+            )
         sub.set_defaults(command=command)
 
     for name, reader, purpose in (
@@ -159,7 +167,7 @@ def _extract(config: str | None, **options: Any) -> int:
         [
             ("cube", str(path)),
             ("shape", _shape(cube)),
-            ("on disk", _size(_bytes_on_disk(path))),
+            ("on disk", readable_bytes(_bytes_on_disk(path))),
             ("speed", speed),
             *([("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []),
             *_losses(cube),
@@ -173,35 +181,56 @@ def _extract(config: str | None, **options: Any) -> int:
     return 0
 
 
-def _plan(config: str | None, **options: Any) -> int:
+def _plan(config: str | None, trial: bool, **options: Any) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for an extraction
     from .extraction.engine import plan
+    from .extraction.knobs import knobs
+    from .extraction.memory import device_bytes
 
-    prepared = plan(config, **options)
+    prepared = plan(config, trial=trial, **options)
     cut, estimate, scan = prepared.plan, prepared.estimate, prepared.scan
     blocks = sum(map(len, prepared.layers.values()))
-    waste = cut.padded_tokens / cut.tokens
-    _print_pairs(
-        [
-            (
-                "model",
-                f"{prepared.checkpoint.name}, {prepared.architecture.n_layers} layers × {cut.shape.hidden}",
-            ),
-            ("layers kept", f"{blocks}: {describe_all(prepared.layers)}"),
-            ("samples", f"{cut.shape.sample:,} in {', '.join(scan.languages)}"),
-            *([("skipped", f"{len(scan.skipped):,} rows")] if scan.skipped else []),
-            ("tokens", f"{cut.tokens:,}, longest prompt {cut.lengths.max()}, padded {waste:.2f}×"),
-            ("truncated", f"{int(prepared.measure.truncated.sum()):,} samples"),
-            ("windows", f"{cut.n_windows:,} of {cut.window} samples, {cut.n_batches:,} batches"),
-            (
-                "disk",
-                f"about {_size(estimate.disk)} ({_size(estimate.dense)} dense), {_size(prepared.free)} free",
-            ),
-            (
-                "host memory",
-                f"about {_size(estimate.host)}, {_size(psutil.virtual_memory().available)} available",
-            ),
-        ]
-    )
+    waste, window = cut.padded_tokens / cut.tokens, min(cut.window, cut.shape.sample)
+    most = f" of up to {prepared.batch_tokens:,} tokens" if prepared.config.batch_size == "auto" else ""
+    available = psutil.virtual_memory().available
+    lacking = " now, which is too little" if estimate.host > available else ""
+    rows = [
+        (
+            "model",
+            f"{prepared.checkpoint.name}, {prepared.architecture.n_layers} layers × {cut.shape.hidden}",
+        ),
+        ("layers kept", f"{blocks}: {describe_all(prepared.layers)}"),
+        ("samples", f"{cut.shape.sample:,} in {', '.join(scan.languages)}"),
+        *([("skipped", f"{len(scan.skipped):,} rows")] if scan.skipped else []),
+        ("tokens", f"{cut.tokens:,}, longest prompt {cut.lengths.max()}, padded {waste:.2f}×"),
+        ("truncated", f"{int(prepared.measure.truncated.sum()):,} samples"),
+        (
+            "windows",
+            f"{cut.n_windows:,} of {window} samples, {cut.n_batches:,} batches{most}",
+        ),
+        (
+            "disk",
+            f"about {readable_bytes(estimate.disk)} ({readable_bytes(estimate.dense)} dense), "
+            f"{readable_bytes(prepared.free)} free",
+        ),
+        (
+            "host memory",
+            f"about {readable_bytes(estimate.host)}, {readable_bytes(available)} available{lacking}",
+        ),
+    ]
+    if estimate.device is not None:
+        there = readable_bytes(device_bytes(prepared.config) or 0)
+        rows.append(("device memory", f"about {readable_bytes(estimate.device)} of {there}"))
+    if estimate.time is not None:
+        rows.append(("time", f"about {estimate.time}"))
+    else:
+        rows.append(
+            ("time", "unknown: too little memory for a trial" if trial else "unknown without a trial")
+        )
+    helping = {what: knobs(prepared, prepared, what, rates=prepared.rates) for what in ("time", "disk")}
+    if best := [f"for {what}, {found[0].leads_to(what)}" for what, found in helping.items() if found]:
+        rows.append(("helps most", "; ".join(best)))
+    _print_pairs(rows)
     return 0
 
 
@@ -217,7 +246,7 @@ def _info(path: str) -> int:
         ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
         ("tokens", f"{int(cube.n_tokens.sum()):,}"),
         *_losses(cube),
-        ("on disk", _size(_bytes_on_disk(folder))),
+        ("on disk", readable_bytes(_bytes_on_disk(folder))),
         ("variables", " ".join(str(name) for name in cube.data_vars)),
     ]
     labels = [str(name) for name, coord in cube.coords.items() if coord.attrs.get("label")]
@@ -234,7 +263,7 @@ def _verify(path: str) -> int:
         print(fault)
     verdict = "sound" if found.ok else f"{len(found.faults)} damaged"
     print(
-        f"{found.path}: {verdict}; {found.files} files, {_size(found.bytes)}, "
+        f"{found.path}: {verdict}; {found.files} files, {readable_bytes(found.bytes)}, "
         f"{found.committed} of {found.samples} samples committed"
     )
     return 0 if found.ok else 1
@@ -263,14 +292,6 @@ def _counts(values: list[Any], most: int = 6) -> str:
 
 def _bytes_on_disk(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:,.0f} {unit}" if unit == "bytes" else f"{n_bytes:,.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"
 
 
 def _print_pairs(rows: Rows) -> None:

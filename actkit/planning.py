@@ -1,4 +1,4 @@
-"""From the lengths of prompts to windows, batches and estimates; no data, no torch."""
+"""From the lengths of prompts to windows and batches; no data, no torch."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,8 +9,9 @@ import numpy as np
 from .config import MB, Config
 from .schema import VARIABLES, Variable
 
+# the fewest with which two CPU cores computed as many tokens a second as with more (docs/decisions/0019)
 AUTO_TOKENS = 2048
-AUTO_PROMPTS = 64
+AUTO_PROMPTS = 64  # most prompts in so many tokens, in proportion
 # measured by benchmarks/chunks.py
 CHUNK_BYTES = MB // 4
 CHUNK_TOKENS = 32
@@ -78,9 +79,31 @@ class Plan:
     @property
     def padded_tokens(self) -> int:
         """Number of positions that the model computes, pads included."""
+        return int(self.batch_positions.sum())
+
+    @property
+    def batch_positions(self) -> np.ndarray:
+        """Positions that the model computes of each batch, pads included, dims ``(batch,)``."""
         longest = np.zeros(self.n_batches, dtype=np.int64)
         np.maximum.at(longest, self.batches, self.lengths)
-        return int((longest * np.bincount(self.batches)).sum())
+        return longest * np.bincount(self.batches)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that windows take: those at even places share one buffer, those at odd places another."""
+        _, _, stored = self.by_window()
+        largest = [int(stored[first::2].max(initial=0)) for first in (0, 1)]
+        return self.window_bytes * sum(largest) // max(int(stored.max()), 1)
+
+    def by_window(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what each window holds: positions to compute, samples, most positions kept."""
+        starts = np.arange(0, self.shape.sample, self.window)
+        computed = np.zeros(self.n_windows, dtype=np.int64)
+        owners = np.empty(self.n_batches, dtype=np.int64)
+        owners[self.batches] = np.arange(self.shape.sample) // self.window
+        np.add.at(computed, owners, self.batch_positions)
+        samples = np.diff(np.append(starts, self.shape.sample))
+        return computed, samples, np.add.reduceat(self.stored.astype(np.int64), starts)
 
     def samples_of(self, window: int) -> range:
         """Return the samples of a window."""
@@ -201,10 +224,11 @@ def _cut(
 ) -> Iterator[slice]:
     """Cut prompts, longest first, into batches; the first of each decides its padding."""
     long = len(lengths) if boundary is None else int((lengths > boundary).sum())
+    most = AUTO_PROMPTS * max(batch_tokens // AUTO_TOKENS, 1)
     start = 0
     while start < len(lengths):
         size = batch_size if isinstance(batch_size, int) else batch_tokens // int(lengths[start])
-        stop = start + (size if isinstance(batch_size, int) else min(max(size, 1), AUTO_PROMPTS))
+        stop = start + (size if isinstance(batch_size, int) else min(max(size, 1), most))
         stop = min(stop, long) if start < long else stop
         yield slice(start, stop)
         start = stop
@@ -219,29 +243,6 @@ def _largest_divisor(number: int) -> int:
     return number & -number
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take, in bytes.
-
-    Parameters
-    ----------
-    disk
-        The cube, compressed.
-    dense
-        The same arrays, uncompressed and padded.
-    host
-        Peak host memory: weights, two windows, and the program itself.
-    """
-
-    disk: int
-    dense: int
-    host: int
-
-
-# what bitshuffle and lz4 leave of a value's bytes, by how many of them carry information; measured
-# on trained weights (benchmarks/engine.py)
-COMPRESSED = {2: 0.75, 4: 0.9}
-PROGRAM_BYTES = 700 * MB
 _ITEM = {"int8": 1, "str": 60}
 
 
@@ -273,42 +274,3 @@ def footprint(
         else:
             token += cells // sizes["token"]
     return token, sample
-
-
-def estimate(
-    plan: Plan,
-    variables: Sequence[str],
-    *,
-    layers: Mapping[str, int],
-    value_bytes: int,
-    weights_bytes: int,
-) -> Estimate:
-    """Predict what a run takes.
-
-    Parameters
-    ----------
-    plan
-        The plan of the run.
-    variables, layers
-        As for :func:`footprint`; layers of the axis at which a component is not kept take no disk.
-    value_bytes
-        Bytes of a value of `residual` that carry information: 2 from bfloat16 weights.
-    weights_bytes
-        Size of the weights in memory.
-    """
-    disk = dense = 0
-    for variable in (VARIABLES[name] for name in variables):
-        if variable.dtype == "str":
-            continue
-        shape = plan.shape_of(variable)
-        sizes = {dim: shape[dim] for dim in variable.dims}
-        cells = math.prod(sizes.values())
-        dense += cells * np.dtype(variable.dtype).itemsize
-        real = cells
-        if "token" in sizes and not variable.group:
-            real = cells * int(plan.stored.sum()) // (plan.shape.sample * plan.shape.token)
-        if variable.name in layers:
-            real = real * layers[variable.name] // sizes["layer"]
-        carried = value_bytes if variable.is_full else 4
-        disk += int(real * carried * COMPRESSED[carried])
-    return Estimate(disk, dense, weights_bytes + min(2, plan.n_windows) * plan.window_bytes + PROGRAM_BYTES)

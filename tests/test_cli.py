@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
+import psutil
 import pytest
 
 import actkit
@@ -137,7 +139,44 @@ def test_plan_writes_nothing(tiny_model: Path, prompts: Path, tmp_path: Path) ->
     assert said["windows"].endswith(", 2 batches")
     assert "free" in said["disk"]
     assert "available" in said["host memory"]
+    assert re.fullmatch(r"about [^:]+: \S+ s computing, \S+ s writing beside it; \w+ binds", said["time"])
+    assert "device memory" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_without_a_trial(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run")
+    code, out, err = run("plan", *options, "--no-trial")
+    assert (code, err) == (0, "")
+    said = pairs(out)
+    assert said["windows"] == "1 of 6 samples, 1 batches of up to 2,048 tokens"
+    assert said["time"] == "unknown without a trial"
+    assert said["helps most"] == "for disk, save=norm,pooled,last → 3.6 kB"
+    # an extraction tries nothing
+    assert run("extract", *options, "--no-trial")[0] == 2
+
+
+def test_plan_says_when_too_little_memory_is_available(
+    tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = namedtuple("memory", "total available")(2**40, 10**8)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    code, out, err = run("plan", "--model", tiny_model, "--data", prompts, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    said = pairs(out)
+    assert re.fullmatch(r"about [\d.]+ MB, 100.0 MB available now, which is too little", said["host memory"])
+    assert said["time"] == "unknown: too little memory for a trial"
+
+
+def test_plan_names_the_memory_of_a_device(
+    tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("sizing", "knobs", "memory"):
+        monkeypatch.setattr(f"actkit.extraction.{module}.device_bytes", lambda _: 80 * 10**9)
+    options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run", "--no-trial")
+    code, out, err = run("plan", *options)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"about [\d.]+ kB of 80.0 GB", pairs(out)["device memory"])
 
 
 def test_options_go_over_the_file(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:

@@ -7,45 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import actkit
-from actkit.config import MB, Config
-from actkit.planning import AUTO_PROMPTS, AUTO_TOKENS, CHUNK_BYTES, Plan, Shape, estimate, make_plan
-from actkit.schema import SAVABLE, VARIABLES, VISION
-from actkit.testing import synthetic, write_cube
-
-
-def plan_of(
-    lengths: Any,
-    *,
-    layers: int = 2,
-    hidden: int = 8,
-    stored: Any = None,
-    arrays: int = 1,
-    tower: tuple[int, int, int] | None = None,
-    **options: Any,
-) -> Plan:
-    """Make a plan; ``tower`` has layers, patches and width."""
-    config = Config(model="m", data="d", out="o", **options)
-    return make_plan(
-        config,
-        np.array(lengths, dtype=np.int32),
-        layers=layers,
-        hidden=hidden,
-        stored=None if stored is None else np.array(stored, dtype=np.int32),
-        arrays=arrays,
-        vision=tower and Shape(tower[0], len(lengths), *tower[1:]),
-    )
-
-
-def window_bytes(plan: Plan, arrays: int = 1) -> int:
-    """Return the bytes of the large arrays of one full window, as NumPy counts them."""
-    shape = plan.shape
-    size = arrays * np.empty((shape.layer, plan.window, shape.token, shape.hidden), np.float32).nbytes
-    if plan.vision is not None:
-        shape = plan.vision
-        size += np.empty((shape.layer, plan.window, shape.token, shape.hidden), np.float32).nbytes
-    return size
-
+from actkit.config import MB
+from actkit.planning import (
+    AUTO_PROMPTS,
+    AUTO_TOKENS,
+    CHUNK_BYTES,
+    CHUNK_TOKENS,
+    Plan,
+    Shape,
+    footprint,
+)
+from actkit.schema import VARIABLES, VISION
+from actkit.testing import synthetic
+from tests.plans import plan_of
 
 many_lengths = st.lists(st.integers(1, 300) | st.integers(1, 5000), min_size=1, max_size=60)
 many_towers = st.none() | st.tuples(
@@ -60,7 +34,7 @@ many_plans = st.builds(
     hidden=st.sampled_from([16, 768, 5376]),
     batch_size=st.just("auto") | st.integers(1, 20),
     window_samples=st.integers(1, 80),
-    window_mb=st.sampled_from([1, 16, 512]),
+    memory_budget=st.sampled_from([2, 32, 1024]),
 )
 
 
@@ -76,39 +50,89 @@ def test_every_sample_is_in_one_batch_of_one_window(plan: Plan) -> None:
 
 
 @given(many_plans)
-def test_chunks_divide_windows_that_divide_the_samples(plan: Plan) -> None:
+def test_windows_divide_the_samples(plan: Plan) -> None:
     sizes = [len(plan.samples_of(window)) for window in range(plan.n_windows)]
-    assert plan.window % plan.chunk == 0
     assert set(sizes[:-1]) <= {plan.window}
     assert 1 <= sizes[-1] <= plan.window
     assert sum(sizes) == plan.shape.sample
 
 
+# inner chunks
+
+# samples of 32 tokens × 512 values × 4 bytes, which are 64 kB
+FOUR = CHUNK_BYTES // 2**16
+FULL = [variable for variable in VARIABLES.values() if variable.is_full]
+
+
 @given(many_plans)
-def test_chunks_of_every_variable_divide_windows(plan: Plan) -> None:
-    for variable in VARIABLES.values():
+def test_chunks_divide_windows_and_are_about_as_large_as_they_should_be(plan: Plan) -> None:
+    for variable in FULL:
         if variable.group and plan.vision is None:
             continue
-        assert plan.window % plan.chunk_of(variable) == 0, variable.name
+        samples, tokens = plan.chunk_of(variable)
+        assert plan.window % samples == 0
+        one = 4 * tokens * plan.shape_of(variable).hidden
+        assert samples == 1 or samples * one <= CHUNK_BYTES
+        # no smaller than need be
+        assert 2 * samples * one > CHUNK_BYTES or plan.window % (2 * samples)
 
 
 @given(many_plans)
-def test_chunks_of_patches_are_about_a_megabyte(plan: Plan) -> None:
-    if plan.vision is None:
-        return
-    chunk = plan.chunk_of(VARIABLES["vision/residual"])
-    image = 4 * plan.vision.token * plan.vision.hidden
-    assert chunk == 1 or chunk * image <= CHUNK_BYTES
-    # no smaller than need be
-    assert 2 * chunk * image > CHUNK_BYTES or plan.window % (2 * chunk)
+def test_tiles_of_tokens_are_of_one_size_and_as_few_as_can_be(plan: Plan) -> None:
+    for variable in FULL:
+        if variable.group and plan.vision is None:
+            continue
+        _, tokens = plan.chunk_of(variable)
+        axis = plan.shape_of(variable).token
+        assert 1 <= tokens <= CHUNK_TOKENS
+        tiles = -(-axis // tokens)
+        assert tiles == -(-axis // CHUNK_TOKENS)
+        # what is added to make the tiles equal is less than a position for each of them
+        assert tokens * tiles - axis < tiles
+
+
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "chunk"),
+    [
+        (64, 512, (FOUR, 32)),
+        (32, 512, (FOUR, 32)),
+        # two tiles of 17 and not one of 32 and one of 1
+        (33, 512, (FOUR, 17)),
+        (33, 1024, (FOUR // 2, 17)),
+        (1, 16, (16, 1)),
+        (300, 512, (FOUR, 30)),
+        # a single sample is larger than a chunk should be
+        (64, 2**15, (1, 32)),
+    ],
+)
+def test_chunks_by_example(tokens: int, hidden: int, chunk: tuple[int, int]) -> None:
+    plan = plan_of([tokens] * 16, hidden=hidden)
+    assert plan.chunk_of(VARIABLES["residual"]) == chunk
 
 
 def test_chunks_of_patches_divide_a_window_that_is_no_power_of_two() -> None:
-    # a prompt is larger than a chunk, so that windows can have any size; four images would fit into one
-    options: Any = {"hidden": 4096, "tower": (1, 64, 1024), "window_samples": 6}
-    plan = plan_of([100] * 20, **options)
-    assert (plan.window, plan.chunk) == (6, 1)
-    assert plan.chunk_of(VARIABLES["vision/residual"]) == 2
+    # a window of three, one of six without the tower
+    options: Any = {"layers": 64, "hidden": 64, "tower": (64, 64, 64), "window_samples": 6}
+    plan = plan_of([1] * 20, memory_budget=6, **options)
+    assert plan.window == 2
+    assert plan.chunk_of(VARIABLES["vision/residual"]) == (2, 32)
+    assert plan.chunk_of(VARIABLES["residual"]) == (2, 1)
+
+
+# windows and memory
+
+
+def parts_of(plan: Plan, layers: int, hidden: int, arrays: int, tower: Any) -> list[int]:
+    """Return the bytes of what each window holds, without pads, as NumPy counts them."""
+    sizes = []
+    for window in range(plan.n_windows):
+        samples = plan.samples_of(window)
+        kept = int(plan.stored[samples.start : samples.stop].sum())
+        size = arrays * np.empty((layers, kept, hidden), np.float32).nbytes
+        if tower is not None:
+            size += np.empty((len(samples), *tower), np.float32).nbytes
+        sizes.append(size)
+    return sizes
 
 
 @given(
@@ -116,16 +140,16 @@ def test_chunks_of_patches_divide_a_window_that_is_no_power_of_two() -> None:
     st.integers(1, 48),
     st.sampled_from([16, 768, 5376]),
     st.integers(1, 80),
-    st.integers(1, 64),
+    st.integers(2, 128),
     st.integers(1, 3),
     many_towers,
 )
-def test_windows_stay_within_their_memory(
+def test_two_windows_stay_within_their_memory(
     lengths: list[int],
     layers: int,
     hidden: int,
     window_samples: int,
-    window_mb: int,
+    memory_budget: int,
     arrays: int,
     tower: tuple[int, int, int] | None,
 ) -> None:
@@ -136,25 +160,100 @@ def test_windows_stay_within_their_memory(
         arrays=arrays,
         tower=tower,
         window_samples=window_samples,
-        window_mb=window_mb,
+        memory_budget=memory_budget,
     )
     assert plan.shape == Shape(layers, len(lengths), max(lengths), hidden)
-    size = window_bytes(plan, arrays)
-    assert size <= window_mb * MB or plan.window == 1
-    assert plan.window <= window_samples
-    # no smaller than need be
-    allowed = min(window_mb * MB * plan.window // size, window_samples, len(lengths))
-    assert plan.window > allowed // 2
+    assert plan.window_bytes == max(parts_of(plan, layers, hidden, arrays, tower))
+    assert 2 * plan.window_bytes <= memory_budget * MB or plan.window == 1
+    assert 1 <= plan.window <= window_samples
+
+
+@given(
+    length=st.integers(1, 500),
+    count=st.integers(1, 200),
+    window_samples=st.integers(1, 600),
+    memory_budget=st.integers(2, 64),
+)
+def test_windows_of_equal_prompts_are_no_smaller_than_need_be(
+    length: int, count: int, window_samples: int, memory_budget: int
+) -> None:
+    plan = plan_of([length] * count, hidden=256, window_samples=window_samples, memory_budget=memory_budget)
+    fits = memory_budget * MB // 2 // (4 * 2 * 256 * length)
+    most = max(1, min(fits, window_samples, count))
+    assert plan.window > most - min(16, most / 2 + 1)
+    # so that chunks can hold several samples
+    assert plan.window % min(16, 1 << (most.bit_length() - 1)) == 0
+
+
+@given(
+    place=st.integers(0, 511),
+    short=st.integers(4, 12),
+    long=st.integers(100, 300),
+)
+def test_one_long_prompt_takes_its_own_memory_and_no_one_elses(place: int, short: int, long: int) -> None:
+    # 8 kB a token; half of 16 MB hold 1,024 tokens
+    options: Any = {"layers": 8, "hidden": 256, "memory_budget": 16}
+    lengths = [short] * 512
+    lengths[place] = long
+    plan = plan_of(lengths, **options)
+    fits = (1024 - long + short) // short  # samples of its window, itself among them
+    assert plan.window > fits - 16
+    assert plan.window_bytes <= 8 * MB
+    # as if all were as long as it is
+    assert plan_of([long] * 512, **options).window <= 1024 // long < plan.window / 3
+
+
+def test_a_300_token_prompt_among_short_ones() -> None:
+    # 34 layers × 2560 values of float32: 340 kB a token, 102 MB for the long one
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 20, 1000)
+    options: Any = {"layers": 34, "hidden": 2560, "window_samples": 128}
+    without = plan_of(lengths, **options)
+    lengths[500] = 300
+    outlier = plan_of(lengths, **options)
+    assert without.window >= 96
+    assert outlier.window >= 80
+    assert plan_of([300] * 1000, **options).window == 4
 
 
 def test_more_arrays_and_a_vision_tower_make_windows_smaller() -> None:
     # 2 layers × 64 tokens × 256 values × 4 bytes: 128 kB a sample
-    options: Any = {"layers": 2, "hidden": 256, "window_mb": 2, "window_samples": 100}
+    options: Any = {"layers": 2, "hidden": 256, "memory_budget": 4, "window_samples": 100}
     lengths = [64] * 100
     assert plan_of(lengths, **options).window == 16
     assert plan_of(lengths, arrays=2, **options).window == 8
     assert plan_of(lengths, tower=(2, 64, 256), **options).window == 8
     assert plan_of(lengths, arrays=3, tower=(2, 64, 256), **options).window == 4
+
+
+@given(many_plans)
+def test_positions_of_a_window_are_those_of_its_samples(plan: Plan) -> None:
+    kept = [plan.stored_in(window) for window in range(plan.n_windows)]
+    assert sum(kept) == plan.stored.sum()
+    assert kept[-1] == sum(plan.stored[(plan.n_windows - 1) * plan.window :].tolist())
+
+
+@pytest.mark.parametrize("value_bytes", [2, 4])
+def test_the_footprint_is_what_numpy_says(value_bytes: int) -> None:
+    numbers = synthetic(n_layers=4, n_samples=6, n_tokens=5, hidden=32, everything=True)
+    layers = {"residual": 4, "attention": 4, "mlp": 3}
+    token = sample = 0
+    for name, values in numbers.values.items():
+        variable = VARIABLES[name]
+        kept = values if name != "mlp" else values[1:]
+        if variable.dtype == "str":
+            size = 60 * kept.size
+        else:
+            size = kept.nbytes * value_bytes // 4 if variable.is_full else kept.nbytes
+        if variable.group or "token" not in variable.dims:
+            sample += size // 6
+        else:
+            token += size // (6 * 5)
+    shape, vision = numbers.plan.shape, numbers.plan.vision
+    assert footprint(tuple(numbers.values), layers, shape, vision, value_bytes) == (token, sample)
+    # half of the bytes make windows of twice the samples
+    one = Shape(4, 1, 1, 32)
+    assert footprint(["residual"], {"residual": 4}, one, None, value_bytes) == (4 * 32 * value_bytes, 0)
 
 
 # where not every token is kept, or more than the prompt has
@@ -179,7 +278,7 @@ def test_prompts_of_which_nothing_can_be_kept_still_have_a_plan() -> None:
 
 
 def test_one_token_a_prompt_takes_larger_windows_than_all_of_them() -> None:
-    options: Any = {"layers": 4, "hidden": 1024, "window_mb": 1, "window_samples": 64}
+    options: Any = {"layers": 4, "hidden": 1024, "memory_budget": 2, "window_samples": 64}
     assert plan_of([16] * 64, **options).window == 4
     assert plan_of([16] * 64, stored=[1] * 64, **options).window == 64
 
@@ -206,14 +305,14 @@ def test_batches_of_a_given_size_are_full_but_for_the_last(lengths: list[int], s
     assert sizes[: len(per_window)] == per_window
 
 
-@given(many_lengths)
-def test_batches_of_automatic_size_stay_within_their_tokens(lengths: list[int]) -> None:
-    plan = plan_of(lengths)
+@given(many_lengths, st.sampled_from([64, AUTO_TOKENS, 2**15]))
+def test_batches_of_automatic_size_stay_within_their_tokens(lengths: list[int], batch_tokens: int) -> None:
+    plan = plan_of(lengths, batch_tokens=batch_tokens)
     for window in range(plan.n_windows):
         for batch in plan.batches_of(window):
             positions = len(batch) * plan.lengths[batch].max()
-            assert len(batch) == 1 or positions <= AUTO_TOKENS
-            assert len(batch) <= AUTO_PROMPTS
+            assert len(batch) == 1 or positions <= batch_tokens
+            assert len(batch) <= AUTO_PROMPTS * max(1, batch_tokens // AUTO_TOKENS)
 
 
 @given(many_plans)
@@ -239,7 +338,7 @@ def test_full_batches_by_length_pad_no_more_than_those_in_file_order(
 def test_the_same_prompts_give_the_same_plan() -> None:
     lengths = np.random.default_rng(0).integers(1, 40, 500)
     one, two = plan_of(lengths), plan_of(lengths)
-    assert (one.window, one.chunk, one.shape) == (two.window, two.chunk, two.shape)
+    assert (one.window, one.window_bytes, one.shape) == (two.window, two.window_bytes, two.shape)
     np.testing.assert_array_equal(one.batches, two.batches)
 
 
@@ -258,91 +357,50 @@ def test_batches_of_short_prompts_are_bounded_too() -> None:
     assert [len(batch) for batch in plan.batches_of(0)] == [AUTO_PROMPTS, 100 - AUTO_PROMPTS]
 
 
-def test_dense_bytes_are_those_of_the_arrays() -> None:
-    cube = actkit.open_cube(write_cube(n_samples=12, window=4))
-    variables = (*SAVABLE, "nonfinite")
-    plan = plan_of(cube.n_tokens.values, layers=3, hidden=16, window_samples=4)
-    found = estimate(plan, variables, layers={"residual": 3}, value_bytes=4, weights_bytes=0)
-    assert found.dense == sum(cube[name].nbytes for name in variables)
-
-
-def test_dense_bytes_of_everything_are_those_of_the_arrays() -> None:
-    # strings have no length that is known before
-    numbers = synthetic(n_samples=10, everything=True)
-    layers = {"residual": 3, "attention": 3, "mlp": 2}
-    found = estimate(numbers.plan, tuple(numbers.values), layers=layers, value_bytes=4, weights_bytes=0)
-    assert found.dense == sum(values.nbytes for values in numbers.values.values() if values.dtype != object)
-
-
-@pytest.mark.parametrize(("value_bytes", "left"), [(2, 0.75), (4, 0.9)])
-def test_estimates_grow_with_what_is_stored(value_bytes: int, left: float) -> None:
-    plan = plan_of([10, 20, 30], layers=4, hidden=64)
-    told: Any = {"layers": {"residual": 4}, "value_bytes": value_bytes}
-    small = estimate(plan, ["norm"], weights_bytes=10**6, **told)
-    large = estimate(plan, ["norm", "residual"], weights_bytes=10**6, **told)
-    assert small.disk < large.disk < large.dense
-    # pads take no disk: 60 of 90 positions are tokens
-    assert large.disk - small.disk == int(4 * 60 * 64 * value_bytes * left)
-    assert large.host - small.host == 2 * window_bytes(plan)
-    assert estimate(plan, ["norm"], weights_bytes=0, **told).host == small.host - 10**6
-
-
-def cost(plan: Plan, *variables: str, **layers: int) -> tuple[int, int]:
-    """Return the disk and the dense bytes of some variables."""
-    found = estimate(plan, variables, layers=layers, value_bytes=2, weights_bytes=0)
-    return found.disk, found.dense
-
-
-def test_layers_at_which_a_component_is_absent_take_no_disk() -> None:
-    plan = plan_of([10, 20, 30], layers=4, hidden=64)
-    disk, dense = cost(plan, "residual", residual=4)
-    assert disk == int(4 * 60 * 64 * 2 * 0.75)
-    assert cost(plan, "mlp", residual=4, mlp=1) == (disk // 4, dense)
-    assert cost(plan, "attention", "mlp", residual=4, mlp=1, attention=3) == (disk, 2 * dense)
-
-
-def test_positions_that_are_not_kept_take_no_disk() -> None:
-    of_all, of_one = plan_of([10, 20, 30]), plan_of([10, 20, 30], stored=[1, 1, 1])
-    disk, dense = cost(of_all, "residual", residual=2)
-    assert cost(of_one, "residual", residual=2) == (disk // 20, dense // 30)
-    # a sample that may grow by ten tokens is estimated with all ten of them
-    grown = plan_of([10, 20, 30], stored=[20, 30, 40])
-    assert cost(grown, "residual", residual=2) == (disk * 90 // 60, dense * 40 // 30)
-
-
-def test_patches_are_counted_by_the_shape_of_their_group() -> None:
-    plan = plan_of([10, 20, 30], tower=(5, 256, 64))
-    variables = ("vision/residual", "vision/pooled")
-    disk, dense = cost(plan, *variables, residual=2)
-    assert dense == 4 * 5 * 3 * (256 * 64 + 64)
-    # every image has all its patches, and a mean over them carries all bits
-    assert disk == int(5 * 3 * 256 * 64 * 2 * 0.75) + int(5 * 3 * 64 * 4 * 0.9)
-    host = [
-        estimate(plan, names, layers={}, value_bytes=2, weights_bytes=0).host
-        for names in ((), ("vision/residual",))
-    ]
-    assert host[1] - host[0] == 2 * 4 * 5 * plan.window * 256 * 64
-
-
-def test_strings_are_not_estimated() -> None:
-    assert cost(plan_of([10, 20, 30]), "token_text", "generated") == (0, 0)
-
-
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), boundary=st.integers(1, 60))
 def test_prompts_on_both_sides_of_a_boundary_share_no_batch(lengths: list[int], boundary: int) -> None:
     for batch_size in ("auto", 7):
-        config = Config(model="m", data="d", out="o", batch_size=batch_size)
-        plan = make_plan(config, np.array(lengths), layers=1, hidden=4, boundary=boundary)
+        plan = plan_of(lengths, batch_size=batch_size, boundary=boundary)
         for window in range(plan.n_windows):
             for batch in plan.batches_of(window):
                 assert len(set(np.array(lengths)[batch] > boundary)) == 1
 
 
 def test_tokens_to_come_count_for_automatic_batches() -> None:
-    config = Config(model="m", data="d", out="o")
-    lengths = np.full(64, 24)
-    sizes = [
-        int(np.bincount(make_plan(config, lengths, layers=1, hidden=4, new_tokens=new).batches).max())
-        for new in (0, 400)
-    ]
+    sizes = [int(np.bincount(plan_of([24] * 64, new_tokens=new).batches).max()) for new in (0, 400)]
     assert sizes == [64, AUTO_TOKENS // 424]
+
+
+# what the windows of a plan hold
+
+
+@given(many_plans)
+def test_windows_hold_what_their_samples_and_batches_are(plan: Plan) -> None:
+    positions, samples, stored = plan.by_window()
+    for window in range(plan.n_windows):
+        batches = list(plan.batches_of(window))
+        assert positions[window] == sum(len(batch) * plan.lengths[batch].max() for batch in batches)
+        assert samples[window] == len(plan.samples_of(window))
+        assert stored[window] == plan.stored_in(window)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "held"),
+    [
+        ([9], [9]),
+        ([9, 5], [9, 5]),
+        ([9, 5, 7], [9, 5]),
+        ([2, 5, 7], [7, 5]),
+        # one buffer is filled by the first, third and fifth
+        ([1, 2, 8, 1, 9, 3], [9, 3]),
+    ],
+)
+def test_two_buffers_hold_the_largest_windows_of_either(lengths: list[int], held: list[int]) -> None:
+    plan = plan_of(lengths, layers=2, hidden=8, window_samples=1)
+    assert plan.held_bytes == sum(held) * 4 * 2 * 8
+
+
+def test_larger_batches_have_more_prompts() -> None:
+    for tokens, prompts in ((1024, 64), (2048, 64), (8192, 256)):
+        plan = plan_of([1] * 2000, batch_tokens=tokens)
+        assert np.bincount(plan.batches).max() == prompts

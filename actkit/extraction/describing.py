@@ -77,8 +77,16 @@ def weights_dtype(run: Checked) -> str:
         return next((_DTYPES[dtype] for dtype in found if dtype in _DTYPES), "float32")
 
 
-def describe_run(run: Checked, plan: Plan) -> dict[str, str | int | float | bool]:
-    """Return the attributes of the cube: all that is needed to repeat the run, and all that decides it."""
+def describe_run(run: Checked, plan: Plan, batch_tokens: int) -> dict[str, str | int | float | bool]:
+    """Return the attributes of the cube: all that is needed to repeat the run, and all that decides it.
+
+    Parameters
+    ----------
+    run, plan
+        What is asked for, and how it is cut.
+    batch_tokens
+        Most tokens of a batch, where its size is ``auto``.
+    """
     config, measure = run.config, run.measure
     asked = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision", "wandb"}
@@ -103,6 +111,7 @@ def describe_run(run: Checked, plan: Plan) -> dict[str, str | int | float | bool
         "first_is_content": measure.first_is_content or config.tokens == "mean",
         "truncated_samples": int(measure.truncated.sum()),
         "window_samples": plan.window,
+        **({"batch_tokens": batch_tokens} if config.batch_size == "auto" else {}),
         **run.encoder.description,
         **({"images_sha256": measure.images_digest} if config.image_column else {}),
         **({"skipped_rows": len(run.scan.skipped)} if config.on_bad_row == "skip" else {}),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import xarray as xr
 
@@ -30,11 +31,13 @@ from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
 from .tally import Tally
 from .tracking import tracked
+from .trial import try_out
 
 # found by running, or said by the options as well
 _NOT_SETTINGS = {
     "actkit_format",
     "arrays",
+    "batch_tokens",
     "coordinates",
     "sum_rule",
     "sum_rule_error",
@@ -44,28 +47,34 @@ _NOT_SETTINGS = {
 }
 
 
-def plan(config: str | Path | Config | None = None, **options: Any) -> Prepared:
-    """Check a run and say what it will take, without loading the model's weights or writing anything.
+def plan(config: str | Path | Config | None = None, *, trial: bool = True, **options: Any) -> Prepared:
+    """Check a run and say what it will take, without leaving anything behind.
 
     Parameters
     ----------
     config
         A YAML file or a config; options go over it.
+    trial
+        Whether to load the model and run a few batches, which takes some ten seconds more. Without it, and
+        where less memory is available than the run needs, arithmetic says what it can: nothing of time.
     **options
         The names of :class:`actkit.config.Config`.
 
     Returns
     -------
     Prepared
-        ``plan`` (windows, batches, tokens), ``estimate`` (disk and memory, in bytes), ``layers``,
+        ``plan`` (windows, batches, tokens), ``estimate`` (disk and memory, in bytes, and time), ``layers``,
         ``scan`` (which rows are taken).
 
     Raises
     ------
     InputError
-        With every fault of options, data, model and output.
+        With every fault of options, data, model and output, and with what the run needs more of than
+        there is.
     """
-    return prepare(config, options)
+    prepared = prepare(config, options)
+    fits = prepared.estimate.host <= psutil.virtual_memory().available
+    return try_out(prepared, _threads(prepared.config.device)) if trial and fits else prepared
 
 
 def extract(

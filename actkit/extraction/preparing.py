@@ -1,8 +1,9 @@
 """Check everything that a run needs before a model is loaded, and say what it will take."""
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +12,48 @@ import numpy as np
 from .. import layers as grammar
 from ..config import Config, check
 from ..errors import Fault, InputError
-from ..planning import Estimate, Plan, Shape, estimate, footprint, make_plan
+from ..estimates import Rates
+from ..planning import Plan
 from ..samples import portions
 from ..scanning import scan
 from ..schema import COMPONENTS, OF_RESIDUAL, VISION
 from ..sources import open_source
-from ..store.layout import COORD_CHUNK, CUBE
+from ..store.layout import COORD_CHUNK, CUBE, open_group
 from ..store.runs import check_folder
 from ..yaml_files import read_yaml
-from .describing import Checked, describe_run, weights_dtype, window_variables
+from .describing import Checked, describe_run
+from .knobs import find_excess
 from .measuring import Measure
-from .models.checkpoints import Checkpoint, find_checkpoint
+from .models.checkpoints import find_checkpoint
 from .models.loading import Architecture, check_model_options, read_architecture
 from .prompts.encoding import load_encoder
-from .selection import Rules
+from .selection import Rules, layer_axis
+from .sizing import Sized, size_up
 from .tracking import check_tracking
-from .vision import check_vision, vision_hidden
+from .vision import check_vision
 
 
 @dataclass(frozen=True)
-class Prepared(Checked):
+class Prepared(Checked, Sized):
     """A run in which nothing is left to be checked, and how it will go.
 
     Parameters
     ----------
-    plan
-        Its windows and batches.
-    variables
-        Names of the variables that are written by window.
     attrs
         What the cube will say of itself; a run is continued only where this is the same.
-    estimate
-        What the run will take.
-    free
-        Bytes free on the disk of the run folder.
+    disk_folder, free
+        A folder on the disk of the run folder, and bytes that are free there.
+    checking
+        Seconds that this took.
+    rates
+        What a trial measured; None where there was none.
     """
 
-    plan: Plan
-    variables: tuple[str, ...]
     attrs: dict[str, str | int | float | bool]
-    estimate: Estimate
+    disk_folder: Path
     free: int
+    checking: float
+    rates: Rates | None = None
 
     @property
     def run(self) -> Path:
@@ -102,11 +104,6 @@ class Prepared(Checked):
             }
 
 
-def layer_axis(layers: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the blocks on the layer axis: all that any component of the decoder is kept at."""
-    return tuple(sorted({layer for name in layers if name != VISION for layer in layers[name]}))
-
-
 def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> Prepared:
     """Check a run, whole.
 
@@ -122,6 +119,7 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
     InputError
         With every fault of options, data, model and output.
     """
+    started = time.monotonic()
     checked, faults = _read_options(config, options)
     source, data_faults = open_source(checked)
     # nothing large is fetched or read before all else is known to be right
@@ -150,7 +148,8 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> P
         raise InputError(faults)
     if checkpoint is None or architecture is None or encoder is None:
         raise InputError(faults)
-    return _planned(Checked(checked, source, scanned, checkpoint, architecture, encoder, layers, measure))
+    run = Checked(checked, source, scanned, checkpoint, architecture, encoder, layers, measure)
+    return _planned(run, started)
 
 
 def _read_options(
@@ -198,76 +197,31 @@ def _sound(rows: list[Any]) -> list[str]:
     return [""] * len(rows)
 
 
-def _planned(checked: Checked) -> Prepared:
-    config, architecture, layers, measure = (
-        checked.config,
-        checked.architecture,
-        checked.layers,
-        checked.measure,
-    )
-    variables = window_variables(config, layers)
+def _planned(checked: Checked, started: float) -> Prepared:
+    config, boundary = checked.config, checked.architecture.boundary
+    run = Path(config.out)
+    # a run goes on with the batches it began with, whatever this version of actkit would choose
+    decided = open_group(run / CUBE).attrs.get("batch_tokens") if (run / CUBE).exists() else None
+    sized = size_up(checked, batch_tokens=decided if isinstance(decided, int) else None)
     new_tokens = config.generate.max_new_tokens if config.generate else 0
-    vision = None
-    if VISION in layers:
-        tower = len(layers[VISION]), len(checked.scan), measure.patches
-        vision = Shape(*tower, vision_hidden(architecture))
-    kept = {name: len(layers[name]) for name in COMPONENTS if name in layers}
-    rounded = "16" in weights_dtype(checked) or config.storage != "exact"
-    value_bytes = 2 if rounded else 4
-    axis, hidden = len(layer_axis(layers)), architecture.hidden
-    token_bytes, sample_bytes = footprint(
-        variables, kept, Shape(axis, 1, 1, hidden), vision and replace(vision, sample=1), value_bytes
-    )
-    plan = make_plan(
-        config,
-        measure.lengths,
-        layers=axis,
-        hidden=hidden,
-        token_bytes=token_bytes,
-        sample_bytes=sample_bytes,
-        stored=measure.stored,
-        vision=vision,
-        new_tokens=new_tokens,
-        boundary=architecture.boundary,
-    )
-    if new_tokens and config.batch_size != 1 and _crosses(architecture.boundary, plan, new_tokens):
-        what = f"some prompts pass {architecture.boundary} tokens while they are continued, others do not"
+    if new_tokens and config.batch_size != 1 and _crosses(boundary, sized.plan, new_tokens):
+        what = f"some prompts pass {boundary} tokens while they are continued, others do not"
         mend = "set batch_size to 1: past that length the model turns all positions of a batch differently"
         raise InputError([Fault("batch_size", what, mend)])
-    needs = estimate(
-        plan,
-        variables,
-        layers=kept,
-        value_bytes=value_bytes,
-        weights_bytes=_weights_bytes(checked.checkpoint),
-    )
-    free = _free_bytes(Path(config.out), needs)
+    disk_folder = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(disk_folder).free
+    if faults := find_excess(checked, sized, free):
+        raise InputError(faults)
     return Prepared(
         **vars(checked),
-        plan=plan,
-        variables=variables,
-        attrs=describe_run(checked, plan),
-        estimate=needs,
+        **vars(sized),
+        attrs=describe_run(checked, sized.plan, sized.batch_tokens),
+        disk_folder=disk_folder,
         free=free,
+        checking=time.monotonic() - started,
     )
-
-
-def _free_bytes(run: Path, needs: Estimate) -> int:
-    """Return what is free on the disk of the run folder, if that is enough for a new cube."""
-    nearest = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(nearest).free
-    if needs.disk > free and not (run / CUBE).exists():
-        what = f"needs about {needs.disk / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-        raise InputError(
-            [Fault(f"out {run}", what, "keep fewer layers, cut max_tokens, or limit the samples")]
-        )
-    return free
 
 
 def _crosses(boundary: int | None, plan: Plan, new_tokens: int) -> bool:
     """Tell whether prompts may cross a length while they are continued, at which the model changes."""
     return boundary is not None and bool(plan.lengths.min() <= boundary < plan.lengths.max() + new_tokens)
-
-
-def _weights_bytes(checkpoint: Checkpoint) -> int:
-    return sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..schema import CONTENT_KINDS, TokenKind
+from ..schema import CONTENT_KINDS, VISION, TokenKind
 
 MEAN_POSITION = -1
 _IS_CONTENT = np.isin(range(len(TokenKind)), CONTENT_KINDS)
@@ -33,6 +33,11 @@ class Rules:
     storage: str
     on_nonfinite: str
     first_is_content: bool
+
+
+def layer_axis(layers: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the blocks on the layer axis: all that any component of the decoder is kept at."""
+    return tuple(sorted({layer for name in layers if name != VISION for layer in layers[name]}))
 
 
 def content_positions(kinds: np.ndarray, *, first_is_content: bool) -> np.ndarray:

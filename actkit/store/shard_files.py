@@ -18,7 +18,7 @@ from .ragged import Ragged
 PARTIAL = ".partial"
 _ABSENT = 2**64 - 1
 _CHECKSUM_BYTES = 4
-_BUFFER = 2**20
+BUFFER = 2**20
 
 
 class _Tile(NamedTuple):
@@ -67,7 +67,7 @@ class ShardWriter:
         """
         partial = path.with_name(path.name + PARTIAL)
         try:
-            with partial.open("wb", buffering=_BUFFER) as file:
+            with partial.open("wb", buffering=BUFFER) as file:
                 self.write_to(file, array, values)
                 file.flush()
                 os.fsync(file.fileno())

@@ -106,9 +106,9 @@ def create_cube(
         seal(building, group, [*(variable.name for variable in declared), *groups], described)
         for folder, _, files in os.walk(building, topdown=False):
             for name in [*files, ""]:
-                _fsync(Path(folder) / name)
+                fsync(Path(folder) / name)
         building.rename(run / CUBE)
-        _fsync(run)
+        fsync(run)
 
 
 def _write_rows(arrays: Mapping[str, Array], rows: Iterable[Mapping[str, np.ndarray]]) -> None:
@@ -116,7 +116,7 @@ def _write_rows(arrays: Mapping[str, Array], rows: Iterable[Mapping[str, np.ndar
     for block in rows:
         stop = start + len(block["text"])
         for name, array in arrays.items():
-            array[start:stop] = _storable(block[name])
+            array[start:stop] = storable(block[name])
         start = stop
 
 
@@ -168,7 +168,7 @@ class CubeWriter:
             }
             for window in lost:
                 flags[window].unlink()
-            _fsync(flags[0].parent)
+            fsync(flags[0].parent)
         return [window for window in range(len(flags)) if window not in present - lost]
 
     def restore(
@@ -202,8 +202,8 @@ class CubeWriter:
                 _write_rows({name: self._open(name) for name in by_row}, rows)
             for name in restored:
                 for file in shards(self.path, self._open(name)):
-                    _fsync(file.path)
-                _fsync(self.path / name)
+                    fsync(file.path)
+                fsync(self.path / name)
         return restored
 
     def write(self, window: int, values: Mapping[str, np.ndarray | Ragged]) -> int:
@@ -240,13 +240,13 @@ class CubeWriter:
                 if isinstance(part, Ragged):
                     self._shards.write(files[name], array, part)
                 else:
-                    array[shard_region(array, window)] = _storable(part)
-                    _fsync(files[name])
+                    array[shard_region(array, window)] = storable(part)
+                    fsync(files[name])
             for path in files.values():
-                _fsync(path.parent)
+                fsync(path.parent)
             self._committed[samples.start : samples.stop] = np.ones(len(samples), dtype=bool)
-            _fsync(flag)
-            _fsync(flag.parent)
+            fsync(flag)
+            fsync(flag.parent)
         return sum(path.stat().st_size for path in files.values())
 
     def close(self) -> None:
@@ -264,11 +264,13 @@ def _holds_bytes(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _storable(array: np.ndarray) -> Any:
+def storable(array: np.ndarray) -> Any:
+    """Return an array as zarr takes it: strings of any length are no objects."""
     return array.astype(np.dtypes.StringDType()) if array.dtype == object else array
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Return once a file or folder is safely on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

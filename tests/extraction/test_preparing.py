@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,15 +145,6 @@ def test_out_that_cannot_be_a_run_folder(kind: str, asked: dict[str, Any], tmp_p
         ),
     }[kind]
     assert faults_of(**{**asked, "out": out}) == [message]
-
-
-def test_a_disk_that_is_too_small_is_a_fault(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")(10, 10, 0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert faults_of(**asked) == [
-        f"out {asked['out']}: needs about 0.0 GB, and 0.0 GB are free "
-        "(keep fewer layers, cut max_tokens, or limit the samples)"
-    ]
 
 
 @pytest.fixture

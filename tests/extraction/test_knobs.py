@@ -1,0 +1,172 @@
+"""What does not fit is refused before a model is loaded, with options that help and what each leads to."""
+
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actkit.errors import InputError
+from actkit.extraction import knobs as module
+from actkit.extraction import sizing
+from actkit.extraction.knobs import knobs
+from actkit.extraction.preparing import Prepared, prepare
+
+GB = 10**9
+KB = 1000
+
+pytestmark = pytest.mark.usefixtures("no_weights")
+
+
+@pytest.fixture
+def asked(tiny_model: Path, prompts: Path, tmp_path: Path) -> dict[str, Any]:
+    return {"model": str(tiny_model), "data": str(prompts), "out": str(tmp_path / "run")}
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Set what is free on every disk."""
+
+    def set_free(free: int) -> None:
+        usage = namedtuple("usage", "total used free")(GB, GB - free, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    return set_free
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Act as if models were computed by a device that has so much memory."""
+
+    def set_memory(total: int) -> None:
+        monkeypatch.setattr(sizing, "device_bytes", lambda _: total)
+        monkeypatch.setattr(module, "device_bytes", lambda _: total)
+
+    return set_memory
+
+
+def faults_of(**options: Any) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        prepare(None, options)
+    return [str(fault) for fault in caught.value.faults]
+
+
+def found(prepared: Prepared, what: str, **told: Any) -> list[tuple[str, int]]:
+    return [(knob.option, getattr(knob.estimate, what)) for knob in knobs(prepared, prepared, what, **told)]
+
+
+def test_a_disk_that_is_too_small(asked: dict[str, Any], disk: Callable[[int], None]) -> None:
+    disk(10 * KB)
+    assert faults_of(**asked) == [
+        f"out {asked['out']}: needs about 21.8 kB, and 10.0 kB are free (save=norm,pooled,last → 3.6 kB, "
+        "tokens=mean → 3.7 kB, limit=2 → 7.7 kB, storage=bfloat16 → 11.2 kB, or another disk)"
+    ]
+
+
+def test_memory_that_the_machine_has_not(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "host_bytes", lambda: 700 * 10**6)
+    assert faults_of(**asked) == [
+        "host memory: needs about 734.1 MB, and 700.0 MB is all there is (or another machine)"
+    ]
+
+
+def test_weights_that_the_device_cannot_hold(asked: dict[str, Any], gpu: Callable[[int], None]) -> None:
+    gpu(30 * KB)
+    assert faults_of(**asked, batch_size=64) == [
+        "device memory: needs about 263.4 kB, and 30.0 kB is all there is (dtype=bfloat16 → 140.5 kB, "
+        "max_tokens=12 → 170.4 kB, quantization=4bit → 222.0 kB, quantization=8bit → 227.5 kB, "
+        "device_map=auto, or another device)"
+    ]
+    # accelerate puts what does not fit elsewhere
+    assert prepare(None, {**asked, "device_map": "auto"}).estimate.device
+
+
+def test_everything_that_does_not_fit_comes_at_once(
+    asked: dict[str, Any],
+    disk: Callable[[int], None],
+    gpu: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk(KB)
+    gpu(KB)
+    monkeypatch.setattr(module, "host_bytes", lambda: KB)
+    names = [fault.partition(": needs")[0] for fault in faults_of(**asked)]
+    assert names == [f"out {asked['out']}", "host memory", "device memory"]
+
+
+def test_a_run_that_was_begun_goes_on_whatever_is_free(
+    asked: dict[str, Any], disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from actkit.testing import write_cube
+
+    write_cube(Path(asked["out"]))
+    disk(0)
+    assert prepare(None, asked).free == 0
+
+
+@pytest.mark.parametrize("what", ["disk", "host"])
+@pytest.mark.parametrize("model", ["demo", "minilm"])
+def test_each_option_leads_to_what_a_run_with_it_is_estimated_to_take(
+    what: str, model: str, architectures: Callable[[str], Path], mtgeneval: Path, tmp_path: Path
+) -> None:
+    asked = {"model": str(architectures(model)), "data": str(mtgeneval), "out": str(tmp_path), "limit": 200}
+    prepared = prepare(None, asked)
+    now = getattr(prepared.estimate, what)
+    listed = found(prepared, what, room=0.3 * now)
+    for option, amount in listed:
+        name, _, value = option.partition("=")
+        with_it = prepare(None, {**asked, name: int(value) if value.isdigit() else value})
+        assert amount == getattr(with_it.estimate, what), option
+        assert amount <= 0.9 * now
+    assert [amount for _, amount in listed] == sorted(amount for _, amount in listed)
+    names = {option.partition("=")[0] for option, _ in listed}
+    everything = {"tokens", "save", "layers", "max_tokens", "limit"} if what == "disk" else set()
+    if model == "minilm":
+        # which cuts prompts to 256 tokens; half of the longest is more than nearly all have
+        everything = everything - {"max_tokens"} | ({"storage"} if what == "disk" else set())
+    assert names >= everything
+
+
+def test_as_many_samples_as_fit(asked: dict[str, Any], mtgeneval: Path) -> None:
+    prepared = prepare(None, {**asked, "data": str(mtgeneval), "limit": 3000})
+    room = prepared.estimate.disk / 7
+    limit, disk = next(
+        (option, size) for option, size in found(prepared, "disk", room=room) if option.startswith("limit=")
+    )
+    assert limit == "limit=400"
+    assert 0.8 * room < disk < room
+    assert not any(option.startswith("limit=") for option, _ in found(prepared, "disk", room=inf))
+
+
+def test_only_what_is_not_used_yet_is_named(asked: dict[str, Any]) -> None:
+    everything = {
+        **asked,
+        "storage": "bfloat16",
+        "tokens": "last",
+        "save": "norm",
+        "layers": "1",
+        "max_tokens": 9,
+    }
+    assert found(prepare(None, everything), "disk", room=inf) == []
+    assert [option for option, _ in found(prepare(None, {**asked, "tokens": "mean"}), "disk")] == [
+        "save=norm,pooled,last",
+        "layers=0-1",
+        "storage=bfloat16",
+    ]
+
+
+def test_before_a_trial_nothing_is_said_of_time(asked: dict[str, Any]) -> None:
+    prepared = prepare(None, asked)
+    assert knobs(prepared, prepared, "time") == []
+
+
+def test_weights_can_be_made_smaller(asked: dict[str, Any], gpu: Callable[[int], None]) -> None:
+    gpu(80 * GB)
+    prepared = prepare(None, {**asked, "batch_size": 4})
+    options = dict(found(prepared, "device"))
+    assert options.keys() >= {"dtype=bfloat16", "quantization=8bit", "quantization=4bit"}
+    half = prepare(None, {**asked, "batch_size": 4, "dtype": "bfloat16"})
+    assert options["dtype=bfloat16"] == half.estimate.device
