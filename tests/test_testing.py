@@ -8,6 +8,7 @@ import xarray as xr
 
 from actkit import open_cube, verify
 from actkit.schema import VARIABLES, VISION, TokenKind, content_mask
+from actkit.store.ragged import Ragged
 from actkit.testing import contents, flip_bit, synthetic, write_cube
 
 
@@ -110,10 +111,32 @@ def test_the_variables_of_everything_agree_with_each_other(everything: Path) -> 
 def test_parts_are_the_whole() -> None:
     numbers = synthetic(n_samples=10, everything=True)
     parts = [numbers.part(window) for window in range(numbers.plan.n_windows)]
-    assert [part["residual"].shape[1] for part in parts] == [4, 4, 2]
+    assert [part["norm"].shape[1] for part in parts] == [4, 4, 2]
     for name, values in numbers.values.items():
-        axis = VARIABLES[name].dims.index("sample")
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts], axis), values)
+        variable = VARIABLES[name]
+        ragged = [isinstance(part[name], Ragged) for part in parts]
+        assert ragged == [variable.is_full] * 3
+        found = [_dense(part[name], values) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(found, variable.sample_axis), values)
+
+
+def _dense(part: np.ndarray | Ragged, whole: np.ndarray) -> np.ndarray:
+    if not isinstance(part, Ragged):
+        return part
+    if whole.ndim == 3:
+        return part.dense(1, whole.shape[1])[0]
+    return part.dense(len(whole), whole.shape[2])
+
+
+def test_parts_hold_no_pads_and_no_missing_layers() -> None:
+    numbers = synthetic(n_layers=3, everything=True)
+    part = numbers.part(1)
+    assert part["mlp"].layers == (1, 2)
+    assert part["residual"].layers == part["attention"].layers == (0, 1, 2)
+    assert part["embedding"].layers == (0,)
+    assert part["vision/residual"].layers == (0, 1)
+    np.testing.assert_array_equal(part["mlp"].lengths, numbers.plan.lengths[4:])
+    np.testing.assert_array_equal(part["vision/residual"].lengths, [7] * 4)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Ragged:
         return cls(values, np.arange(samples) * tokens, np.asarray(lengths), layers)
 
     def take(self, row: int, positions: np.ndarray, out: np.ndarray) -> None:
-        """Put positions into a float32 array, dims ``(position, hidden)``; anything for those out of range."""
+        """Put positions into a float32 array, dims ``(position, hidden)``; any value where there is none."""
         values = self.values[row]
         if values.dtype == np.float32:
             np.take(values, positions, axis=0, out=out, mode="clip")

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,14 +42,15 @@ def check_folder(run: Path) -> list[Fault]:
     if "\0" in str(run):
         return [Fault("out", "holds a NUL character", "mend the path")]
     try:
+        mode = None
         with suppress(FileNotFoundError, NotADirectoryError):
-            run.stat()  # from Python 3.12 on, is_dir and exists hide every error
-        if run.is_dir():
+            mode = run.stat().st_mode  # once: another process may make the folder meanwhile
+        if mode is not None and stat.S_ISDIR(mode):
             foreign = sorted({entry.name for entry in run.iterdir()} - _OURS)
             if foreign:
                 shown = ", ".join(foreign[:3]) + (" …" if len(foreign) > 3 else "")
                 return [Fault(where, f"holds other files: {shown}", "choose an empty or new folder")]
-        elif run.exists():
+        elif mode is not None:
             return [Fault(where, "is a file", "choose a folder")]
         nearest = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     except OSError as error:

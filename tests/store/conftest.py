@@ -1,22 +1,18 @@
 """A cube to read, a copy to damage, and a disk that fails where it is told to."""
 
-import asyncio
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-import zarr.storage._local as local
-from zarr.core.sync import sync
 
 from actkit import open_cube
 from actkit.schema import VARIABLES, VISION
 from actkit.store.layout import CUBE, array_of, open_group, shards
 from actkit.testing import Synthetic, contents, synthetic
+from tests.disk import Disk, watched
 
 
 @pytest.fixture(scope="session")
@@ -101,65 +97,8 @@ def uncommit(run: Path) -> Callable[[int], None]:
     return take_back
 
 
-class Killed(BaseException):
-    """The end of a process, as the code sees it: no handler of Exception runs."""
-
-
-class Disk:
-    """Notes each write, rename and fsync, in order, and can raise an error instead of the n-th one."""
-
-    Killed = Killed
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[str, Path]] = []
-        self.fail(0, OSError())
-
-    def fail(self, at: int, error: BaseException) -> None:
-        self._left, self._error = at, error
-
-    def mend(self) -> None:
-        """Fail no more; and let zarr end what it had begun beside the step that failed."""
-        self.fail(0, OSError())
-        sync(_others())
-
-    def step(self, kind: str, path: Path) -> None:
-        self._left -= 1
-        if self._left == 0:
-            if kind == "write" and isinstance(self._error, Killed):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_suffix(".0123456789abcdef.partial").write_bytes(b"half a sh")
-            raise self._error
-        self.steps.append((kind, path))
-
-
-async def _others() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    await asyncio.gather(*others, return_exceptions=True)
-
-
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+def disk() -> Iterator[Disk]:
     """The disk below the store; its fsync only takes notes."""
-    watched = Disk()
-    write, replace, rename = local._put, Path.replace, Path.rename
-
-    def put(path: Path, value: Any, exclusive: bool = False) -> int:
-        watched.step("write", path)
-        return write(path, value, exclusive)
-
-    def noted(move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
-        def step(source: Path, target: Path) -> Path:
-            watched.step("rename", Path(target))
-            return move(source, target)
-
-        return step
-
-    def fsync(file: int) -> None:
-        watched.step("fsync", Path(os.readlink(f"/proc/self/fd/{file}")))
-
-    monkeypatch.setattr(local, "_put", put)
-    monkeypatch.setattr(Path, "replace", noted(replace))
-    monkeypatch.setattr(Path, "rename", noted(rename))
-    monkeypatch.setattr(os, "fsync", fsync)
-    yield watched
-    watched.mend()
+    with watched() as below:
+        yield below

@@ -120,6 +120,16 @@ def test_empty_flags_are_named_and_missing_flags_mean_that_the_window_is_not_the
         open_cube(run)
 
 
+def test_beside_damaged_flags_missing_ones_are_no_damage(run: Path) -> None:
+    first, second, _ = files_of(run, "committed")
+    first.unlink()
+    flip_bit(second, 3)
+    files_of(run, "residual")[0].unlink()
+    found = verify(run)
+    assert [fault.where for fault in found.faults] == ["committed/c.1"]
+    assert found.committed == 2
+
+
 def test_every_fault_is_named_at_once(run: Path) -> None:
     cut, missing = files_of(run, "residual")[0], files_of(run, "norm")[2]
     text, flags = files_of(run, "text")[0], files_of(run, "committed")[1]

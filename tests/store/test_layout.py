@@ -13,8 +13,10 @@ import zarr
 
 from actkit import open_cube
 from actkit.errors import CorruptError, CubeError
+from actkit.planning import CHUNK_BYTES
 from actkit.schema import VARIABLES, VISION
 from actkit.store.layout import CUBE, array_names, array_of, cube_path, open_group, shard_region, shards
+from actkit.store.ragged import Ragged
 from actkit.testing import contents, synthetic
 
 BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
@@ -111,7 +113,7 @@ def test_consolidated_metadata_do_no_harm(run: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "shard", "chunk"),
     [
-        # inner chunks are one layer, and as many samples as make a megabyte; here all four of a window
+        # inner chunks are one layer, and as many samples as fit; here all four of a window
         ("residual", [3, 4, 6, 8], [1, 4, 6, 8]),
         ("attention", [3, 4, 6, 8], [1, 4, 6, 8]),
         ("mlp", [3, 4, 6, 8], [1, 4, 6, 8]),
@@ -146,22 +148,35 @@ def test_a_window_of_a_variable_is_one_checksummed_shard(
     assert [codec["name"] for codec in sharding["configuration"]["index_codecs"]] == ["bytes", "crc32c"]
 
 
-def test_inner_chunks_are_about_a_megabyte(tmp_path: Path) -> None:
-    # 64 tokens × 512 values × 4 bytes: 128 kB a sample
+def grid(run: Path, name: str) -> tuple[list[int], list[int]]:
+    """Return the shapes of the shards and of the inner chunks of a variable."""
+    described = metadata(run, name)
+    (sharding,) = described["codecs"]
+    return described["chunk_grid"]["configuration"]["chunk_shape"], sharding["configuration"]["chunk_shape"]
+
+
+def test_inner_chunks_are_as_large_as_planned(tmp_path: Path) -> None:
+    # 32 tokens × 512 values × 4 bytes: 64 kB a sample
     synthetic(n_layers=2, n_samples=32, n_tokens=64, hidden=512, window=32).create(tmp_path)
-    (sharding,) = metadata(tmp_path, "residual")["codecs"]
-    assert sharding["configuration"]["chunk_shape"] == [1, 8, 64, 512]
+    samples = CHUNK_BYTES // 2**16
+    assert grid(tmp_path, "residual") == ([2, 32, 64, 512], [1, samples, 32, 512])
+    assert grid(tmp_path, "embedding") == ([32, 64, 512], [samples, 32, 512])
 
 
-def test_inner_chunks_of_patches_are_about_a_megabyte_too(tmp_path: Path) -> None:
+def test_a_patch_may_be_larger_than_a_chunk(tmp_path: Path) -> None:
     # 7 patches × 32768 values × 4 bytes: 896 kB a sample
     numbers = synthetic(n_layers=1, n_samples=4, n_tokens=2, hidden=2**16, window=4, everything=True)
     numbers.create(tmp_path)
-    (sharding,) = metadata(tmp_path, "vision/residual")["codecs"]
-    assert sharding["configuration"]["chunk_shape"] == [1, 1, 7, 2**15]
-    assert metadata(tmp_path, "vision/residual")["chunk_grid"]["configuration"]["chunk_shape"] == [
-        *(2, 4, 7, 2**15)
-    ]
+    assert grid(tmp_path, "vision/residual") == ([2, 4, 7, 2**15], [1, 1, 7, 2**15])
+
+
+def test_a_token_axis_that_is_no_multiple_of_its_tiles_is_rounded_up_in_shards_alone(tmp_path: Path) -> None:
+    # three tiles of 23 hold 67 tokens; without the last two positions of the third
+    synthetic(n_layers=2, n_samples=4, n_tokens=67, hidden=8, window=4).create(tmp_path)
+    assert metadata(tmp_path, "residual")["shape"] == [2, 4, 67, 8]
+    assert grid(tmp_path, "residual") == ([2, 4, 69, 8], [1, 4, 23, 8])
+    # variables without hidden are not cut
+    assert grid(tmp_path, "norm") == ([2, 4, 67], [1, 4, 67])
 
 
 def test_every_chunk_that_is_no_shard_is_checksummed(intact: Path) -> None:
@@ -272,17 +287,27 @@ def test_a_cube_depends_on_neither_time_nor_host_nor_folder(
     assert trees[0] == trees[1]
 
 
-def test_pads_cost_next_to_nothing(tmp_path: Path) -> None:
-    wide = synthetic(n_layers=1, n_samples=4, n_tokens=200, hidden=64)
-    values = {**wide.part(0), "residual": np.full((1, 4, 200, 64), np.nan, dtype=np.float32)}
-    wide.create(tmp_path).write(0, values)
-    assert (tmp_path / CUBE / "residual" / "c.0.0.0.0").stat().st_size < values["residual"].nbytes / 50
+def test_pads_cost_nothing(tmp_path: Path) -> None:
+    numbers = synthetic(n_layers=1, n_samples=4, n_tokens=200, hidden=64)
+    sizes = {}
+    for longest in (20, 200):
+        lengths = np.array([20, 20, 20, longest])
+        residual = np.zeros((1, 4, 200, 64), dtype=np.float32)
+        residual[:] = np.random.default_rng(0).standard_normal(residual.shape)
+        (tmp_path / str(longest)).mkdir()
+        writer = numbers.create(tmp_path / str(longest))
+        writer.write(0, {**numbers.part(0), "residual": Ragged.of(residual, lengths)})
+        sizes[longest] = (tmp_path / str(longest) / CUBE / "residual" / "c.0.0.0.0").stat().st_size
+    token = 64 * 4
+    assert sizes[20] < 4 * 20 * token
+    assert sizes[200] - sizes[20] < 180 * token * 1.05
 
 
-def test_layers_at_which_a_component_is_absent_cost_next_to_nothing(tmp_path: Path) -> None:
+def test_layers_at_which_a_component_is_absent_cost_nothing(tmp_path: Path) -> None:
     numbers = synthetic(n_layers=16, n_samples=4, n_tokens=16, hidden=64, everything=True)
-    mlp = np.full_like(numbers.values["mlp"], np.nan)
-    mlp[7] = numbers.values["mlp"][7]
-    numbers.create(tmp_path).write(0, {**numbers.part(0), "mlp": mlp})
+    part = numbers.part(0)
+    mlp = Ragged.of(numbers.values["mlp"], numbers.plan.lengths, [7])
+    numbers.create(tmp_path).write(0, {**part, "mlp": mlp})
     sizes = {name: (tmp_path / CUBE / name / "c.0.0.0.0").stat().st_size for name in ("mlp", "residual")}
-    assert sizes["mlp"] < sizes["residual"] / 16 * 1.5
+    index = 16 * 16 + 4
+    assert (sizes["mlp"] - index) * 16 == pytest.approx(sizes["residual"] - index, rel=0.05)

@@ -1,4 +1,4 @@
-"""A cube of many samples opens as fast as a small one: what is known of its samples is read when it is used."""
+"""A cube of many samples opens as fast as a small one: what it knows of them is read when it is used."""
 
 from pathlib import Path
 from typing import Any

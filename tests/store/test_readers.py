@@ -17,6 +17,7 @@ from actkit import open_cube
 from actkit.schema import VARIABLES, VISION
 from actkit.store.layout import CUBE, array_of, open_group, shards
 from actkit.testing import synthetic, write_cube
+from tests.store.test_shard_files import ABSENT, index_of
 
 # other readers of the same files
 
@@ -85,7 +86,7 @@ def bytes_read(read: Callable[[], object]) -> int:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A residual of 6 layers × 2 windows × 2 inner chunks, of a megabyte each."""
+    """A residual of 6 layers × 2 windows × several inner chunks."""
     return write_cube(
         tmp_path_factory.mktemp("large"), n_layers=6, n_samples=32, n_tokens=64, hidden=512, window=16
     )
@@ -101,10 +102,17 @@ def test_one_layer_reads_its_share_of_the_bytes(large: Path) -> None:
 
 def test_one_sample_reads_its_inner_chunks_alone(large: Path) -> None:
     cube = open_cube(large)
-    size = sum(path.stat().st_size for path in (large / CUBE / "residual").glob("c.*"))
+    array = array_of(open_group(large / CUBE), "residual")
+    path = large / CUBE / "residual" / "c.0.0.0.0"
+    index = index_of(path.read_bytes(), array)
+    chunks = index[:, 5 // array.chunks[1], :, 0]
+    own = int(chunks[..., 1][chunks[..., 0] != ABSENT].sum())
     read = bytes_read(lambda: cube.residual.isel(sample=5).load())
-    print(f"\n.isel(sample=5) read {read:,} of {size:,} bytes: {read / size:.4f}, 1/4 = {1 / 4:.4f}")
-    assert size / 16 < read < size / 3  # how much of it is padding is up to the prompts
+    size = path.stat().st_size
+    print(f"\n.isel(sample=5) read {read:,} bytes; its chunks are {own:,} of {size:,}: {own / size:.4f}")
+    # and the index, for each layer
+    assert own < read < own + 6 * (index.nbytes + 4) * 2 + 10_000
+    assert own < size / 2
 
 
 def test_the_graph_stays_small(large: Path) -> None:

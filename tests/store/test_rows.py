@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from actkit import open_cube, verify
 from actkit.store.layout import CUBE
 from actkit.store.writing import CubeWriter, create_cube
 from actkit.testing import Synthetic, contents, flip_bit, synthetic
+from tests.disk import Disk, Killed
+from tests.trials import trials
 
 
 def blocks_of(rows: dict[str, np.ndarray], *sizes: int) -> Iterator[dict[str, np.ndarray]]:
@@ -84,17 +85,31 @@ def test_one_damaged_file_of_several_is_restored(tmp_path: Path, many: Synthetic
 
 
 def test_an_end_while_coordinates_are_restored_is_mended_by_the_next_one(
-    tmp_path: Path, many: Synthetic, disk: Any
+    tmp_path: Path, many: Synthetic, disk: Disk
 ) -> None:
     writer = create(tmp_path, many, 9000)
     wanted = contents(tmp_path)
-    for step in range(1, 12):
+
+    def damage() -> None:
         flip_bit(tmp_path / CUBE / "text" / "c.1", 77)
         flip_bit(tmp_path / CUBE / "batch" / "c.0", 77)
-        disk.fail(step, disk.Killed())
-        with pytest.raises(disk.Killed):
-            writer.restore(many.coords, DTYPES, blocks_of(many.rows, 4096, 4096, 808))
-        disk.mend()
+
+    def restore() -> None:
         writer.recover()
         writer.restore(many.coords, DTYPES, blocks_of(many.rows, 4096, 4096, 808))
         assert contents(tmp_path) == wanted
+
+    damage()
+    disk.steps.clear()
+    restore()
+    steps = [kind for kind, _ in disk.steps]
+    assert set(steps) == {"unlink", "open", "write", "rename", "fsync"}
+    with trials("an end at every step of restoring two coordinates") as trial:
+        for at, kind in enumerate(steps, start=1):
+            damage()
+            disk.fail(at, Killed())
+            with trial(f"{kind}, {at}"):
+                with pytest.raises(Killed):
+                    restore()
+                disk.mend()
+                restore()

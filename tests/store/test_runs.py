@@ -126,6 +126,29 @@ def test_folders_that_will_do(tmp_path: Path, make: Callable[[Path], None]) -> N
     assert sorted(tmp_path.rglob("*")) == before, "checking left something behind"
 
 
+@pytest.mark.parametrize("looks", range(1, 6))
+def test_a_folder_that_another_process_makes_meanwhile_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    run = tmp_path / "run"
+    stat, left = os.stat, looks
+
+    def made_after(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        nonlocal left
+        try:
+            return stat(path, follow_symlinks=follow_symlinks)
+        finally:
+            if path == run:
+                left -= 1
+                if left == 0:
+                    run.mkdir()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", made_after)
+        found = check_folder(run)
+    assert found == []
+
+
 def test_a_relative_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert check_folder(Path("runs/a")) == []

@@ -1,31 +1,31 @@
 """Windows reach the disk whole or not at all, whatever the disk does."""
 
 import dataclasses
-import errno
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from actkit import open_cube, verify
 from actkit.errors import StorageError
 from actkit.schema import VARIABLES
 from actkit.store.layout import CUBE, array_of, open_group, shards
+from actkit.store.ragged import Ragged
+from actkit.store.shard_files import PARTIAL
 from actkit.store.writing import CREATING, CubeWriter
 from actkit.testing import Synthetic, contents, flip_bit
+from tests.disk import Disk
+from tests.store.subject import resume
 
 LAST = 2  # the window that is not full: zarr reads what lies there before it writes
 ARRAYS = [name for name, variable in VARIABLES.items() if variable.by_window]
 FLAGS = f"committed/c.{LAST}"
-# write and rename a shard of each array, fsync it and its folder; the same for the flags
-STEPS = 4 * (len(ARRAYS) + 1)
 
 
 @pytest.fixture(scope="session")
@@ -49,35 +49,36 @@ def shard(cube: Path, name: str, window: int) -> str:
     return str(list(shards(cube, array_of(open_group(cube), name)))[window])
 
 
-def resume(cube: Path, numbers: Synthetic) -> list[int]:
-    """Do what a rerun does, and return the windows that it computed."""
-    writer = CubeWriter(cube, numbers.plan)
-    left = writer.recover()
-    for window in left:
-        writer.write(window, numbers.part(window))
-    return left
-
-
-def test_the_flags_follow_when_all_else_is_safe(cube: Path, numbers: Synthetic, disk: Any) -> None:
+def test_the_flags_follow_when_all_else_is_safe(cube: Path, numbers: Synthetic, disk: Disk) -> None:
     CubeWriter(cube, numbers.plan).write(LAST, numbers.part(LAST))
     steps = [(kind, str(path.relative_to(cube))) for kind, path in disk.steps]
-    *before, rename, fsync_flags, fsync_folder = steps
-    assert (rename, fsync_flags, fsync_folder) == (
+    *before, opened, written, renamed, fsync_flags, fsync_folder = steps
+    assert [opened[0], written[0], renamed, fsync_flags, fsync_folder] == [
+        *("open", "write"),
         ("rename", FLAGS),
         ("fsync", FLAGS),
         ("fsync", "committed"),
-    )
-    assert before.pop()[0] == "write"
+    ]
+    # nothing that is being replaced counts as committed
+    assert before[0] == ("unlink", FLAGS)
     for name in ARRAYS:
-        (shard,) = (path for kind, path in before if kind == "rename" and path.startswith(f"{name}/"))
-        assert (
-            before.index(("rename", shard)) < before.index(("fsync", shard)) < before.index(("fsync", name))
-        )
-    assert len(steps) == STEPS
+        kinds = [kind for kind, path in before if path.startswith(f"{name}/")]
+        (path,) = (path for kind, path in before if kind == "rename" and path.startswith(f"{name}/"))
+        moved = before.index(("rename", path))
+        assert before.index(("unlink", path)) < moved < before.index(("fsync", name))
+        if VARIABLES[name].is_full:  # safe before it has its name
+            assert before.index(("fsync", path + PARTIAL)) == moved - 1
+            assert kinds[:3] == ["unlink", "open", "write"]
+            assert kinds[-2:] == ["fsync", "rename"]
+        else:
+            assert kinds == ["unlink", "open", "write", "rename", "fsync"]
+            assert moved < before.index(("fsync", path)) < before.index(("fsync", name))
     assert {path.split("/")[0] for _, path in steps} >= {"token_text", "generated", "n_tokens", "vision"}
 
 
-def test_a_cube_takes_its_place_when_all_of_it_is_safe(tmp_path: Path, numbers: Synthetic, disk: Any) -> None:
+def test_a_cube_takes_its_place_when_all_of_it_is_safe(
+    tmp_path: Path, numbers: Synthetic, disk: Disk
+) -> None:
     numbers.create(tmp_path)
     *before, moved, last = disk.steps
     assert moved == ("rename", tmp_path / CUBE)
@@ -103,66 +104,26 @@ def test_several_writers_in_any_order_make_the_same_cube(
 
 def test_a_shard_of_nothing_but_fill_values_is_a_file(cube: Path, numbers: Synthetic) -> None:
     # zarr would leave it out, and no reader could tell that from a lost shard
-    fills = {
-        name: np.full_like(values, VARIABLES[name].fill_value) for name, values in numbers.part(LAST).items()
-    }
+    fills: dict[str, np.ndarray | Ragged] = {}
+    for name, values in numbers.part(LAST).items():
+        if isinstance(values, Ragged):
+            fills[name] = dataclasses.replace(values, lengths=np.zeros_like(values.lengths))
+        else:
+            fills[name] = np.full_like(values, VARIABLES[name].fill_value)
     CubeWriter(cube, numbers.plan).write(LAST, fills)
     assert verify(cube).ok
     assert np.isnan(open_cube(cube).residual.isel(sample=slice(8, 10))).all()
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_a_disk_that_fails(
-    cube: Path, numbers: Synthetic, undisturbed: dict[str, bytes], disk: Any, step: int
-) -> None:
-    writer = CubeWriter(cube, numbers.plan)
-    disk.fail(step, OSError(errno.ENOSPC, "No space left on device"))
-    message = "cannot write window 2.*No space left on device; committed windows are safe, rerun to continue"
-    with pytest.raises(StorageError, match=message):
-        writer.write(LAST, numbers.part(LAST))
-    assert not list(cube.rglob("*.partial"))
-    assert verify(cube).ok
-    # once the flags are renamed, all that they stand for is safe
-    assert resume(cube, numbers) == ([LAST] if step <= STEPS - 2 else [])
-    assert contents(cube) == undisturbed
-
-
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_a_kill_while_a_window_is_written(
-    cube: Path, numbers: Synthetic, truth: xr.Dataset, undisturbed: dict[str, bytes], disk: Any, step: int
-) -> None:
-    writer = CubeWriter(cube, numbers.plan)
-    disk.fail(step, disk.Killed())
-    with pytest.raises(disk.Killed):
-        writer.write(LAST, numbers.part(LAST))
-    committed = 8 if step <= STEPS - 2 else 10
-    left = open_cube(cube, partial=True)
-    xr.testing.assert_equal(left.drop_vars(left.coords), truth.isel(sample=slice(committed)))
-    resume(cube, numbers)
-    assert contents(cube) == undisturbed
-
-
-# spread over all steps, and the last three: fsync of the last folder, rename, fsync of the run folder
-@pytest.mark.parametrize("part", [0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, -2, -1, 0])
-@pytest.mark.parametrize("killed", [True, False])
-def test_an_end_while_a_cube_is_created(
-    tmp_path: Path, numbers: Synthetic, disk: Any, part: float, killed: bool
-) -> None:
+def test_threads_leave_no_trace(tmp_path: Path, numbers: Synthetic, undisturbed: dict[str, bytes]) -> None:
     numbers.create(tmp_path)
-    wanted = contents(tmp_path)
-    steps = len(disk.steps)
-    shutil.rmtree(tmp_path / CUBE)
-
-    step = steps + int(part) if part <= 0 else 1 + int(part * steps)
-    disk.fail(step, disk.Killed() if killed else OSError(errno.EIO, "Input/output error"))
-    with pytest.raises(disk.Killed if killed else StorageError):
-        numbers.create(tmp_path)
-    disk.mend()
-    assert [path.name for path in tmp_path.iterdir()] == [CUBE if part == 0 else CREATING]
-
-    if part:  # a cube in its place is not created again
-        numbers.create(tmp_path)
-    assert contents(tmp_path) == wanted
+    writer = CubeWriter(tmp_path / CUBE, numbers.plan, threads=3)
+    for window in range(numbers.plan.n_windows):
+        writer.write(window, numbers.part(window))
+    assert sum(thread.name.startswith("actkit-compress") for thread in threading.enumerate()) > 0
+    writer.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("actkit-compress")]
+    assert contents(tmp_path / CUBE) == undisturbed
 
 
 def test_what_cannot_be_cleared_away_is_a_storage_error(tmp_path: Path, numbers: Synthetic) -> None:
@@ -178,7 +139,7 @@ def test_a_committed_window_without_its_shard_is_taken_back(
 ) -> None:
     path = run / CUBE / shard(run / CUBE, name, 1)
     path.unlink() if damage == "vanished" else path.write_bytes(b"")
-    assert resume(run / CUBE, numbers) == [1]
+    assert resume(run, numbers) == [1]
     assert contents(run / CUBE) == undisturbed
 
 
@@ -197,7 +158,7 @@ def test_a_window_with_damaged_flags_is_not_committed(
             flip_bit(flags, 0)
         case "cut":
             flags.write_bytes(flags.read_bytes()[:2])
-    assert resume(run / CUBE, numbers) == [window]
+    assert resume(run, numbers) == [window]
     assert contents(run / CUBE) == undisturbed
 
 
@@ -208,7 +169,7 @@ def test_what_an_unfinished_window_left_is_overwritten_unread(
     for name in ARRAYS:
         content = leftover if isinstance(leftover, bytes) else undisturbed[shard(cube, name, 0)]
         (cube / shard(cube, name, LAST)).write_bytes(content)
-    assert resume(cube, numbers) == [LAST]
+    assert resume(cube.parent, numbers) == [LAST]
     assert contents(cube) == undisturbed
 
 
@@ -216,14 +177,15 @@ def test_recovery_removes_what_a_kill_left_half_written(run: Path, numbers: Synt
     left = [run / CUBE / name / "c.0.0.0123456789abcdef.partial" for name in ("norm", "vision/norm", "text")]
     for path in left:
         path.write_bytes(b"half a sh")
-    assert resume(run / CUBE, numbers) == []
+    assert resume(run, numbers) == []
     assert not [path for path in left if path.exists()]
 
 
 def test_a_label_may_be_called_as_half_written_files_are(tmp_path: Path, numbers: Synthetic) -> None:
     labels = {"notes.partial": numbers.labels["gender"]}
-    dataclasses.replace(numbers, labels=labels, rows={**numbers.rows, **labels}).create(tmp_path)
-    assert resume(tmp_path / CUBE, numbers) == [0, 1, 2]
+    labelled = dataclasses.replace(numbers, labels=labels, rows={**numbers.rows, **labels})
+    labelled.create(tmp_path)
+    assert resume(tmp_path, labelled) == [0, 1, 2]
     assert (open_cube(tmp_path)["notes.partial"] == numbers.labels["gender"]).all()
 
 
@@ -280,7 +242,7 @@ def test_a_damaged_coordinate_of_tokens_is_computed_again_with_its_window(
             (fault,) = verify(run).faults
             (run / CUBE / fault.where).unlink()  # as the fault says
     assert CubeWriter(run / CUBE, numbers.plan).restore(numbers.coords, numbers.labels, unreadable()) == []
-    assert resume(run / CUBE, numbers) == [1]
+    assert resume(run, numbers) == [1]
     assert contents(run / CUBE) == undisturbed
 
 
@@ -310,7 +272,7 @@ def test_a_real_limit_of_the_operating_system(
         [sys.executable, "-c", LIMITED, str(cube)], capture_output=True, text=True, check=True
     )
     assert "cannot write window 2: File too large" in done.stdout
-    assert resume(cube, numbers) == [LAST]
+    assert resume(cube.parent, numbers) == [LAST]
     assert contents(cube) == undisturbed
 
 
@@ -326,5 +288,5 @@ def test_a_full_disk(
         CubeWriter(cube, numbers.plan).write(LAST, numbers.part(LAST))
     assert verify(cube).committed == 8
     ballast.unlink()
-    assert resume(cube, numbers) == [LAST]
+    assert resume(cube.parent, numbers) == [LAST]
     assert contents(cube) == undisturbed

@@ -1,6 +1,5 @@
 """Whole extractions, ended at any moment and started again: the cube is the one of an undisturbed run."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -9,11 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,78 +25,10 @@ from actkit.store.layout import CUBE
 from actkit.store.runs import CONFIG, LOG, read_status
 from actkit.store.writing import CREATING
 from actkit.testing import contents, flip_bit
+from tests.runs.extractions import WINDOWS, Options, command, flags, write_prompts
+from tests.trials import trials
 
-WINDOWS = 15
-SENTENCES = {"english": "He reads a long book. ", "arabic": "الطبيبةُ تقرأ كتابًا. "}
-
-Options = dict[str, Any]
 Start = Callable[[Path], BaseProcess]
-
-
-@pytest.fixture(scope="module")
-def options(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
-    """Sixty prompts of one to four sentences, in windows of four."""
-    folder = tmp_path_factory.mktemp("asked")
-    data = write_prompts(folder / "prompts.csv", 4 * WINDOWS)
-    model = shutil.copytree(tiny_model, folder / "model")
-    return {"model": str(model), "data": str(data), "window_samples": 4, "device": "cpu"}
-
-
-def write_prompts(path: Path, count: int) -> Path:
-    rows = [
-        f"s{number},{language},{SENTENCES[language] * (1 + number % 4)},{('male', 'female')[number % 2]}"
-        for number in range(count // len(SENTENCES))
-        for language in SENTENCES
-    ]
-    path.write_text("sample_id,language,text,gender\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    return path
-
-
-def command(options: Options, run: Path) -> list[str]:
-    given = {**options, "out": run}
-    return ["extract", *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())]
-
-
-@pytest.fixture(scope="module")
-def start(options: Options) -> Start:
-    """Start an extraction in a process of its own, forked from one that has imported everything."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(
-        ["actkit.cli", "actkit.extraction.engine", "transformers.models.llama.modeling_llama"]
-    )
-
-    def start(run: Path) -> BaseProcess:
-        process = server.Process(target=extract, kwargs={**options, "out": str(run), "listeners": []})
-        process.start()
-        return process
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def finished(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an undisturbed run; not to be changed."""
-    run = tmp_path_factory.mktemp("finished")
-    start(run).join()
-    assert flags(run) == WINDOWS
-    return run
-
-
-@pytest.fixture(scope="module")
-def undisturbed(finished: Path) -> dict[str, bytes]:
-    return contents(finished / CUBE)
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run folder."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def flags(run: Path) -> int:
-    """Return how many windows are committed."""
-    names = (path.name.removeprefix("c.") for path in (run / CUBE / "committed").glob("c.*"))
-    return sum(name.isdigit() for name in names)  # a kill may leave c.….partial
 
 
 def wait_for(sign: Callable[[], bool], process: BaseProcess | subprocess.Popen[str]) -> None:
@@ -128,27 +59,39 @@ def seen(run: Path) -> str:
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path: Path, start: Start, undisturbed: dict[str, bytes]) -> None:
-    chance = random.Random(20)
+@pytest.mark.parametrize(
+    "count", [20, pytest.param(300, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])]
+)
+def test_kills_at_random_moments(
+    tmp_path: Path, start: Start, undisturbed: dict[str, bytes], count: int
+) -> None:
+    chance = random.Random(count)
     kills: list[str] = []
-    runs = 0
-    while len(kills) < 20:
-        run = tmp_path / str(runs)
-        runs += 1
-        killed = True
-        while killed:
-            sign, seconds = moment(chance, run)
-            process = start(run)
-            wait_for(sign, process)
-            time.sleep(seconds)
-            process.kill()
-            process.join()
-            killed = process.exitcode == -signal.SIGKILL
-            if killed:
-                kills.append(seen(run))
-        assert process.exitcode == 0
-        assert contents(run / CUBE) == undisturbed
-    print(f"\n{len(kills)} kills in {runs} runs, with so many windows committed: {' '.join(kills)}")
+    with trials("kill -9 of an extraction at random moments, and again until it ends") as trial:
+        while len(kills) < count and not trial.failures:
+            run = tmp_path / str(len(kills))
+            with trial(run.name):
+                kills += kill_until_it_ends(run, start, chance)
+                assert contents(run / CUBE) == undisturbed
+            shutil.rmtree(run)
+            trial.count = len(kills)
+    print(f"so many windows were committed: {dict(Counter(kills))}")
+
+
+def kill_until_it_ends(run: Path, start: Start, chance: random.Random) -> list[str]:
+    """Start a run again and again, and kill it each time unless it is faster; return how far it had come."""
+    kills = []
+    while True:
+        sign, seconds = moment(chance, run)
+        process = start(run)
+        wait_for(sign, process)
+        time.sleep(seconds)
+        process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL:
+            assert process.exitcode == 0
+            return kills
+        kills.append(seen(run))
 
 
 @pytest.mark.slow
@@ -164,7 +107,7 @@ def test_fresh_processes(tmp_path: Path, options: Options) -> None:
             wait_for(lambda least=windows: flags(run) >= least, process)
             process.send_signal(end)
             _, said = process.communicate()
-        assert process.returncode == (130 if end == signal.SIGINT else -end)
+        assert process.returncode == (130 if end == signal.SIGINT else -end), said
         assert windows <= flags(run) < many
         seen(run)
     assert said.splitlines()[-1] == "actkit: interrupted; run the same command again to continue"
