@@ -204,10 +204,7 @@ def _plan(config: str | None, trial: bool, **options: Any) -> int:
         *([("skipped", f"{len(scan.skipped):,} rows")] if scan.skipped else []),
         ("tokens", f"{cut.tokens:,}, longest prompt {cut.lengths.max()}, padded {waste:.2f}×"),
         ("truncated", f"{int(prepared.measure.truncated.sum()):,} samples"),
-        (
-            "windows",
-            f"{cut.n_windows:,} of {window} samples, {cut.n_batches:,} batches{most}",
-        ),
+        ("windows", f"{cut.n_windows:,} of {window} samples, {cut.n_batches:,} batches{most}"),
         (
             "disk",
             f"about {readable_bytes(estimate.disk)} ({readable_bytes(estimate.dense)} dense), "

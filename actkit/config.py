@@ -191,8 +191,10 @@ class Config(BaseModel):
     on_nonfinite: Literal["keep", "zero", "raise"] = Field(
         "keep", description="what to do with NaN and Inf values: keep, zero or raise; they are counted anyway"
     )
-    memory_budget: int = Field(
-        1024, ge=2, le=2**20, description="host memory for the two windows that are held at once, in MB"
+    memory_budget: int | Literal["auto"] = Field(
+        "auto",
+        description="host memory for the two windows that are held at once, in MB (2 or more), or auto: 1024, "
+        "or as much as batches of the device need",
     )
     window_samples: int = Field(
         512, ge=1, description="most samples of a window: the unit of saving and resuming"
@@ -307,6 +309,13 @@ class Config(BaseModel):
         "window_samples",
         mode="before",
     )(_whole_number)
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _two(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and not 2 <= value <= 2**20:
+            raise ValueError(f"{value} is not possible (give 2 to {2**20:,} MB, or auto)")
+        return value
 
     @field_validator("batch_size")
     @classmethod

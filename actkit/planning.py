@@ -15,6 +15,7 @@ AUTO_PROMPTS = 64  # most prompts in so many tokens, in proportion
 # measured by benchmarks/chunks.py
 CHUNK_BYTES = MB // 4
 CHUNK_TOKENS = 32
+WINDOW_BYTES = 512 * MB
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def make_plan(
     # where no prompt has a position to keep, there is still an axis
     shape = Shape(layers, len(lengths), max(1, int(stored.max())), hidden)
     sizes = stored.astype(np.int64) * token_bytes + sample_bytes
-    window = _window(config, sizes)
+    window = _window(config, sizes, batch_tokens * token_bytes)
     batches = np.empty(shape.sample, dtype=np.int32)
     count = 0
     for start in range(0, shape.sample, window):
@@ -195,9 +196,11 @@ def make_plan(
     return Plan(shape, lengths, stored, window, _largest(sizes, window), batches, vision)
 
 
-def _window(config: Config, sizes: np.ndarray) -> int:
+def _window(config: Config, sizes: np.ndarray, batch_bytes: int) -> int:
     """Return how many samples a window holds, whose sizes in bytes are known; two are in memory at once."""
-    budget = config.memory_budget * MB // 2
+    budget = max(WINDOW_BYTES, batch_bytes)  # no batch crosses the end of a window
+    if config.memory_budget != "auto":
+        budget = int(config.memory_budget) * MB // 2
     most = min(config.window_samples, len(sizes))
     step = _step(most)
     window = min(config.window_samples // step * step, -(-len(sizes) // step) * step)

@@ -17,6 +17,7 @@ QUICK = {
     "reading": ["--limit", "32", "--rounds", "1"],
     "chunks": ["--limit", "16", "--rounds", "1"],
     "writing": ["--limit", "64"],
+    "plan": ["--limit", "64", "--rounds", "1"],
 }
 
 

@@ -51,7 +51,7 @@ def run(options: dict[str, Any]) -> None:
 def time_model(folder: Path, limit: int, rounds: int, out: Path) -> dict[str, list[float]]:
     """Time the bare forward and every extraction in turn."""
     options: dict[str, Any] = {"model": str(folder), "data": str(SENTENCES), "limit": limit}
-    prepared = plan(**options, out=str(out / "plan"))
+    prepared = plan(**options, out=str(out / "plan"), trial=False)
     inputs, model, runs = batches(prepared), load(folder), count()
 
     def bare() -> None:
@@ -73,11 +73,11 @@ def describe(options: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Return what a process holds that has only loaded the model, and the plan of every extraction."""
     model = load(Path(options["model"]))
     with torch.inference_mode():  # weights are mapped from their file, and read when they are used
-        model(**batches(plan(**{**options, "limit": 2}))[0], use_cache=False)
+        model(**batches(plan(**{**options, "limit": 2}, trial=False))[0], use_cache=False)
     loaded = memory()
     plans = {}
     for name, chosen in variants(model.config.num_hidden_layers).items():
-        prepared = plan(**{**options, **chosen})
+        prepared = plan(**{**options, **chosen}, trial=False)
         windows = min(2, prepared.plan.n_windows) * prepared.plan.window_bytes
         plans[name] = {"options": chosen, "windows": windows, "estimate": prepared.estimate}
     return loaded, plans

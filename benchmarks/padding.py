@@ -50,6 +50,7 @@ def row(model: Path, name: str, batch_size: int | str, limit: int) -> dict[str, 
             save="norm",
             limit=limit,
             batch_size=batch_size,
+            trial=False,
             window_samples=window,
         ).plan
         batches = [batch for index in range(found.n_windows) for batch in found.batches_of(index)]

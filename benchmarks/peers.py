@@ -109,7 +109,7 @@ def run_actkit(options: dict[str, Any]) -> None:
 
 def save_batches(options: dict[str, Any], path: Path) -> list[list[int]]:
     """Save the batches for the peers, and return which samples are in each."""
-    prepared = plan(**options)
+    prepared = plan(**options, trial=False)
     torch.save(batches(prepared), path)
     windows = range(prepared.plan.n_windows)
     return [batch.tolist() for window in windows for batch in prepared.plan.batches_of(window)]

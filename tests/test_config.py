@@ -87,7 +87,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"batch_size": False}, ["batch_size: False is no whole number"]),
     ({"batch_size": "0"}, ["batch_size: a batch holds 1 prompt or more"]),
     ({"batch_size": "big"}, ["batch_size: 'big' is not possible (give number of prompts per forward pass, or auto)"]),
-    ({"memory_budget": 1}, ["memory_budget: 1 is not possible (give host memory for the two windows that are held at once, in MB)"]),
+    ({"memory_budget": 1}, ["memory_budget: 1 is not possible (give 2 to 1,048,576 MB, or auto)"]),
     ({"memory_budget": 1.5}, ["memory_budget: 1.5 is no whole number"]),
     ({"dtype": "int8"}, ["dtype: 'int8' is not possible (give dtype of the weights: auto (the checkpoint's), float32, bfloat16 or float16)"]),
     ({"device": "gpu"}, ["device: 'gpu' is not possible (give auto, cpu, mps, cuda or cuda:N)"]),

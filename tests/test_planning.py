@@ -404,3 +404,13 @@ def test_larger_batches_have_more_prompts() -> None:
     for tokens, prompts in ((1024, 64), (2048, 64), (8192, 256)):
         plan = plan_of([1] * 2000, batch_tokens=tokens)
         assert np.bincount(plan.batches).max() == prompts
+
+
+def test_a_device_that_takes_large_batches_gets_windows_that_hold_them() -> None:
+    config, lengths = Config(model="m", data="d", out="o"), np.full(1000, 16, dtype=np.int32)
+    options: Any = {"layers": 2, "hidden": 8, "token_bytes": MB}
+    assert make_plan(config, lengths, **options, batch_tokens=256).window == 512 // 16
+    assert make_plan(config, lengths, **options, batch_tokens=2048).window == 2048 // 16
+    # unless they are told how much they may take
+    told = config.model_copy(update={"memory_budget": 64})
+    assert make_plan(told, lengths, **options, batch_tokens=2048).window == 2

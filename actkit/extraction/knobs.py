@@ -132,8 +132,9 @@ def _of_memory(run: Checked, sized: Sized, changed: Any) -> Iterator[tuple[str, 
             yield f"quantization={bits}", changed(quantization=bits), None
     if config.batch_size != "auto":
         yield "batch_size=auto", changed(batch_size="auto"), None
-    budget = max(2, config.memory_budget // 4)
-    if budget < config.memory_budget:
+    used = 1024 if config.memory_budget == "auto" else config.memory_budget
+    budget = max(2, used // 4)
+    if budget < used:
         yield f"memory_budget={budget}", changed(memory_budget=budget), None
 
 

@@ -44,7 +44,7 @@ def weights_bytes(checkpoint: Checkpoint, dtype: str, quantization: str | None =
             if (stored := _FLOATS.get(tensor["dtype"])) is not None:
                 # bitsandbytes leaves embeddings and vectors as they are
                 linear = len(tensor["shape"]) == 2 and "emb" not in name
-                each = _QUANTIZED[quantization] if quantization and linear else _BYTES[dtype]
+                each = _QUANTIZED[quantization] if quantization and linear else _BYTES.get(dtype, 4)
                 size = size // stored * each
             total += size
     return int(total)
@@ -69,7 +69,7 @@ def position_bytes(architecture: Architecture, kept: int, dtype: str) -> int:
     dtype
         That of the weights.
     """
-    config, hidden, item = architecture.config, architecture.hidden, _BYTES[dtype]
+    config, hidden, item = architecture.config, architecture.hidden, _BYTES.get(dtype, 4)
     heads = _number(config, "num_attention_heads") or 1
     head = _number(config, "head_dim") or hidden // heads
     keys = _number(config, "num_key_value_heads") or heads

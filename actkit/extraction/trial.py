@@ -64,18 +64,19 @@ def try_out(prepared: Prepared, threads: int) -> Prepared:
         started = time.perf_counter()
         model = load_model(prepared.checkpoint, prepared.architecture, prepared.config)
         loading, held = time.perf_counter() - started, peak.restart()
-        devices = range(torch.cuda.device_count() if model.device.type == "cuda" else 0)
-        for index in devices:
-            torch.cuda.reset_peak_memory_stats(index)
+        held_by = {weights.device for weights in model.model.parameters()}
+        devices = [device for device in held_by if device.type == "cuda"]
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
         with closing(NamelessWriter(prepared.disk_folder, prepared.plan, threads=threads)) as writer:
-            trial = _Trial(prepared, model, writer)
+            trial = _Trial(prepared, model, writer, devices)
             summed = _sum_up(prepared, trial.run())
         host = max(peak.restart() - trial.buffer_bytes, held - prepared.plan.held_bytes) + _HEAPS
     rates = replace(
         summed,
-        starting=prepared.checking + loading + _CREATING * summed.committing,
+        starting=prepared.checking + loading + trial.warming + _CREATING * summed.committing,
         reading=prepared.checking / prepared.plan.shape.sample * (1 - trial.remembered),
-        crossing=_seconds_a_byte(model.device) if devices else 0.0,
+        crossing=_seconds_a_byte(devices[0]) if devices else 0.0,
         shares_cores=not devices,
         host=host,
         device=sum(map(torch.cuda.max_memory_allocated, devices)) if devices else None,
@@ -124,8 +125,10 @@ class _Tried:
 class _Trial:
     """Runs batches of a plan, one after the other, through one buffer."""
 
-    def __init__(self, prepared: Prepared, model: LoadedModel, writer: NamelessWriter) -> None:
-        self._prepared, self._writer = prepared, writer
+    def __init__(
+        self, prepared: Prepared, model: LoadedModel, writer: NamelessWriter, devices: Sequence[torch.device]
+    ) -> None:
+        self._prepared, self._writer, self._devices = prepared, writer, devices
         plan, measure = prepared.plan, prepared.measure
 
         def is_forgotten(window: int) -> bool:
@@ -137,6 +140,7 @@ class _Trial:
         self._rows: Samples | None = None if known else next(windows(prepared, [0]))[1]
         self._within = plan.samples_of(max(known, 1) - 1).stop
         self.remembered = self._within / plan.shape.sample if known else 0.0
+        self.warming = 0.0  # seconds of the first pass, which is slow for the run too
         batches = plan.batches[: self._within]
         most = np.bincount(batches, weights=plan.stored[: self._within]).max()
         count = int(np.bincount(batches).max())
@@ -157,7 +161,7 @@ class _Trial:
         deadline = time.perf_counter() + SECONDS
         chosen = self._choose()
         largest = next(chosen)
-        self._try(largest[:1])  # the first pass of a process is slow
+        self.warming = self._try(largest[:1]).computing
         self._try(largest)
         tried: list[_Tried] = []
         for samples in chosen:
@@ -210,15 +214,18 @@ class _Trial:
         started = time.perf_counter()
         buffer.begin(count)
         self._batcher.run(Batch(0, np.arange(count), prompts), buffer)
+        for device in self._devices:  # what is still on its way to the host runs beside the next batch
+            torch.cuda.current_stream(device).synchronize()
+        computed = time.perf_counter()
         buffer.complete()
         buffer.wait()
-        computed = time.perf_counter()
+        arrived = time.perf_counter()
         described = token_arrays(
             buffer.prompts, buffer.kept, room.plan.shape.token, room.variables, room.encoder
         )
         values = {**described, **buffer.arrays()}
         ready = time.perf_counter()
-        return _Tried(samples, computed - started, ready - computed, self._writer.write(values, count))
+        return _Tried(samples, computed - started, ready - arrived, self._writer.write(values, count))
 
 
 def _sum_up(prepared: Prepared, tried: Sequence[_Tried]) -> Rates:

@@ -187,7 +187,7 @@ def test_what_is_said_of_an_image_is_what_transformers_says(
     ).load()
     model: Any = getattr(tf, VLMS[name].model).from_pretrained(vlm(name)).eval()
     alone = actkit.plan(
-        model=str(vlm(name)), data=str(scenes), out=str(tmp_path / "no"), image_column="image"
+        model=str(vlm(name)), data=str(scenes), out=str(tmp_path / "no"), image_column="image", trial=False
     )
     from actkit.extraction.prompts.encoding import collate
 

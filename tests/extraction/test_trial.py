@@ -105,7 +105,7 @@ def test_every_batch_may_be_tried_and_the_largest_is(
 ) -> None:
     monkeypatch.setattr(trial, "SECONDS", 0.0)
     asked = {"model": str(architectures("demo")), "data": str(mtgeneval), "out": str(tmp_path / "run")}
-    plan = actkit.plan(**asked).plan
+    plan = actkit.plan(**asked, limit=1500).plan
     # a prompt to warm up, the largest batch, and three that stand for all
     assert [len(batch) > 1 for batch in tried] == [False, True, True, True, True]
     alone, largest, *others = tried
