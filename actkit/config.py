@@ -193,8 +193,8 @@ class Config(BaseModel):
     )
     memory_budget: int | Literal["auto"] = Field(
         "auto",
-        description="host memory for the two windows that are held at once, in MB (2 or more), or auto: 1024, "
-        "or as much as batches of the device need",
+        description="host memory for the two windows that are held at once, in MB, or auto: 1024, or as "
+        "much as two batches take on a device of its own",
     )
     window_samples: int = Field(
         512, ge=1, description="most samples of a window: the unit of saving and resuming"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actkit.config import MB
+from actkit.config import MB, Config
 from actkit.planning import (
     AUTO_PROMPTS,
     AUTO_TOKENS,
@@ -16,6 +16,7 @@ from actkit.planning import (
     Plan,
     Shape,
     footprint,
+    make_plan,
 )
 from actkit.schema import VARIABLES, VISION
 from actkit.testing import synthetic
