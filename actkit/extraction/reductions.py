@@ -46,7 +46,9 @@ def means_of_runs(values: torch.Tensor, packing: Packing) -> torch.Tensor:
 
 def last_of(values: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Return the values at the last content token, dims ``(sample, hidden)``; NaN without any."""
-    last = values.new_full((len(packing.lengths), values.shape[-1]), torch.nan)
     chosen = values.index_select(0, packing.on("last", values.device))
+    if len(packing.with_content) == len(packing.lengths):
+        return chosen
+    last = values.new_full((len(packing.lengths), values.shape[-1]), torch.nan)
     last[packing.on("with_content", values.device)] = chosen
     return last
