@@ -26,6 +26,11 @@ def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [sys.executable, "-m", "actkit.cli", "extract", *asked]
 
 
+def hear() -> None:
+    """Let SIGINT be heard, which what a shell starts in the background ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def committed(run: Path) -> int:
     return len(list((run / CUBE / "committed").glob("c.*[0-9]")))
 
@@ -34,7 +39,8 @@ def committed(run: Path) -> int:
 @pytest.mark.parametrize("end", CODES, ids=lambda end: end.name)
 def test_a_signal_ends_a_run_in_order(command: list[str], tmp_path: Path, end: signal.Signals) -> None:
     run = tmp_path / "run"
-    with subprocess.Popen([*command, f"--out={run}"], stderr=subprocess.PIPE, text=True) as process:
+    heard = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": hear}
+    with subprocess.Popen([*command, f"--out={run}"], **heard) as process:
         while committed(run) < 5 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(end)

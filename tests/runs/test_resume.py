@@ -103,7 +103,9 @@ def test_fresh_processes(tmp_path: Path, options: Options) -> None:
     ends = [(signal.SIGKILL, 1), (signal.SIGKILL, 30), (signal.SIGKILL, 60), (signal.SIGINT, 90)]
     for end, windows in ends:
         fresh = [sys.executable, "-m", "actkit.cli", *command(long, run)]
-        with subprocess.Popen(fresh, stderr=subprocess.PIPE, text=True) as process:
+        # what a shell starts in the background ignores SIGINT
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        with subprocess.Popen(fresh, stderr=subprocess.PIPE, text=True, **heard) as process:
             wait_for(lambda least=windows: flags(run) >= least, process)
             process.send_signal(end)
             _, said = process.communicate()

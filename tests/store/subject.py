@@ -19,8 +19,9 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Subject:
-    """A cube, and what it should be."""
+    """A cube, and what it should be; ``what`` says how large it is."""
 
+    what: str
     numbers: Synthetic = field(repr=False)
     whole: dict[str, bytes] = field(repr=False)
     states: list[Path] = field(repr=False)  # with no window, with the first, and so on to all of them
@@ -65,7 +66,7 @@ def subject(size: str, folder: Path) -> Subject:
     for window in range(numbers.plan.n_windows):
         states.append(Path(shutil.copytree(run, folder / str(window))))
         writer.write(window, numbers.part(window))
-    return Subject(numbers, contents(run), [*states, run])
+    return Subject(f"{len(numbers.values)} variables", numbers, contents(run), [*states, run])
 
 
 def resume(run: Path, numbers: Synthetic) -> list[int]:

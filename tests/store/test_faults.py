@@ -19,8 +19,9 @@ from actkit import open_cube
 from actkit.errors import StorageError
 from actkit.store.layout import CUBE
 from actkit.store.writing import CREATING, CubeWriter
+from actkit.testing import synthetic
 from tests.disk import Disk, Killed
-from tests.store.subject import Subject, subject
+from tests.store.subject import SIZES, Subject, subject
 from tests.trials import trials
 
 TOLD = "committed windows are safe, rerun to continue"
@@ -70,7 +71,9 @@ def test_an_error_at_every_step_of_writing(
     tried: Subject, run: Path, disk: Disk, lasting: bool, after: bool
 ) -> None:
     how = f"{'from then on' if lasting else 'once'}, {'having' if after else 'not having'} taken place"
-    with trials(f"I/O error at every open, write, fsync, rename, unlink × 3 windows ({how})") as trial:
+    with trials(
+        f"I/O error at every open, write, fsync, rename, unlink × 3 windows, {tried.what} ({how})"
+    ) as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             assert {kind for kind, _ in steps} == {"open", "write", "fsync", "rename", "unlink"}
@@ -91,7 +94,9 @@ def test_an_error_at_every_step_of_writing(
 def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, disk: Disk) -> None:
     codes = (errno.EIO, errno.ESTALE, errno.EBUSY)
     each = itertools.cycle(codes)
-    with trials("every rename raises EIO, ESTALE or EBUSY, having or not having taken place") as trial:
+    how = "raises EIO, ESTALE or EBUSY, having or not having taken place"
+    what = f"every rename of 3 windows and of the creation {how}, {tried.what}"
+    with trials(what) as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             moves = sum(kind == "rename" for kind, _ in steps)
@@ -132,7 +137,7 @@ def test_an_end_while_a_cube_is_created(
     last = len(steps_of(disk, lambda: tried.numbers.create(run)))
     what = "an end" if killed else "an I/O error"
     which = "every one" if stride == 1 else f"one in {stride}"
-    with trials(f"{what} while the cube is created, at {which} of {last} steps") as trial:
+    with trials(f"{what} while the cube is created, at {which} of {last} steps, {tried.what}") as trial:
         # the last three: fsync of the last folder, rename, fsync of the run folder
         for at in sorted({*range(1, last, stride), last - 2, last - 1, last}):
             shutil.rmtree(run)
@@ -151,7 +156,8 @@ def test_an_end_while_a_cube_is_created(
 
 def test_an_end_at_every_step_leaves_numbers_that_are_right(tried: Subject, run: Path, disk: Disk) -> None:
     numbers = tried.numbers
-    with trials("an end at every step of the commit × 3 windows: what then opens is right") as trial:
+    what = f"an end at every step of the commit × 3 windows: what then opens is right, {tried.what}"
+    with trials(what) as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             (commit,) = (
@@ -178,9 +184,11 @@ def test_an_end_at_every_step_leaves_numbers_that_are_right(tried: Subject, run:
 def test_a_kill_by_the_kernel_at_every_step(tmp_path: Path, size: str) -> None:
     command = [sys.executable, "-m", "tests.store.killing", size, str(tmp_path)]
     root = Path(__file__).parents[2]
+    variables = len(synthetic(**SIZES[size]).values)
+    what = f"kill -9 (a real one) at every step of the commit × 3 windows, {variables} variables"
     met = set()
     with (
-        trials(f"kill -9 (a real one) at every step of the commit × 3 windows, {size}") as trial,
+        trials(what) as trial,
         subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as mother,
     ):
         assert mother.stdout is not None
