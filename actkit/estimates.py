@@ -16,9 +16,6 @@ COMPRESSED = {2: 0.75, 4: 0.9}
 PROGRAM_BYTES = 700 * MB
 # zarr holds a variable it writes this often, beside the variable itself
 _WRITTEN = 2.5
-# A thread that takes one of the cores leaves the threads of a pass waiting for the one that shares it,
-# until the scheduler moves it; by so much of its time is the pass longer, on 2 cores and on many.
-_SHARE = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,9 @@ class Rates:
     reading
         Seconds a sample, to read it and make it a prompt.
     computing
-        Seconds a position that the model computes, pads included.
+        Seconds a position that the model computes, pads included, of a batch alone.
+    at_once
+        How many batches are computed at once.
     depth
         Blocks that each position went through.
     crossing
@@ -58,6 +57,7 @@ class Rates:
     starting: float
     reading: float
     computing: float
+    at_once: int
     depth: int
     crossing: float
     writing: float
@@ -204,7 +204,7 @@ def _scratch(plan: Plan, variables: Sequence[str]) -> int:
 def _time(plan: Plan, disk: int, depth: int, rates: Rates) -> Time:
     """Let the windows go through a run: one is computed while the one before is written."""
     positions, samples, stored = plan.by_window()
-    computing = positions * rates.computing * depth / rates.depth
+    computing = positions * rates.computing / rates.at_once * depth / rates.depth
     reading = samples * rates.reading
     crossing = stored / stored.max() * plan.window_bytes * rates.crossing if stored.any() else 0 * stored
     bytes_written = disk * stored / max(stored.sum(), 1)
@@ -213,8 +213,8 @@ def _time(plan: Plan, disk: int, depth: int, rates: Rates) -> Time:
     for window in range(plan.n_windows):
         busy = rates.busy * writing[window - 1] if window else 0.0
         took = computing[window]
-        if rates.shares_cores:
-            took += _SHARE * (reading[window] + busy)
+        if rates.shares_cores:  # while another thread has a core, one of the batches waits
+            took += (reading[window] + busy) / rates.at_once
         done = max(done, before) + max(took, reading[window], crossing[window])
         before, safe = safe, max(done, safe) + writing[window]
     sums = [float(part.sum()) for part in (computing, crossing, writing)]

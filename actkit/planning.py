@@ -117,6 +117,11 @@ class Plan:
         for batch in np.unique(batches):
             yield samples[batches == batch]
 
+    def order_of(self, window: int) -> np.ndarray:
+        """Return the samples of a window, by their positions in it, batch after batch."""
+        samples = self.samples_of(window)
+        return np.argsort(self.batches[samples.start : samples.stop], kind="stable")
+
     def shape_of(self, variable: Variable) -> Shape:
         """Return the lengths of the dimensions of the variable's group."""
         if not variable.group:

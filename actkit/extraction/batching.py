@@ -1,16 +1,20 @@
 """Batches through the model, halved where they do not fit into its memory."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
 
 import torch
 
 from ..errors import OutOfMemoryError
-from .buffers import WindowBuffer
+from .buffers import Dtypes, WindowBuffer
 from .capture import Capture
 from .feeding import Batch
 from .generation import continue_prompts
 from .logs import logger
 from .models.loading import LoadedModel
+from .models.replicas import replicate
 from .preparing import Prepared
 from .prompts.encoding import Prompt
 from .transfer import Transfer
@@ -27,6 +31,8 @@ class Batcher:
         Its model.
     transfer
         Brings the values to the host.
+    at_once
+        How many threads call it.
 
     Attributes
     ----------
@@ -36,9 +42,13 @@ class Batcher:
         Positions of the largest batch that was computed, pads included.
     """
 
-    def __init__(self, prepared: Prepared, model: LoadedModel, transfer: Transfer) -> None:
+    def __init__(
+        self, prepared: Prepared, model: LoadedModel, transfer: Transfer, *, at_once: int = 1
+    ) -> None:
         self._prepared, self._model = prepared, model
-        self._capture = Capture(model, prepared.architecture, prepared.rules, transfer)
+        self._captures: SimpleQueue[Capture] = SimpleQueue()
+        for own in (model, *(replicate(model) for _ in range(at_once - 1))):
+            self._captures.put(Capture(own, prepared.architecture, prepared.rules, transfer))
         self.most_tokens: int | None = None
         self.largest = 0
 
@@ -51,13 +61,11 @@ class Batcher:
             Where not even one prompt fits.
         """
         if not self._is_too_large(batch):
-            reached = buffer.reached()
             refused = self._try(batch, buffer)
             if not refused:
                 self.largest = max(self.largest, batch.padded_tokens)
                 return
             # only here, where the failed pass and all that it held are gone
-            buffer.rewind(reached)
             self._free()
             if len(batch.prompts) == 1:
                 raise OutOfMemoryError(
@@ -73,6 +81,11 @@ class Batcher:
         for half in batch.halves():
             self.run(half, buffer)
 
+    def learn(self, batch: Batch, dtypes: Dtypes) -> None:
+        """Find out, by the shortest prompt of a batch, in what precision the blocks give their values."""
+        with self._capture() as capture:
+            capture.learn([min(batch.prompts, key=lambda prompt: len(prompt.ids))], dtypes)
+
     def _is_too_large(self, batch: Batch) -> bool:
         limit = self.most_tokens
         return limit is not None and len(batch.prompts) > 1 and batch.padded_tokens > limit
@@ -84,8 +97,9 @@ class Batcher:
             if self._prepared.config.generate is not None:
                 prompts = self._continue(batch)
             first = self._prepared.plan.samples_of(batch.window).start
-            # one pass over prompts and what was generated after them, if anything was
-            self._capture.run(prompts, batch.samples - first, buffer)
+            with self._capture() as capture:
+                # one pass over prompts and what was generated after them, if anything was
+                capture.run(prompts, batch.samples - first, buffer)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -104,8 +118,17 @@ class Batcher:
             pad_id=self._prepared.encoder.tokenizer.pad_token_id or 0,
         )
 
+    @contextmanager
+    def _capture(self) -> Iterator[Capture]:
+        capture = self._captures.get()
+        try:
+            yield capture
+        finally:
+            self._captures.put(capture)
+
     def _free(self) -> None:
-        self._capture.settle()
+        with self._capture() as capture:
+            capture.settle()
         gc.collect()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,11 +1,13 @@
 """The arrays that hold a window while it is computed: samples in the order in which they come, no pads."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..errors import ModelError
 from ..planning import Plan
 from ..schema import OF_RESIDUAL, VARIABLES, VISION
 from ..store.ragged import Ragged
@@ -30,6 +32,23 @@ class Place:
     slot: int
 
 
+class Dtypes(dict[tuple[str, str], torch.dtype]):
+    """In what each variable is held, by group and name; the same in all windows.
+
+    Attributes
+    ----------
+    closed
+        Whether all is known, so that several threads may put values into one tensor.
+    """
+
+    closed = False
+
+    def add(self, of: tuple[str, str], dtype: torch.dtype) -> torch.dtype:
+        """Take in what a block gives, and return what holds that and all before it."""
+        self[of] = torch.promote_types(self.get(of, dtype), dtype)
+        return self[of]
+
+
 class _Group:
     """The arrays of the cube itself, or of the vision tower."""
 
@@ -40,14 +59,25 @@ class _Group:
         assert shape is not None
         self.variables = {variable.name.removeprefix(prefix): variable for variable in own}
         self.layers, self.hidden, self.tokens = shape.layer, shape.hidden, shape.token
+        self.name = name
+        self.per_sample = bool(name)  # how many patches an image has is known when it is read again
         self.capacity = max(
             len(plan.samples_of(window)) * shape.token if name else plan.stored_in(window)
             for window in range(plan.n_windows)
         )
         self.samples = min(plan.window, plan.shape.sample)
-        self.starts, self.lengths, self.slots = (np.zeros(self.samples, dtype=np.int64) for _ in range(3))
+        self.rooms, self.slots, self.starts, self.lengths = np.zeros((4, self.samples), dtype=np.int64)
         self.tensors: dict[str, torch.Tensor] = {}
-        self.positions = self.taken = 0
+
+    def begin(self, order: np.ndarray, most: np.ndarray) -> None:
+        """Give each sample its room."""
+        if self.per_sample:
+            most = np.full_like(most, self.tokens)
+        self.rooms[order] = np.cumsum(most[order]) - most[order]
+        self.slots[order] = np.arange(len(order))
+        for name, tensor in self.tensors.items():
+            if ":" in name:
+                tensor.zero_()
 
     def shape_of(self, name: str, rows: int) -> tuple[int, ...]:
         if name in _BY_SAMPLE:
@@ -72,10 +102,19 @@ class WindowBuffer:
         Brings the values.
     pinned
         Whether they come from CUDA.
+    dtypes
+        Shared by the buffers of a run.
     """
 
     def __init__(
-        self, plan: Plan, variables: Sequence[str], rules: Rules, transfer: Transfer, *, pinned: bool
+        self,
+        plan: Plan,
+        variables: Sequence[str],
+        rules: Rules,
+        transfer: Transfer,
+        *,
+        pinned: bool,
+        dtypes: Dtypes | None = None,
     ) -> None:
         self._groups = {
             group: _Group(plan, group, variables)
@@ -84,27 +123,34 @@ class WindowBuffer:
         self._axis = rules.axis
         self._layers = rules.layers
         self._transfer, self._pinned = transfer, pinned
+        self._dtypes = Dtypes() if dtypes is None else dtypes
+        self._lock = threading.Lock()
         self._mark: Mark | None = None
         self.prompts: list[Prompt] = []
         self.kept: list[np.ndarray] = []
 
     @torch.inference_mode()  # in which pinned memory was allocated
-    def begin(self, n_samples: int) -> None:
-        """Forget the window before, and take one of so many samples."""
+    def begin(self, order: np.ndarray, most: np.ndarray) -> None:
+        """Forget the window before, and take the next one.
+
+        Parameters
+        ----------
+        order
+            Its samples, by their positions in the window, batch after batch.
+        most
+            Most positions that are kept of each, dims ``(sample,)``.
+        """
         for group in self._groups.values():
-            group.positions = group.taken = 0
-            for name in group.tensors:
-                if ":" in name:
-                    group.tensors[name].zero_()
+            group.begin(order, most)
         nothing = np.empty(0, dtype=np.int64)
-        self.prompts, self.kept = [Prompt(nothing, nothing)] * n_samples, [nothing] * n_samples
+        self.prompts, self.kept = [Prompt(nothing, nothing)] * len(order), [nothing] * len(order)
 
     def holds(self, name: str, group: str = "") -> bool:
         """Tell whether a variable is kept."""
         return name in self._groups[group].variables
 
     def place(self, rows: np.ndarray, packing: Packing, group: str = "") -> Place:
-        """Make room for a batch.
+        """Return where a batch belongs, whatever else was computed.
 
         Parameters
         ----------
@@ -116,22 +162,11 @@ class WindowBuffer:
             ``""``, or that of the vision tower.
         """
         into = self._groups[group]
-        place = Place(into.positions, into.taken)
+        place = Place(int(into.rooms[rows[0]]), int(into.slots[rows[0]]))
+        # one after the other, also where fewer were generated than there is room for
         into.starts[rows] = place.position + np.cumsum(packing.kept_lengths) - packing.kept_lengths
         into.lengths[rows] = packing.kept_lengths
-        into.slots[rows] = place.slot + np.arange(len(rows))
-        into.positions += int(packing.kept_lengths.sum())
-        into.taken += len(rows)
         return place
-
-    def rewind(self, to: Mapping[str, Place]) -> None:
-        """Give back the room of batches that could not be computed."""
-        for name, place in to.items():
-            self._groups[name].positions, self._groups[name].taken = place.position, place.slot
-
-    def reached(self) -> dict[str, Place]:
-        """Return up to where each group is filled."""
-        return {name: Place(group.positions, group.taken) for name, group in self._groups.items()}
 
     def target(
         self, name: str, layer: int, place: Place, count: int, dtype: torch.dtype, group: str = ""
@@ -149,23 +184,40 @@ class WindowBuffer:
         count
             How many positions or samples.
         dtype
-            In which it is held, if this is the first of its values.
+            Of the values; a block may give more precise ones than those before it.
         group
             That of the place.
+
+        Raises
+        ------
+        ModelError
+            Where they are more precise than the same block's before.
         """
         into = self._groups[group]
         rows = self._rows(name, group)
-        if name not in into.tensors:
-            into.tensors[name] = allocate(into.shape_of(name, len(rows)), dtype, pinned=self._pinned)
-            if ":" in name:
-                into.tensors[name].zero_()
-        held = into.tensors[name]
-        if dtype.is_floating_point and torch.promote_types(held.dtype, dtype) != held.dtype:
-            # a block that gives more precise values than those before it
-            wider = allocate(held.shape, torch.promote_types(held.dtype, dtype), pinned=self._pinned)
-            held = into.tensors[name] = wider.copy_(held)
+        held = into.tensors.get(name)
+        if held is None or torch.promote_types(held.dtype, dtype) != held.dtype:
+            with self._lock:
+                held = self._make(into, name, len(rows), dtype)
         first = place.slot if name in _BY_SAMPLE or ":" in name else place.position
         return held[rows.index(layer), first : first + count]
+
+    def _make(self, into: _Group, name: str, rows: int, dtype: torch.dtype) -> torch.Tensor:
+        """Make the tensor of a variable, unless another thread did; or a more precise one."""
+        held, known = into.tensors.get(name), self._dtypes.get((into.name, name), dtype)
+        wanted = self._dtypes.add((into.name, name), dtype)
+        if held is not None and held.dtype == wanted:
+            return held
+        if self._dtypes.closed and wanted != known:
+            # what other threads put into the tensor would be lost
+            raise ModelError(f"{name}: a block that gave {known} values gives {dtype} now")
+        made = allocate(into.shape_of(name, rows), wanted, pinned=self._pinned)
+        if held is not None:  # a block that gives more precise values than those before it
+            made.copy_(held)
+        elif ":" in name:
+            made.zero_()
+        into.tensors[name] = made
+        return made
 
     def _rows(self, name: str, group: str) -> tuple[int, ...]:
         """Return the blocks that the first dimension of a variable's tensor stands for."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..schema import VISION
-from .buffers import Place, WindowBuffer, counted
+from .buffers import Dtypes, Place, WindowBuffer, counted
 from .forward import EMBEDDING, run
 from .models.loading import Architecture, LoadedModel
 from .packing import Packing, pack, pack_whole
@@ -93,6 +93,26 @@ class Capture:
         self._marks.append(self._transfer.mark())
         if len(self._marks) > _AHEAD:  # what waits to be copied is held on the device
             self._marks.popleft().wait()
+
+    @torch.inference_mode()
+    def learn(self, prompts: Sequence[Prompt], dtypes: Dtypes) -> None:
+        """Find out in what precision the blocks give their values.
+
+        Parameters
+        ----------
+        prompts
+            What they are given; one is enough.
+        dtypes
+            Is told.
+        """
+
+        def note(component: str, _layer: int, output: torch.Tensor) -> None:
+            of = (VISION, "residual") if component == VISION else ("", component)
+            means = self._rules.tokens == "mean" and component != VISION
+            dtypes.add(of, self._stored(torch.float32 if means else output.dtype))
+
+        run(self._model, prompts, self._rules.layers, self._rules.axis[-1], note)
+        dtypes.closed = True
 
     def settle(self) -> None:
         """Return once nothing waits on the device to be copied."""

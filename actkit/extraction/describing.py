@@ -17,6 +17,7 @@ from .measuring import Measure
 from .models.checkpoints import Checkpoint
 from .models.loading import Architecture, pick_device
 from .prompts.encoding import Encoder
+from .sharing import share_cores
 
 MOST_LISTED = 1000
 CONTENT_RULE = "text and image tokens; not pads, special, template or generated tokens"
@@ -88,6 +89,7 @@ def describe_run(run: Checked, plan: Plan, batch_tokens: int) -> dict[str, str |
         Most tokens of a batch, where its size is ``auto``.
     """
     config, measure = run.config, run.measure
+    device = pick_device(config.device).type
     asked = config.model_dump(
         mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision", "wandb"}
     )
@@ -100,7 +102,9 @@ def describe_run(run: Checked, plan: Plan, batch_tokens: int) -> dict[str, str |
         "model_type": str(run.architecture.config.model_type),
         "model_layers": run.architecture.n_layers,
         "weights_dtype": weights_dtype(run),
-        "device": pick_device(config.device).type,
+        "device": device,
+        # other numbers of threads give other last bits
+        **({"threads": share_cores(config).threads} if device == "cpu" else {}),
         "data": run.source.name,
         "data_sha256": run.scan.digest,
         "layers": grammar.describe_all(run.layers),

@@ -42,6 +42,7 @@ _NOT_SETTINGS = {
     "sum_rule",
     "sum_rule_error",
     "storage",
+    "threads",
     "tokens_kept",
     CHECKSUM,
 }
@@ -240,7 +241,7 @@ def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
 def _threads(device: str) -> int:
     """Return how many threads compress: few beside a model that computes on the same cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // 4 if pick_device(device).type == "cpu" else cores - 2))
+    return min(8, max(1, cores if pick_device(device).type == "cpu" else cores - 2))
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

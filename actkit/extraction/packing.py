@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .prompts.encoding import Prompt
-from .selection import MEAN_POSITION, Rules, content_positions, kept_positions
+from .selection import Rules, content_positions, kept_positions
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Packing:
         How many each sample has, dims ``(sample,)``.
     kept
         Of each sample, the places that are kept, in its prompt.
+    keeps_means
+        Whether means over content tokens are kept in place of tokens.
     """
 
     real: np.ndarray | None
@@ -35,6 +37,7 @@ class Packing:
     content: np.ndarray
     content_lengths: np.ndarray
     kept: list[np.ndarray]
+    keeps_means: bool = False
     _moved: dict[tuple[str, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -51,11 +54,6 @@ class Packing:
     def keeps_all(self) -> bool:
         """Whether every real position is kept."""
         return bool((self.kept_lengths == self.lengths).all()) and not self.keeps_means
-
-    @cached_property
-    def keeps_means(self) -> bool:
-        """Whether means over content tokens are kept in place of tokens."""
-        return any(MEAN_POSITION in kept for kept in self.kept)
 
     @cached_property
     def chosen(self) -> np.ndarray:
@@ -127,6 +125,7 @@ def pack(prompts: Sequence[Prompt], rules: Rules) -> Packing:
         np.flatnonzero(np.concatenate(masks)),
         np.array([mask.sum() for mask in masks], dtype=np.int64),
         kept,
+        rules.tokens == "mean",
     )
 
 

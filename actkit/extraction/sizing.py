@@ -11,6 +11,7 @@ from ..schema import COMPONENTS, VISION
 from .describing import Checked, weights_dtype, window_variables
 from .memory import auto_tokens, device_bytes, position_bytes, weights_bytes
 from .selection import layer_axis
+from .sharing import share_cores
 from .vision import vision_hidden
 
 
@@ -122,9 +123,15 @@ def size_up(
         variables,
         layers=kept,
         value_bytes=value_bytes,
-        host_bytes=weights if total is None else 0,
+        host_bytes=weights + _beside(run, plan, dtype) if total is None else 0,
         device_bytes=on_device,
         depth=axis[-1] + 1,
         rates=rates,
     )
     return Sized(plan, variables, batch_tokens, needs, kept, value_bytes, weights, token, sample)
+
+
+def _beside(run: Checked, plan: Plan, dtype: str) -> int:
+    """Return what the passes hold that run beside the first one."""
+    others = share_cores(run.config).batches - 1
+    return others * position_bytes(run.architecture, 0, dtype) * int(plan.batch_positions.max())

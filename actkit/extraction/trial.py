@@ -24,6 +24,7 @@ from .feeding import Batch, batch_prompts, windows
 from .models.loading import LoadedModel, load_model
 from .preparing import Prepared
 from .prompts.encoding import Prompt
+from .sharing import share_cores
 from .sizing import size_up
 from .token_arrays import token_arrays
 from .transfer import Transfer, allocate
@@ -64,19 +65,23 @@ def try_out(prepared: Prepared, threads: int) -> Prepared:
         started = time.perf_counter()
         model = load_model(prepared.checkpoint, prepared.architecture, prepared.config)
         loading, held = time.perf_counter() - started, peak.restart()
+        share = share_cores(prepared.config)
         held_by = {weights.device for weights in model.model.parameters()}
         devices = [device for device in held_by if device.type == "cuda"]
         for device in devices:
             torch.cuda.reset_peak_memory_stats(device)
-        with closing(NamelessWriter(prepared.disk_folder, prepared.plan, threads=threads)) as writer:
+        naming = closing(NamelessWriter(prepared.disk_folder, prepared.plan, threads=threads))
+        with share.taken(), naming as writer:
             trial = _Trial(prepared, model, writer, devices)
             summed = _sum_up(prepared, trial.run())
-        host = max(peak.restart() - trial.buffer_bytes, held - prepared.plan.held_bytes) + _HEAPS
+        one = max(peak.restart() - trial.buffer_bytes - held, 0)  # what a batch takes on its way
+        host = max(held + share.batches * one, held - prepared.plan.held_bytes) + _HEAPS
     rates = replace(
         summed,
         starting=prepared.checking + loading + trial.warming + _CREATING * summed.committing,
         reading=prepared.checking / prepared.plan.shape.sample * (1 - trial.remembered),
         crossing=_seconds_a_byte(devices[0]) if devices else 0.0,
+        at_once=share.batches,
         shares_cores=not devices,
         host=host,
         device=sum(map(torch.cuda.max_memory_allocated, devices)) if devices else None,
@@ -212,7 +217,7 @@ class _Trial:
         prompts = self._prompts(samples)
         count, buffer, room = len(samples), self._buffer, self._room
         started = time.perf_counter()
-        buffer.begin(count)
+        buffer.begin(np.arange(count), self._prepared.plan.stored[samples])
         self._batcher.run(Batch(0, np.arange(count), prompts), buffer)
         for device in self._devices:  # what is still on its way to the host runs beside the next batch
             torch.cuda.current_stream(device).synchronize()
@@ -254,6 +259,7 @@ def _sum_up(prepared: Prepared, tried: Sequence[_Tried]) -> Rates:
         starting=0.0,
         reading=0.0,
         computing=sum(one.computing for one in tried) / computed,
+        at_once=1,
         depth=prepared.rules.axis[-1] + 1,
         crossing=0.0,
         writing=seconds / large,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import actkit
+from actkit.extraction.sharing import Share
 from actkit.schema import TokenKind
 
 ARCHITECTURES = ["demo", "minilm", "gemma3", "qwen2", "llama", "gpt2"]
@@ -90,7 +91,9 @@ def test_sentences_of_mtgeneval(
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_same_batch_gives_the_same_bits(name: str, architectures: Any, tmp_path: Path) -> None:
+def test_the_same_batch_and_threads_give_the_same_bits(
+    name: str, architectures: Any, tmp_path: Path
+) -> None:
     import torch
     import transformers as tf
 
@@ -107,7 +110,7 @@ def test_the_same_batch_gives_the_same_bits(name: str, architectures: Any, tmp_p
     model = tf.AutoModel.from_pretrained(folder, dtype="auto").eval()
     model.config.tie_last_hidden_states = False
     batch = tokenizer(texts, return_tensors="pt", padding=True)
-    with torch.inference_mode():
+    with Share(1, cube.attrs["threads"]).taken(), torch.inference_mode():
         states = model(**batch, use_cache=False, output_hidden_states=True).hidden_states[1:]
     residual = cube.residual.values
     for layer, state in enumerate(states):

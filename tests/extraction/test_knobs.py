@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from actkit.errors import InputError
 from actkit.extraction import knobs as module
@@ -68,6 +69,7 @@ def test_a_disk_that_is_too_small(asked: dict[str, Any], disk: Callable[[int], N
 
 def test_memory_that_the_machine_has_not(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "host_bytes", lambda: 700 * 10**6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert faults_of(**asked) == [
         "host memory: needs about 734.1 MB, and 700.0 MB is all there is (or another machine)"
     ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import actkit
 from actkit.errors import ChangedError
@@ -31,6 +32,7 @@ def test_a_device_of_its_own_takes_larger_batches(
     asked: dict[str, Any], mtgeneval: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentences = {**asked, "data": str(mtgeneval), "window_samples": 512}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # so that no passes run beside each other
     small = prepare(None, sentences)
     for module in (sizing, knobs):
         monkeypatch.setattr(module, "device_bytes", lambda _: 80 * GB)
