@@ -9,8 +9,9 @@ import numpy as np
 from .config import MB, Config
 from .schema import VARIABLES, Variable
 
-# the fewest with which two CPU cores computed as many tokens a second as with more (docs/decisions/0019)
-AUTO_TOKENS = 2048
+# on a CPU: with more, two passes at once would not fit into what a run may take beside its model and windows,
+# and are at most a tenth faster (docs/decisions/0020)
+AUTO_TOKENS = 1024
 AUTO_PROMPTS = 64  # most prompts in so many tokens, in proportion
 # measured by benchmarks/chunks.py
 CHUNK_BYTES = MB // 4

@@ -149,7 +149,7 @@ def test_plan_without_a_trial(tiny_model: Path, prompts: Path, tmp_path: Path) -
     code, out, err = run("plan", *options, "--no-trial")
     assert (code, err) == (0, "")
     said = pairs(out)
-    assert said["windows"] == "1 of 6 samples, 1 batches of up to 2,048 tokens"
+    assert said["windows"] == "1 of 6 samples, 1 batches of up to 1,024 tokens"
     assert said["time"] == "unknown without a trial"
     assert said["helps most"] == "for disk, save=norm,pooled,last → 3.6 kB"
     # an extraction tries nothing

@@ -24,11 +24,12 @@ from ..store.writing import CubeWriter, create_cube, storage_errors
 from .feeding import batches
 from .forward import call
 from .logs import log_file, logger
-from .models.loading import LoadedModel, load_model, pick_device
+from .models.loading import LoadedModel, load_model
 from .models.sites import check_sum_rule
 from .pipeline import compute
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
+from .sharing import share_heap
 from .tally import Tally
 from .tracking import tracked
 from .trial import try_out
@@ -73,9 +74,10 @@ def plan(config: str | Path | Config | None = None, *, trial: bool = True, **opt
         With every fault of options, data, model and output, and with what the run needs more of than
         there is.
     """
+    share_heap()
     prepared = prepare(config, options)
     fits = prepared.estimate.host <= psutil.virtual_memory().available
-    return try_out(prepared, _threads(prepared.config.device)) if trial and fits else prepared
+    return try_out(prepared, _threads()) if trial and fits else prepared
 
 
 def extract(
@@ -120,6 +122,7 @@ def extract(
     -----
     Calling it again with the same arguments continues at the first uncommitted window.
     """
+    share_heap()
     prepared = prepare(config, options)
     run = prepared.run
     with storage_errors("cannot make the run folder"):
@@ -166,7 +169,7 @@ def _run(prepared: Prepared, meter: Meter) -> None:
             rows=prepared.rows(),
             attrs={**prepared.attrs, **sum_rule},
         )
-    with closing(CubeWriter(path, prepared.plan, threads=_threads(prepared.config.device))) as writer:
+    with closing(CubeWriter(path, prepared.plan, threads=_threads())) as writer:
         _complete(prepared, model, writer, meter)
 
 
@@ -238,10 +241,10 @@ def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **options}
 
 
-def _threads(device: str) -> int:
-    """Return how many threads compress: few beside a model that computes on the same cores."""
+def _threads() -> int:
+    """Return how many threads compress."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores if pick_device(device).type == "cpu" else cores - 2))
+    return min(8, cores)
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

@@ -91,9 +91,7 @@ def test_sentences_of_mtgeneval(
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_same_batch_and_threads_give_the_same_bits(
-    name: str, architectures: Any, tmp_path: Path
-) -> None:
+def test_the_same_batch_and_threads_give_the_same_bits(name: str, architectures: Any, tmp_path: Path) -> None:
     import torch
     import transformers as tf
 

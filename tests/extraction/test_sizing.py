@@ -37,8 +37,8 @@ def test_a_device_of_its_own_takes_larger_batches(
     for module in (sizing, knobs):
         monkeypatch.setattr(module, "device_bytes", lambda _: 80 * GB)
     large = prepare(None, sentences)
-    assert (small.batch_tokens, large.batch_tokens) == (2048, 16384)
-    assert (small.attrs["batch_tokens"], large.attrs["batch_tokens"]) == (2048, 16384)
+    assert (small.batch_tokens, large.batch_tokens) == (1024, 16384)
+    assert (small.attrs["batch_tokens"], large.attrs["batch_tokens"]) == (1024, 16384)
     assert 0.9 * 16384 < large.plan.batch_positions.max() <= 16384
     # the weights are no longer the host's
     assert small.estimate.device is None

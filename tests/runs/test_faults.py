@@ -206,7 +206,7 @@ def test_a_thread_that_raises_ends_the_run_with_its_error(
     monkeypatch: pytest.MonkeyPatch,
     thread: str,
 ) -> None:
-    monkeypatch.setattr(engine, "_threads", lambda device: 3)
+    monkeypatch.setattr(engine, "_threads", lambda: 3)
     owner, name, calls = THREADS[thread]
     with trials(f"a thread ({thread}) that raises: no hang, its own error, resume identical") as trial:
         for at in (1, 2, calls // 2, calls):
