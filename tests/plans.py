@@ -1,9 +1,10 @@
-"""Plans of prompts of given lengths."""
+"""Plans of prompts of given lengths, and of many."""
 
 import math
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from actkit.config import Config
 from actkit.planning import AUTO_TOKENS, Plan, Shape, make_plan
@@ -37,3 +38,20 @@ def plan_of(
         new_tokens=new_tokens,
         batch_tokens=batch_tokens,
     )
+
+
+many_lengths = st.lists(st.integers(1, 300) | st.integers(1, 5000), min_size=1, max_size=60)
+many_towers = st.none() | st.tuples(
+    st.integers(1, 27), st.sampled_from([1, 64, 256, 4096]), st.sampled_from([4, 1152])
+)
+many_plans = st.builds(
+    plan_of,
+    many_lengths,
+    layers=st.integers(1, 48),
+    arrays=st.integers(1, 3),
+    tower=many_towers,
+    hidden=st.sampled_from([16, 768, 5376]),
+    batch_size=st.just("auto") | st.integers(1, 20),
+    window_samples=st.integers(1, 80),
+    memory_budget=st.sampled_from([2, 32, 1024]),
+)
