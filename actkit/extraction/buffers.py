@@ -60,7 +60,6 @@ class _Group:
         self.variables = {variable.name.removeprefix(prefix): variable for variable in own}
         self.layers, self.hidden, self.tokens = shape.layer, shape.hidden, shape.token
         self.name = name
-        self.per_sample = bool(name)  # how many patches an image has is known when it is read again
         self.capacity = max(
             len(plan.samples_of(window)) * shape.token if name else plan.stored_in(window)
             for window in range(plan.n_windows)
@@ -71,7 +70,7 @@ class _Group:
 
     def begin(self, order: np.ndarray, most: np.ndarray) -> None:
         """Give each sample its room."""
-        if self.per_sample:
+        if self.name:  # how many patches an image has is known when it is read again
             most = np.full_like(most, self.tokens)
         self.rooms[order] = np.cumsum(most[order]) - most[order]
         self.slots[order] = np.arange(len(order))

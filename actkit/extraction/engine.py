@@ -23,13 +23,13 @@ from ..store.runs import CONFIG, SKIPPED, locked, replace_text
 from ..store.writing import CubeWriter, create_cube, storage_errors
 from .feeding import batches
 from .forward import call
+from .heap import share_heap
 from .logs import log_file, logger
 from .models.loading import LoadedModel, load_model
 from .models.sites import check_sum_rule
 from .pipeline import compute
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
-from .sharing import share_heap
 from .tally import Tally
 from .tracking import tracked
 from .trial import try_out

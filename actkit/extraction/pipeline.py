@@ -15,6 +15,7 @@ from .batching import Batcher
 from .buffers import Dtypes, WindowBuffer
 from .feeding import Batch, fed
 from .findings import check_findings
+from .heap import trim_heap
 from .logs import logger
 from .models.loading import LoadedModel
 from .preparing import Prepared
@@ -22,6 +23,8 @@ from .progress import Meter
 from .sharing import Share, share_cores
 from .token_arrays import token_arrays
 from .transfer import Transfer
+
+_TRIM_EVERY = 8  # batches
 
 
 def compute(
@@ -81,6 +84,7 @@ class _Pipeline:
     ) -> None:
         self._prepared, self._model, self._writer, self._meter = prepared, model, writer, meter
         self._several = share.batches > 1
+        self._computed = 0
         self._most = share.batches + 1  # one more waits, so that no thread does
         transfer, self._dtypes = Transfer(), Dtypes()
         self._batcher = Batcher(prepared, model, transfer, at_once=share.batches)
@@ -154,6 +158,9 @@ class _Pipeline:
         self._meter.batch_tokens = self._batcher.largest
         self._meter.add(batch.samples, sum(len(prompt.ids) for prompt in batch.prompts))
         self._meter.tell()
+        self._computed += 1
+        if self._model.device.type == "cpu" and self._computed % _TRIM_EVERY == 0:
+            trim_heap()
         for slot in self._slots:
             if slot.writing is not None and slot.writing.done():
                 slot.writing.result()  # a disk that refuses ends the run now

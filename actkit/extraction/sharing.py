@@ -1,7 +1,5 @@
 """How the cores are shared: by batches that are computed at once, each by some of the cores."""
 
-import ctypes
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ from ..config import Config
 from .models.loading import pick_device
 
 _MOST = 4  # each takes the memory of a pass
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -62,15 +59,3 @@ def share_cores(config: Config) -> Share:
     elsewhere = pick_device(config.device).type != "cpu" or config.device_map or config.quantization
     batches = 1 if elsewhere or config.generate else min(_MOST, cores)
     return Share(batches, cores // batches)
-
-
-def share_heap() -> None:
-    """Let threads that begin from now on take their memory from one heap, where the C library is glibc.
-
-    Notes
-    -----
-    By default each has one of its own and keeps what it frees: up to a third more than a run needs beside its
-    model and windows.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
