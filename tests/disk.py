@@ -93,7 +93,9 @@ class Disk:
                 self._left -= 1
                 if self._left == 0 or (self._left < 0 and self._lasting):
                     if self._after:
-                        do()
+                        done = do()
+                        if kind == "open":
+                            done.close()  # whoever asked never gets it
                         self.steps.append((kind, path))
                     elif self._left == 0:
                         half()
