@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
+from threading import Lock
 
 import torch
 
@@ -49,6 +50,7 @@ class Batcher:
         self._captures: SimpleQueue[Capture] = SimpleQueue()
         for own in (model, *(replicate(model) for _ in range(at_once - 1))):
             self._captures.put(Capture(own, prepared.architecture, prepared.rules, transfer))
+        self._lock = Lock()
         self.most_tokens: int | None = None
         self.largest = 0
 
@@ -72,7 +74,8 @@ class Batcher:
                     f"sample {batch.samples[0]}: a prompt of {batch.padded_tokens} tokens alone does not fit "
                     f"into memory; set max_tokens, dtype=bfloat16, quantization or device_map ({refused})"
                 )
-            self.most_tokens = batch.padded_tokens // 2
+            with self._lock:
+                self.most_tokens = min(self.most_tokens or batch.padded_tokens, batch.padded_tokens // 2)
             logger.warning(
                 "a batch of %d tokens did not fit into memory; from now on %d at most",
                 batch.padded_tokens,
@@ -96,10 +99,9 @@ class Batcher:
             prompts = batch.prompts
             if self._prepared.config.generate is not None:
                 prompts = self._continue(batch)
-            first = self._prepared.plan.samples_of(batch.window).start
             with self._capture() as capture:
                 # one pass over prompts and what was generated after them, if anything was
-                capture.run(prompts, batch.samples - first, buffer)
+                capture.run(prompts, batch.rows, buffer)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise

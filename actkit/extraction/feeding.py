@@ -24,12 +24,15 @@ class Batch:
         Theirs.
     samples
         Their indices in the run.
+    rows
+        Their positions in the window.
     prompts
         What the model reads.
     """
 
     window: int
     samples: np.ndarray
+    rows: np.ndarray
     prompts: list[Prompt]
 
     @property
@@ -41,7 +44,9 @@ class Batch:
         """Return two batches of half the samples."""
         middle = len(self.prompts) // 2
         parts = slice(0, middle), slice(middle, None)
-        return [Batch(self.window, self.samples[part], self.prompts[part]) for part in parts]
+        return [
+            Batch(self.window, self.samples[part], self.rows[part], self.prompts[part]) for part in parts
+        ]
 
 
 @contextmanager
@@ -73,7 +78,8 @@ def batches(prepared: Prepared, todo: Sequence[int]) -> Iterator[Batch]:
     for window, rows in windows(prepared, todo):
         first = prepared.plan.samples_of(window).start
         for samples in prepared.plan.batches_of(window):
-            yield Batch(window, samples, batch_prompts(prepared, rows, first, samples))
+            prompts = batch_prompts(prepared, rows, first, samples)
+            yield Batch(window, samples, samples - first, prompts)
 
 
 def windows(prepared: Prepared, todo: Sequence[int]) -> Iterator[tuple[int, Samples]]:

@@ -159,7 +159,7 @@ class _Trial:
             transfer,
             pinned=model.device.type == "cuda",
         )
-        self._batcher = Batcher(self._room, model, transfer)
+        self._batcher = Batcher(prepared, model, transfer)
 
     def run(self) -> list[_Tried]:
         """Try a prompt alone, then the largest batch, then others while there is time."""
@@ -218,7 +218,7 @@ class _Trial:
         count, buffer, room = len(samples), self._buffer, self._room
         started = time.perf_counter()
         buffer.begin(np.arange(count), self._prepared.plan.stored[samples])
-        self._batcher.run(Batch(0, np.arange(count), prompts), buffer)
+        self._batcher.run(Batch(0, samples, np.arange(count), prompts), buffer)
         for device in self._devices:  # what is still on its way to the host runs beside the next batch
             torch.cuda.current_stream(device).synchronize()
         computed = time.perf_counter()

@@ -104,11 +104,17 @@ def test_a_prompt_that_does_not_fit_alone_ends_the_run_and_a_rerun_completes_it(
 ) -> None:
     run = tmp_path / "run"
     longest = int(whole.prompt_tokens.max())
+    sample = int(whole.prompt_tokens.argmax("sample"))
     with monkeypatch.context():
         script(longest - 1)
-        said = rf"a prompt of {longest} tokens alone does not fit into memory; set max_tokens.*out of memory"
+        said = (
+            rf"sample {sample}: a prompt of {longest} tokens alone does not fit into memory; "
+            "set max_tokens.*out of memory"
+        )
         with pytest.raises(OutOfMemoryError, match=said):
             extract(tiny_model, prompts, run, window_samples=2)
+        with pytest.raises(OutOfMemoryError, match=said):  # in a trial
+            actkit.plan(model=str(tiny_model), data=str(prompts), out=str(tmp_path / "other"))
         assert actkit.verify(run).ok
     monkeypatch.undo()
     cube = extract(tiny_model, prompts, run, window_samples=2).load()
