@@ -19,8 +19,8 @@ from tests.disk import watched
 from tests.store.subject import Subject, subject
 
 
-def fork(act: Callable[[], object]) -> int:
-    """Do something in a fork, and return how it ended."""
+def begin(act: Callable[[], object]) -> int:
+    """Do something in a fork, and return its number."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -32,6 +32,16 @@ def fork(act: Callable[[], object]) -> int:
             traceback.print_exc()
         finally:
             os._exit(code)
+    return pid
+
+
+def fork(act: Callable[[], object]) -> int:
+    """Do something in a fork, and return how it ended."""
+    return ended(begin(act))
+
+
+def ended(pid: int) -> int:
+    """Wait for a fork, and return how it ended."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -51,16 +61,17 @@ def main(size: str, folder: Path) -> None:
     made = folder / "made"
     made.mkdir()
     # in a fork too: it starts threads
-    assert fork(lambda: send.send(subject(size, made))) == 0
-    tried: Subject = receive.recv()
+    maker = begin(lambda: send.send(subject(size, made)))
+    tried: Subject = receive.recv()  # before the maker ends: it may be more than a pipe holds
+    assert ended(maker) == 0
     run = tried.copy(0, folder / "run")
     assert fork(lambda: write_all(tried, run, 10**9, send)) == 0
     for at in range(1, receive.recv() + 1):
         tried.copy(0, run)
-        ended = fork(lambda at=at: write_all(tried, run, at))
+        how = fork(lambda at=at: write_all(tried, run, at))
         committed = sum(name in ("c.0", "c.1", "c.2") for name in os.listdir(run / CUBE / "committed"))
         rerun = fork(lambda windows=committed: check(tried, run, windows))
-        print(json.dumps({"at": at, "ended": ended, "committed": committed, "rerun": rerun}), flush=True)
+        print(json.dumps({"at": at, "ended": how, "committed": committed, "rerun": rerun}), flush=True)
 
 
 def check(tried: Subject, run: Path, committed: int) -> None:
