@@ -7,22 +7,64 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config
     from .extraction.engine import extract, plan
-    from .stats.norms import layer_norms
+    from .reporting import report
+    from .stats.activating import top_activating
+    from .stats.cka import adjacent_cka, cka, language_cka
+    from .stats.differential import group_differential, transfer
+    from .stats.directions import direction_cosines
+    from .stats.norms import layer_norms, layer_updates, massive_activations
+    from .stats.resolution import multi_resolution
+    from .stats.transitions import transitions
+    from .stats.whitening import Whitener
     from .store.checking import verify
     from .store.reading import open_cube, tokens
 
-__all__ = ["Config", "extract", "layer_norms", "open_cube", "plan", "tokens", "verify"]
+__all__ = [
+    "Config",
+    "Whitener",
+    "adjacent_cka",
+    "cka",
+    "direction_cosines",
+    "extract",
+    "group_differential",
+    "language_cka",
+    "layer_norms",
+    "layer_updates",
+    "massive_activations",
+    "multi_resolution",
+    "open_cube",
+    "plan",
+    "report",
+    "tokens",
+    "top_activating",
+    "transfer",
+    "transitions",
+    "verify",
+]
 
 __version__ = version("actkit")
 
 # imported on first use: opening a cube needs no torch, and the command line starts at once
 _HOMES = {
     "Config": ".config",
+    "Whitener": ".stats.whitening",
+    "adjacent_cka": ".stats.cka",
+    "cka": ".stats.cka",
+    "direction_cosines": ".stats.directions",
     "extract": ".extraction.engine",
+    "group_differential": ".stats.differential",
+    "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
+    "layer_updates": ".stats.norms",
+    "massive_activations": ".stats.norms",
+    "multi_resolution": ".stats.resolution",
     "open_cube": ".store.reading",
     "plan": ".extraction.engine",
+    "report": ".reporting",
     "tokens": ".store.reading",
+    "top_activating": ".stats.activating",
+    "transfer": ".stats.differential",
+    "transitions": ".stats.transitions",
     "verify": ".store.checking",
 }
 

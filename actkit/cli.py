@@ -129,6 +129,19 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=purpose, description=purpose)
         sub.add_argument("path", help="run folder, or its cube.zarr")
         sub.set_defaults(command=reader)
+    report = commands.add_parser("report", help="write one HTML page that says what a cube shows")
+    report.add_argument("path", help="run folder, or its cube.zarr; an unfinished one too")
+    report.add_argument("--out", default="report.html", help="the file (default: %(default)s)")
+    report.add_argument(
+        "--by", help="label column of two groups (default: gender, or the first with two values)"
+    )
+    report.add_argument(
+        "--pairs", help="label column of samples that are not independent (default: image_id)"
+    )
+    report.add_argument("--values", default="pooled", choices=["pooled", "last"], help="default: %(default)s")
+    report.add_argument("--figures", action="store_true", help="write each picture as PNG and SVG too")
+    report.add_argument("--tables", action="store_true", help="write each table as CSV too")
+    report.set_defaults(command=_report)
     return parser
 
 
@@ -264,6 +277,13 @@ def _verify(path: str) -> int:
         f"{found.committed} of {found.samples} samples committed"
     )
     return 0 if found.ok else 1
+
+
+def _report(path: str, **options: Any) -> int:
+    from .reporting import report
+
+    print(report(open_cube(path, partial=True), **options))
+    return 0
 
 
 def _shape(cube: xr.Dataset) -> str:

@@ -44,9 +44,7 @@ class Batch:
         """Return two batches of half the samples."""
         middle = len(self.prompts) // 2
         parts = slice(0, middle), slice(middle, None)
-        return [
-            Batch(self.window, self.samples[part], self.rows[part], self.prompts[part]) for part in parts
-        ]
+        return [Batch(self.window, self.samples[part], self.rows[part], self.prompts[part]) for part in parts]
 
 
 @contextmanager

@@ -1,21 +1,37 @@
-"""How large the residual stream is, layer by layer."""
+"""How large the residual stream is, layer by layer, and how it changes from one to the next."""
+
+from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from ..schema import content_mask
-from .kernels import NORM_SUMMARIES, summarize_norms
+from . import parts
+from .kernels.norms import NORM_SUMMARIES, largest, lengths, summarize_norms, updates
 
 
-def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr.Dataset:
+def layer_norms(
+    cube: xr.Dataset,
+    *,
+    by: str | None = None,
+    tokens: str = "content",
+    component: str = "residual",
+    resamples: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
     """Summarise the L2 norms of tokens by language and layer.
-
-    Content tokens count; of a cube that keeps the last tokens or means alone, these do.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`, with `norm`; its group ``vision`` too, of which all patches count.
+    by
+        A label column: its values are told apart too.
+    tokens
+        Which count: ``content``, or ``special``, ``template``, ``text``, ``image``, ``generated``,
+        ``first`` (position 0) or ``all``. Of a cube that keeps the last tokens or means alone, these do.
+    component
+        ``residual``, of which the cube holds norms; or ``attention`` or ``mlp``, which are read.
     resamples
         Bootstrap resamples behind ``low`` and ``high``; they draw samples, not tokens.
     seed
@@ -24,14 +40,17 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
     Returns
     -------
     xarray.Dataset
-        Dims ``(language, layer)``: ``mean`` (every token weighs alike) with its 95% interval ``low`` to
-        ``high``, ``sample_mean`` (every sample weighs alike), ``median``, ``p5``, ``p95``, ``p99``,
-        ``max``, ``n_tokens``. Unit: that of the residual stream. Computed when asked for.
+        Dims ``(language, layer)``, with ``by`` between: ``mean`` (every token weighs alike) with its 95%
+        interval ``low`` to ``high``, ``sample_mean`` (every sample weighs alike), ``median``, ``p5``,
+        ``p95``,
+        ``p99``, ``max``, ``n_tokens``, ``n_outliers`` (tokens above 10 times the median of the layer), and
+        ``rms`` (the mean over the root of the width, to compare models). Unit: that of the residual
+        stream. Computed when asked for.
 
     Raises
     ------
-    KeyError
-        Where the cube was made without `norm`.
+    InputError, KeyError
+        Where there is no such label, kind of token or component.
 
     Examples
     --------
@@ -41,50 +60,160 @@ def layer_norms(cube: xr.Dataset, *, resamples: int = 1000, seed: int = 0) -> xr
     >>> bool(abs(norms["mean"].mean() - 8) < 0.5)  # sqrt(64), for standard normal numbers
     True
     """
-    if "norm" not in cube:
-        raise KeyError("the cube has no `norm`; extract it again with `norm` among `save`")
-    counted = _counted(cube)
-    if counted == "content":
-        mask = content_mask(cube.token_kind, first_is_content=bool(cube.attrs["first_is_content"]))
-    else:
-        mask = (cube.token < cube.n_tokens).transpose("sample", "token")
-    languages = list(dict.fromkeys(cube.language.values.tolist()))
-    parts = []
-    for language in languages:
-        samples = np.flatnonzero(cube.language.values == language)
-        parts.append(
-            xr.apply_ufunc(
-                summarize_norms,
-                cube.norm.isel(sample=samples).chunk(sample=-1),
-                mask.isel(sample=samples).chunk(sample=-1),
-                input_core_dims=[["layer", "sample", "token"], ["sample", "token"]],
-                output_core_dims=[["layer", "summary"]],
-                kwargs={"resamples": resamples, "seed": seed},
-                dask="parallelized",
-                output_dtypes=[np.float64],
-                dask_gufunc_kwargs={
-                    "output_sizes": {"summary": len(NORM_SUMMARIES)},
-                    "allow_rechunk": True,
-                },
-            )
-        )
-    table = xr.concat(parts, xr.Variable("language", np.array(languages, dtype=object)))
-    result = xr.Dataset({name: table.isel(summary=i) for i, name in enumerate(NORM_SUMMARIES)})
-    result = result.assign_coords(layer=cube.layer)
-    result.attrs = {
-        "statistic": "layer_norms",
-        "tokens": counted,
-        "interval": "95%, bootstrap over samples",
-        "resamples": resamples,
-        "seed": seed,
-        "n_samples": cube.sizes["sample"],
-        "model": cube.attrs.get("model", ""),
-    }
+    own, norms = _norms(cube, component)
+    mask = parts.token_mask(own, tokens)
+    result = _summarize(own, norms, mask, by, resamples, seed)
+    if hidden := own.sizes.get("hidden"):
+        result["rms"] = result["mean"] / np.sqrt(hidden)
+    result.attrs = parts.settings(
+        own,
+        "layer_norms",
+        by=by,
+        tokens=parts.counted(own, tokens),
+        component=component,
+        interval="95%, bootstrap over samples",
+        resamples=resamples,
+        seed=seed,
+    )
     return result
 
 
-def _counted(cube: xr.Dataset) -> str:
-    if "token_kind" not in cube.coords:
-        return "patches"
-    kept = str(cube.attrs.get("tokens_kept", "all"))
-    return kept if kept in ("last", "mean") else "content"
+def layer_updates(
+    cube: xr.Dataset, *, by: str | None = None, resamples: int = 1000, seed: int = 0
+) -> xr.Dataset:
+    """Summarise what the blocks change: by how much each token's vector differs from the layer before.
+
+    Parameters
+    ----------
+    cube
+        From :func:`actkit.open_cube`, with `residual`.
+    by, resamples, seed
+        As for :func:`layer_norms`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(language, layer)``, with ``by`` between; ``layer`` is the lower of the two. Means over
+        content tokens of ``update``, the norm of the difference; ``relative``, that over the norm before;
+        ``cosine``, of the two vectors. Each has its 95% interval, ``update_low`` to ``update_high``.
+
+    Raises
+    ------
+    InputError, KeyError
+        Where there is no such label, or no `residual`.
+    """
+    parts.require(cube, "residual")
+    own = parts.captured(cube)
+    if own.sizes["layer"] < 2:
+        raise KeyError("the cube has one layer; extract it again with more of them")
+    before = own.residual.isel(layer=slice(None, -1))
+    after = own.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
+    core = [["hidden"], ["hidden"]]
+    found = parts.apply(updates, before, after, core=core, out=[[], [], []], each=False)
+    mask, result = parts.token_mask(own), xr.Dataset()
+    for name, values in zip(("update", "relative", "cosine"), found, strict=True):
+        summary = _summarize(own, values.transpose("layer", "sample", "token"), mask, by, resamples, seed)
+        result[name] = summary["mean"]
+        result[f"{name}_low"], result[f"{name}_high"] = summary["low"], summary["high"]
+    result["n_tokens"] = summary["n_tokens"]
+    result.attrs = parts.settings(
+        own,
+        "layer_updates",
+        by=by,
+        tokens=parts.counted(own, "content"),
+        interval="95%, bootstrap over samples",
+        resamples=resamples,
+        seed=seed,
+    )
+    return result
+
+
+def massive_activations(cube: xr.Dataset, *, tokens: str = "content") -> xr.Dataset:
+    """Find the largest value of each layer, and how far above the others it is.
+
+    Parameters
+    ----------
+    cube
+        From :func:`actkit.open_cube`, with `residual`.
+    tokens
+        Which count, as for :func:`layer_norms`; massive activations often sit in the ``first`` one.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(language, layer)``: ``max`` of the absolute values, ``median`` (over samples, of each
+        sample's median), ``ratio``, and where the largest one is: ``at_sample``, ``at_token``, ``at_hidden``.
+    """
+    parts.require(cube, "residual")
+    own = parts.captured(cube)
+    mask = parts.token_mask(own, tokens)
+    residual = own.residual.transpose("layer", "sample", "token", "hidden")
+    core = [["token", "hidden"], ["token"]]
+    most, median, token, hidden = parts.apply(
+        largest, residual, mask, core=core, out=[[], [], [], []], each=False
+    )
+
+    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
+        part = [array.isel(sample=places) for array in (most, median, token, hidden)]
+        core = [["sample"]] * 4
+        found = parts.apply(
+            partial(_where_largest, samples=own.sample.values[places]), *part, core=core, out=[[]] * 5
+        )
+        names = ("max", "median", "at_sample", "at_token", "at_hidden")
+        return xr.Dataset(dict(zip(names, found, strict=True)))
+
+    result = parts.by_language(own, summarize)
+    result["ratio"] = result["max"] / result["median"]
+    result.attrs = parts.settings(own, "massive_activations", tokens=parts.counted(own, tokens))
+    return result
+
+
+def _norms(cube: xr.Dataset, component: str) -> tuple[xr.Dataset, xr.DataArray]:
+    if component == "residual":
+        if "norm" not in cube:
+            raise KeyError("the cube has no `norm`; extract it again with `norm` among `save`")
+        return cube, cube.norm
+    parts.require(cube, component)
+    own = parts.captured(cube, component)
+    (norms,) = parts.apply(lengths, own[component], core=[["hidden"]], out=[[]], each=False)
+    return own, norms.transpose("layer", "sample", "token")
+
+
+def _summarize(
+    cube: xr.Dataset, norms: xr.DataArray, mask: xr.DataArray, by: str | None, resamples: int, seed: int
+) -> xr.Dataset:
+    labels = None if by is None else parts.column(cube, by, "by")
+    groups = [] if labels is None else sorted(set(labels.tolist()) - {""})
+    kernel = partial(summarize_norms, resamples=resamples, seed=seed)
+    core, out = [["layer", "sample", "token"], ["sample", "token"]], [["layer", "summary"]]
+
+    def table(places: np.ndarray) -> xr.DataArray:
+        part = norms.isel(sample=places), mask.isel(sample=places)
+        (found,) = parts.apply(
+            lambda *arrays: (kernel(*arrays),),
+            *part,
+            core=core,
+            out=out,
+            sizes={"summary": len(NORM_SUMMARIES)},
+            each=False,
+        )
+        return found
+
+    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
+        if labels is None:
+            found = table(places)
+        else:
+            tables = [table(places[labels[places] == group]) for group in groups]
+            found = xr.concat(tables, xr.Variable(str(by), np.array(groups, dtype=object)))
+        return xr.Dataset({name: found.isel(summary=i) for i, name in enumerate(NORM_SUMMARIES)})
+
+    return parts.by_language(cube, summarize).assign_coords(layer=norms.layer.values)
+
+
+def _where_largest(
+    most: np.ndarray, median: np.ndarray, token: np.ndarray, hidden: np.ndarray, *, samples: np.ndarray
+) -> tuple[Any, ...]:
+    if np.isnan(most).all():
+        return (np.nan,) * 5
+    place = int(np.nanargmax(most))
+    return most[place], np.nanmedian(median), samples[place], token[place], hidden[place]

@@ -20,6 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dims_and_variables(run: Path) -> None:
     norms = actkit.layer_norms(actkit.open_cube(run))
     expected = {"mean", "sample_mean", "median", "p5", "p95", "p99", "max", "low", "high", "n_tokens"}
+    expected |= {"n_outliers", "rms"}
     assert set(norms.data_vars) == expected
     assert norms["mean"].dims == ("language", "layer")
     assert norms.language.values.tolist() == ["english", "arabic"]

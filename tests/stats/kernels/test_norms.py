@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actkit.stats.kernels import NORM_SUMMARIES, summarize_norms
+from actkit.stats.kernels.norms import NORM_SUMMARIES, summarize_norms
 
 OPTIONS = {"resamples": 200, "seed": 0}
 

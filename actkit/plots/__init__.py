@@ -1,0 +1,21 @@
+"""Pictures of what the statistics say, in HoloViews: for Bokeh, and for Matplotlib where that is loaded."""
+
+from .lines import adjacent_cka, group_differential, layer_norms, layer_updates, transfer
+from .maps import cka, direction_cosines, language_cka, tokens
+from .points import projection
+from .style import figure, load_matplotlib
+
+__all__ = [
+    "adjacent_cka",
+    "cka",
+    "direction_cosines",
+    "figure",
+    "group_differential",
+    "language_cka",
+    "layer_norms",
+    "layer_updates",
+    "load_matplotlib",
+    "projection",
+    "tokens",
+    "transfer",
+]

@@ -1,0 +1,1 @@
+"""Formulas on plain arrays, without labels; float64 throughout."""

@@ -1,0 +1,165 @@
+"""The report: one file that a browser opens without a network, with what was asked for, and no more."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from playwright.sync_api import Browser, Page, sync_playwright
+
+import actkit
+from actkit.cli import main
+from actkit.errors import InputError
+from actkit.testing import write_cube
+from tests.stats.conftest import planted
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted(tmp_path_factory.mktemp("reporting") / "run")
+
+
+@pytest.fixture(scope="module")
+def written(run: Path) -> Path:
+    """A report, written from the command line."""
+    out = run.parent / "report.html"
+    assert main(["report", str(run), "--out", str(out), "--tables", "--figures"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_a_browser_shows_it_without_a_network(
+    written: Path, browser: Browser, width: int, height: int
+) -> None:
+    page: Page = browser.new_page(viewport={"width": width, "height": height}, offline=True)
+    faults: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(written.as_uri())
+    page.wait_for_function("window.Bokeh && Bokeh.index && Bokeh.documents.every(d => d.is_idle)")
+    assert faults == []
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
+    # all pictures are drawn, and nothing is wider than the screen
+    n_roots = page.evaluate("Bokeh.documents.flatMap(d => d.roots()).length")
+    assert n_roots >= 10, n_roots
+    heights = page.evaluate(
+        "[...document.querySelectorAll('.picture')].map(d => d.getBoundingClientRect().height)"
+    )
+    assert len(heights) == n_roots
+    assert min(heights) > 200
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("link", name="Groups: gender").click()
+    assert page.get_by_role("heading", name="Groups: gender").is_visible()
+    page.get_by_text("group differential", exact=True).click()
+    assert page.locator("#groups table").first.is_visible()
+    page.close()
+
+
+def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert "Transitions stand out" in text or "no transition stands out" in text
+    assert re.search(r"english: told apart best at layer \d \(AUROC \d\.\d+ ± ", text)
+    assert "TF-IDF of the text" in text
+    assert "unbiased HSIC of Song et al. (2012)" in text
+    assert "Samples with the same image_id are treated as one group" in text
+    assert "english has 60 samples: intervals are wide" in text
+    assert "left out" not in text
+
+
+def test_tables_are_the_results(run: Path, written: Path) -> None:
+    folder = written.with_name("report_tables")
+    table = pd.read_csv(folder / "adjacent_cka.csv")
+    wanted = actkit.adjacent_cka(actkit.open_cube(run), pairs="image_id").compute()
+    np.testing.assert_allclose(table.cka.to_numpy().reshape(2, -1), wanted.cka, atol=1e-12)
+    assert table.language.tolist() == ["english"] * 4 + ["arabic"] * 4
+    assert {path.stem for path in folder.iterdir()} >= {"norms", "group_differential", "transfer", "cka"}
+
+
+def test_figures_are_there_in_both_formats(written: Path) -> None:
+    folder = written.with_name("report_figures")
+    names = {path.stem for path in folder.iterdir()}
+    assert names >= {"norms", "group_differential", "adjacent_cka", "cka", "tokens_of_sample_1"}
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".svg"}
+    assert all(
+        (folder / f"{name}{kind}").stat().st_size > 1000 for name in names for kind in (".png", ".svg")
+    )
+
+
+def test_an_unfinished_cube_of_one_language_without_labels(tmp_path: Path) -> None:
+    run = write_cube(tmp_path / "run", n_samples=48, window=8, windows=[0, 2, 3], languages=["english"])
+    cube = actkit.open_cube(run, partial=True).drop_vars(["gender", "image_id"])
+    out = actkit.report(cube, out=tmp_path / "r.html")
+    text = out.read_text(encoding="utf-8")
+    assert "24 samples (24 english)" in text
+    assert 'id="groups"' not in text
+    assert 'id="languages"' not in text
+    # three layers show no transition, which is said and ends nothing
+    assert "Where layers change: left out, cannot run: 1 fault - layer: 3 layers show no change" in text
+
+
+def test_what_a_cube_lacks_is_said(run: Path, tmp_path: Path) -> None:
+    cube = actkit.open_cube(run).drop_vars(["residual", "embedding"])
+    text = actkit.report(cube, out=tmp_path / "r.html", by="").read_text(encoding="utf-8")
+    assert "What the blocks change: left out, the cube has no `residual`" in text
+    assert "Norms: left out" not in text
+
+
+def test_texts_are_shown_as_texts(run: Path, tmp_path: Path) -> None:
+    cube = actkit.open_cube(run).compute()
+    evil = "<script>alert(1)</script>"
+    cube = cube.assign_coords(
+        text=("sample", np.array([evil] * 120, dtype=object)),
+        language=("sample", np.array([evil] * 120, dtype=object)),
+    ).assign_attrs(model=evil)
+    text = actkit.report(cube, out=tmp_path / "r.html", by="").read_text(encoding="utf-8")
+    assert evil not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"out": "r.txt"}, "end it in .html"),
+        ({"out": "nowhere/r.html"}, "in no folder that exists"),
+        ({"out": "r.html", "by": "colour"}, "by: the cube has no label `colour`; it has gender, image_id"),
+        ({"out": "r.html", "pairs": "twin"}, "pairs: the cube has no label `twin`"),
+    ],
+)
+def test_what_cannot_be_written(
+    run: Path, tmp_path: Path, options: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cube: xr.Dataset = actkit.open_cube(run)
+    with pytest.raises(InputError, match=said):
+        actkit.report(cube, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_is_wrong(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run), "--out", str(tmp_path / "x" / "r.html")]) == 1
+    assert "in no folder that exists" in capsys.readouterr().err
