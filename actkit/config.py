@@ -191,6 +191,9 @@ class Config(BaseModel):
     on_nonfinite: Literal["keep", "zero", "raise"] = Field(
         "keep", description="what to do with NaN and Inf values: keep, zero or raise; they are counted anyway"
     )
+    whiten: bool = Field(
+        False, description="also gather what whitening needs, by language and layer; 8 × hidden² bytes each"
+    )
     memory_budget: int | Literal["auto"] = Field(
         "auto",
         description="host memory for the two windows that are held at once, in MB, or auto: 1024, or as "
@@ -284,6 +287,8 @@ class Config(BaseModel):
         if self.image_column is not None and self.chat is False:
             mend = "leave out chat: false"
             faults.append(Fault("chat", "images stand in the chat template", mend))
+        if self.whiten and "residual" not in self.save:
+            faults.append(Fault("whiten", "needs what `residual` keeps", "add residual to save"))
         if self.device_map is not None and self.device != "auto":
             faults.append(Fault("device_map", "chooses the devices itself", "leave out device"))
         if faults:

@@ -142,6 +142,7 @@ def estimate(
     host_bytes: int,
     device_bytes: int | None = None,
     depth: int = 0,
+    gathered: int = 0,
     rates: Rates | None = None,
 ) -> Estimate:
     """Predict what a run takes.
@@ -159,6 +160,8 @@ def estimate(
         What the model takes of either memory, by arithmetic; None where the device is the host.
     depth
         Blocks that each position goes through.
+    gathered
+        Bytes of moments, which are held and then kept.
     rates
         What a trial measured, which then says more than arithmetic.
     """
@@ -170,11 +173,11 @@ def estimate(
         beside += 0 if variable.is_full else size
         dense += _cells(plan, variable) * np.dtype(variable.dtype).itemsize
     host = (rates.host if rates else PROGRAM_BYTES + host_bytes) + plan.held_bytes
-    host += _scratch(plan, variables)
+    host += _scratch(plan, variables) + gathered
     if rates is None:
-        return Estimate(disk, dense, host, device_bytes)
+        return Estimate(disk + gathered, dense, host, device_bytes)
     time = _time(plan, disk - beside, depth, rates)
-    return Estimate(disk + int(rates.strings * plan.shape.sample), dense, host, rates.device, time)
+    return Estimate(disk + gathered + int(rates.strings * plan.shape.sample), dense, host, rates.device, time)
 
 
 def disk_bytes(plan: Plan, variable: Variable, *, layers: Mapping[str, int], value_bytes: int) -> int:

@@ -23,6 +23,8 @@ class TokenKind(IntEnum):
     MEAN = 6
 
 
+MOMENTS = "moments.safetensors"  # of a run that gathers them, beside its cube
+
 # what was generated is no content: what a cube says of a prompt is the same with and without a generation
 CONTENT_KINDS = (TokenKind.TEXT, TokenKind.IMAGE, TokenKind.MEAN)
 

@@ -18,6 +18,7 @@ QUICK = {
     "chunks": ["--limit", "16", "--rounds", "1"],
     "writing": ["--limit", "64"],
     "plan": ["--limit", "64", "--rounds", "1"],
+    "analyses": ["--limit", "100", "--rounds", "1"],
 }
 
 

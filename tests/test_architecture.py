@@ -4,7 +4,16 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("store", "stats", "extraction", "extraction/models", "extraction/prompts")
+PARTS = (
+    "store",
+    "stats",
+    "stats/kernels",
+    "plots",
+    "reporting",
+    "extraction",
+    "extraction/models",
+    "extraction/prompts",
+)
 
 
 def test_every_module_is_named() -> None:

@@ -18,7 +18,7 @@ from actkit.cli import main
 from actkit.config import Config
 from actkit.testing import write_cube
 
-COMMANDS = ("demo", "extract", "plan", "info", "verify")
+COMMANDS = ("demo", "extract", "plan", "info", "verify", "report")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

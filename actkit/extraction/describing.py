@@ -21,6 +21,8 @@ from .sharing import share_cores
 
 MOST_LISTED = 1000
 CONTENT_RULE = "text and image tokens; not pads, special, template or generated tokens"
+# these are said elsewhere, or leave the cube as it is
+_ASIDE = {"model", "data", "out", "layers", "revision", "wandb", "whiten"}
 _VERSIONS = ("actkit", "torch", "transformers", "tokenizers")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -90,9 +92,7 @@ def describe_run(run: Checked, plan: Plan, batch_tokens: int) -> dict[str, str |
     """
     config, measure = run.config, run.measure
     device = pick_device(config.device).type
-    asked = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"model", "data", "out", "layers", "revision", "wandb"}
-    )
+    asked = config.model_dump(mode="json", exclude_defaults=True, exclude=_ASIDE)
     # the others are in the run folder; attributes are read whenever a cube is opened
     skipped = json.dumps(run.scan.skipped[:MOST_LISTED], ensure_ascii=False)
     return {

@@ -33,6 +33,7 @@ from .progress import Bar, Listener, Meter, StatusFile
 from .tally import Tally
 from .tracking import tracked
 from .trial import try_out
+from .whitening import Gathering
 
 # found by running, or said by the options as well
 _NOT_SETTINGS = {
@@ -186,12 +187,19 @@ def _complete(prepared: Prepared, model: LoadedModel | None, writer: CubeWriter,
         done[prepared.plan.samples_of(window)] = False
     committed = int(done.sum())
     logger.info("%d of %d samples are to be computed", total - committed, total)
+    gathering = Gathering(prepared) if prepared.config.whiten else None
     if todo:
         model = model or _load(prepared)
         meter.begin(committed, partial(_device_memory, model.device), Tally(writer.path, done))
-        compute(prepared, model, writer, todo, meter)
+        try:
+            compute(prepared, model, writer, todo, meter, gathering)
+        finally:
+            if gathering is not None:
+                gathering.keep()
     else:
         meter.begin(committed, dict, Tally(writer.path, done))
+    if gathering is not None:
+        gathering.complete()
 
 
 def _check_sum_rule(prepared: Prepared, model: LoadedModel) -> dict[str, str | float]:

@@ -23,12 +23,18 @@ from .progress import Meter
 from .sharing import Share, share_cores
 from .token_arrays import token_arrays
 from .transfer import Transfer
+from .whitening import Gathering
 
 _TRIM_EVERY = 8  # batches
 
 
 def compute(
-    prepared: Prepared, model: LoadedModel, writer: CubeWriter, todo: Sequence[int], meter: Meter
+    prepared: Prepared,
+    model: LoadedModel,
+    writer: CubeWriter,
+    todo: Sequence[int],
+    meter: Meter,
+    gathering: Gathering | None = None,
 ) -> None:
     """Compute and commit windows.
 
@@ -44,9 +50,11 @@ def compute(
         The windows that are not committed yet.
     meter
         Is told of every batch and window.
+    gathering
+        Takes in every window that is written.
     """
     share, threads = share_cores(prepared.config), torch.get_num_threads()
-    pipeline = _Pipeline(prepared, model, writer, meter, share, n_buffers=min(2, len(todo)))
+    pipeline = _Pipeline(prepared, model, writer, meter, gathering, share, n_buffers=min(2, len(todo)))
     try:
         with fed(prepared, todo) as batches:
             for window, own in groupby(batches, key=attrgetter("window")):
@@ -78,11 +86,13 @@ class _Pipeline:
         model: LoadedModel,
         writer: CubeWriter,
         meter: Meter,
+        gathering: Gathering | None,
         share: Share,
         *,
         n_buffers: int,
     ) -> None:
         self._prepared, self._model, self._writer, self._meter = prepared, model, writer, meter
+        self._gathering = gathering
         self._several = share.batches > 1
         self._computed = 0
         self._most = share.batches + 1  # one more waits, so that no thread does
@@ -174,6 +184,9 @@ class _Pipeline:
         described = token_arrays(
             buffer.prompts, buffer.kept, prepared.plan.shape.token, prepared.variables, prepared.encoder
         )
-        self._meter.bytes_written += self._writer.write(window, {**described, **buffer.arrays()})
+        arrays = {**described, **buffer.arrays()}
+        self._meter.bytes_written += self._writer.write(window, arrays)
+        if self._gathering is not None:
+            self._gathering.add(window, arrays)
         self._meter.committed += len(samples)
         logger.info("window %d committed in %.2f s", window, time.monotonic() - started)

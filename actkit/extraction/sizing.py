@@ -126,9 +126,17 @@ def size_up(
         host_bytes=weights + _beside(run, plan, dtype) if total is None else 0,
         device_bytes=on_device,
         depth=axis[-1] + 1,
+        gathered=_gathered(run),
         rates=rates,
     )
     return Sized(plan, variables, batch_tokens, needs, kept, value_bytes, weights, token, sample)
+
+
+def _gathered(run: Checked) -> int:
+    """Return what moments take, of each language and layer."""
+    if not run.config.whiten or "residual" not in run.layers:
+        return 0
+    return 8 * run.architecture.hidden**2 * len(run.layers["residual"]) * len(run.scan.languages)
 
 
 def _beside(run: Checked, plan: Plan, dtype: str) -> int:

@@ -94,8 +94,8 @@ def layer_updates(
     -------
     xarray.Dataset
         Dims ``(language, layer)``, with ``by`` between; ``layer`` is the lower of the two. Means over
-        content tokens of ``update``, the norm of the difference; ``relative``, that over the norm before;
-        ``cosine``, of the two vectors. Each has its 95% interval, ``update_low`` to ``update_high``.
+        content tokens of ``update_norm``, of the difference; ``relative``, that over the norm before;
+        ``cosine``, of the two vectors. Each has its 95% interval, ``cosine_low`` to ``cosine_high``.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def layer_updates(
     core = [["hidden"], ["hidden"]]
     found = parts.apply(updates, before, after, core=core, out=[[], [], []], each=False)
     mask, result = parts.token_mask(own), xr.Dataset()
-    for name, values in zip(("update", "relative", "cosine"), found, strict=True):
+    for name, values in zip(("update_norm", "relative", "cosine"), found, strict=True):
         summary = _summarize(own, values.transpose("layer", "sample", "token"), mask, by, resamples, seed)
         result[name] = summary["mean"]
         result[f"{name}_low"], result[f"{name}_high"] = summary["low"], summary["high"]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import xarray as xr
 from dask.delayed import delayed
 
 from ..errors import Fault, InputError
+from ..schema import MOMENTS
 from . import parts
 from .kernels.moments import Moments
+from .moment_files import about_moments, load_moments
 
 _AT_ONCE = 64  # samples of a cube that is in memory already
 _ENOUGH = 5  # vectors for each dimension
@@ -124,6 +127,49 @@ class Whitener:
         known = np.union1d(seen, part.sample.values[fresh])
         fitted = cls.of(moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, components=components)
         return replace(fitted, settings={**fitted.settings, **own}, samples=known)
+
+    @classmethod
+    def of_run(
+        cls,
+        run: str | Path,
+        *,
+        layer: int,
+        language: str | None = None,
+        method: str = "zca",
+        eps_rel: float = 1e-6,
+        shrinkage: str | None = None,
+        components: int | None = None,
+    ) -> "Whitener":
+        """Make it from what a run with ``whiten: true`` gathered: nothing of the cube is read.
+
+        Parameters
+        ----------
+        run
+            The run folder.
+        layer, language, method, eps_rel, shrinkage, components
+            As for :meth:`fit`.
+
+        Raises
+        ------
+        InputError
+            Where the run gathered nothing, or not of this layer or language; otherwise as :meth:`fit`.
+        """
+        path = Path(run) / MOMENTS
+        try:
+            about = about_moments(path)
+        except ValueError as error:
+            fault = Fault("run", str(error), "extract it with whiten=True; running it again is enough")
+            raise InputError([fault]) from error
+        known = {(entry["language"], entry["layer"]) for entry in about["entries"]}
+        wanted = {key for key in known if key[1] == layer and language in (None, key[0])}
+        if not wanted:
+            layers, names = sorted({key[1] for key in known}), sorted({key[0] for key in known})
+            what = f"gathered nothing of layer {layer}" + (f" in {language}" if language else "")
+            raise InputError([Fault("run", what, f"it has layers {layers} in {', '.join(names)}")])
+        moments = reduce(Moments.merge, load_moments(path, wanted).values())
+        fitted = cls.of(moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, components=components)
+        own = {"layer": layer, "values": "tokens"} | ({} if language is None else {"language": language})
+        return replace(fitted, settings={**fitted.settings, **own})
 
     @classmethod
     def of(

@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 
 from ..errors import Fault, LockedError
+from ..schema import MOMENTS
 from .layout import CUBE
 from .writing import CREATING, storage_errors
 
@@ -21,7 +22,7 @@ STATUS = "status.json"
 LOG = "log.txt"
 LOCK = ".lock"
 SKIPPED = "skipped.jsonl"
-_REPLACED = (STATUS, CONFIG, SKIPPED)
+_REPLACED = (STATUS, CONFIG, SKIPPED, MOMENTS)
 _OURS = {CUBE, CREATING, LOG, LOCK, *_REPLACED, *(name + ".partial" for name in _REPLACED)}
 
 
@@ -46,7 +47,9 @@ def check_folder(run: Path) -> list[Fault]:
         with suppress(FileNotFoundError, NotADirectoryError):
             mode = run.stat().st_mode  # once: another process may make the folder meanwhile
         if mode is not None and stat.S_ISDIR(mode):
-            foreign = sorted({entry.name for entry in run.iterdir()} - _OURS)
+            names = {entry.name for entry in run.iterdir()}
+            # what somebody put beside a cube, such as a report, is theirs
+            foreign = sorted(names - _OURS) if CUBE not in names else []
             if foreign:
                 shown = ", ".join(foreign[:3]) + (" …" if len(foreign) > 3 else "")
                 return [Fault(where, f"holds other files: {shown}", "choose an empty or new folder")]

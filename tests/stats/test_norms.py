@@ -8,8 +8,9 @@ import pytest
 import xarray as xr
 
 import actkit
+from actkit.errors import InputError
 from actkit.schema import TokenKind
-from actkit.testing import write_cube
+from actkit.testing import synthetic, write_cube
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,108 @@ def test_layers_without_residual_have_no_norms_and_disturb_no_other(run: Path) -
     norms = actkit.layer_norms(cube)
     assert norms["mean"].sel(layer=1).isnull().all()
     xr.testing.assert_equal(norms.sel(layer=[0, 2]), whole.sel(layer=[0, 2]))
+
+
+# groups, kinds of tokens, components, updates, massive activations
+
+
+def test_groups_are_told_apart(cube: xr.Dataset, shuffled: xr.Dataset) -> None:
+    found = actkit.layer_norms(cube, by="gender").compute()
+    assert found["mean"].dims == ("language", "gender", "layer")
+    assert found.gender.values.tolist() == ["female", "male"]
+    part = cube.where((cube.gender == "male") & (cube.language == "arabic"), drop=True)
+    alone = actkit.layer_norms(part).compute()
+    for name in ("mean", "median", "max", "n_tokens"):
+        np.testing.assert_allclose(found[name].sel(language="arabic", gender="male"), alone[name][0])
+    with pytest.raises(InputError, match="by: the cube has no label `colour`"):
+        actkit.layer_norms(cube, by="colour")
+    # intervals too: resampling goes by the names of samples
+    xr.testing.assert_allclose(actkit.layer_norms(shuffled, by="gender"), found, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tokens", ["special", "first", "all", "text"])
+def test_other_tokens_apart(cube: xr.Dataset, tokens: str) -> None:
+    found = actkit.layer_norms(cube, tokens=tokens)["n_tokens"].sum("language").values[0]
+    kinds, real = cube.token_kind.values, np.arange(6) < cube.n_tokens.values[:, None]
+    counts = {"special": (kinds == 1), "first": real & (np.arange(6) == 0), "all": real, "text": kinds == 3}
+    assert found == counts[tokens].sum()
+    with pytest.raises(InputError, match="tokens: 'sinks' is no kind of token"):
+        actkit.layer_norms(cube, tokens="sinks")
+
+
+def test_rms_and_outliers(cube: xr.Dataset) -> None:
+    part = cube.compute()
+    part["norm"] = part.norm.copy()
+    part.norm[1, 0, 2] = 1e4
+    found = actkit.layer_norms(part)
+    np.testing.assert_allclose(found["rms"] * np.sqrt(12), found["mean"])
+    assert found["n_outliers"].sel(language="english").values.tolist() == [0, 1, 0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    made = synthetic(n_layers=4, n_samples=12, everything=True, hidden=6)
+    run = tmp_path_factory.mktemp("everything")
+    writer = made.create(run)
+    for window in range(made.plan.n_windows):
+        writer.write(window, made.part(window))
+    return actkit.open_cube(run)
+
+
+def test_norms_of_components(everything: xr.Dataset) -> None:
+    residual = actkit.layer_norms(everything)
+    attention = actkit.layer_norms(everything, component="attention")
+    np.testing.assert_allclose(attention["mean"], residual["mean"] / 2, rtol=1e-6)
+    # one layer's mlp was not captured
+    mlp = actkit.layer_norms(everything, component="mlp")
+    assert mlp.layer.values.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(mlp["mean"], residual["mean"].sel(layer=[1, 2, 3]) / 3, rtol=1e-6)
+    with pytest.raises(
+        KeyError, match="no `attention`; extract it again with `attention` among `components`"
+    ):
+        actkit.layer_norms(everything.drop_vars("attention"), component="attention")
+
+
+def test_updates_are_those_of_numpy(cube: xr.Dataset) -> None:
+    found = actkit.layer_updates(cube)
+    assert dask.is_dask_collection(found)
+    own = found.sel(language="arabic").compute()
+    rows = cube.language.values == "arabic"
+    content = cube.token_kind.values[rows] == TokenKind.TEXT
+    tokens = cube.residual.values[:, rows][:, content].astype(np.float64)
+    before, after = tokens[:-1], tokens[1:]
+    update = np.linalg.norm(after - before, axis=2)
+    sizes = np.linalg.norm(before, axis=2), np.linalg.norm(after, axis=2)
+    np.testing.assert_allclose(own.update_norm, update.mean(axis=1))
+    np.testing.assert_allclose(own.relative, (update / sizes[0]).mean(axis=1))
+    np.testing.assert_allclose(own.cosine, ((before * after).sum(axis=2) / sizes[0] / sizes[1]).mean(axis=1))
+    assert ((own.update_norm_low < own.update_norm) & (own.update_norm < own.update_norm_high)).all()
+    assert own.layer.values.tolist() == [0, 1, 2, 3]
+    by = actkit.layer_updates(cube, by="gender")
+    assert by.cosine.dims == ("language", "gender", "layer")
+
+
+def test_massive_activations_are_found_where_they_are(cube: xr.Dataset) -> None:
+    part = cube.compute().copy(deep=True)
+    sample = int(np.flatnonzero(part.language.values == "arabic")[3])
+    part.residual[2, sample, 1, 7] = -5000
+    found = actkit.massive_activations(part).sel(language="arabic", layer=2)
+    assert (int(found.at_sample), int(found.at_token), int(found.at_hidden)) == (sample, 1, 7)
+    assert float(found["max"]) == 5000
+    rows = np.flatnonzero(part.language.values == "arabic")
+    medians = [
+        np.median(np.abs(part.residual.values[2, row][part.token_kind.values[row] == TokenKind.TEXT]))
+        for row in rows
+    ]
+    assert float(found["median"]) == pytest.approx(np.median(medians))
+    assert float(found.ratio) == pytest.approx(5000 / np.median(medians))
+    assert dask.is_dask_collection(actkit.massive_activations(cube))
+
+
+def test_patches_of_the_vision_tower(everything: xr.Dataset) -> None:
+    assert everything.sizes["layer"] == 4
+    group = actkit.open_cube(everything.encoding["source"], group="vision")
+    norms = actkit.layer_norms(group)
+    assert norms.attrs["tokens"] == "patches"
+    assert norms["n_tokens"].values.tolist() == [[42.0, 42.0], [42.0, 42.0]]
+    assert actkit.cka(group).cka.shape == (2, 2, 2)

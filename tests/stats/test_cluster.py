@@ -1,0 +1,78 @@
+"""The same calls on a real Dask cluster of processes: the same numbers, also where one of them is killed."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+
+import actkit
+from tests.stats.conftest import planted
+
+pytestmark = pytest.mark.slow
+
+CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
+    "layer_norms": actkit.layer_norms,
+    "layer_updates": actkit.layer_updates,
+    "massive_activations": actkit.massive_activations,
+    "cka": actkit.cka,
+    "adjacent_cka": actkit.adjacent_cka,
+    "tokens": lambda cube: actkit.adjacent_cka(cube, values="tokens"),
+    "language_cka": actkit.language_cka,
+    "transitions": actkit.transitions,
+    "group_differential": lambda cube: actkit.group_differential(cube, permutations=20, seeds=1),
+    "transfer": actkit.transfer,
+    "direction_cosines": actkit.direction_cosines,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted(tmp_path_factory.mktemp("cluster") / "run")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def here(name: str, run: Path) -> xr.Dataset:
+    with dask.config.set(scheduler="synchronous"):
+        return CALLS[name](actkit.open_cube(run)).compute()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_numbers_on_a_cluster(client: Client, run: Path, name: str) -> None:
+    # where there is a client, compute() goes to it
+    found = CALLS[name](actkit.open_cube(run)).compute()
+    xr.testing.assert_allclose(found, here(name, run), rtol=1e-9, atol=1e-9)
+
+
+def test_a_whitener_too(client: Client, run: Path) -> None:
+    cube = actkit.open_cube(run)
+    found = actkit.Whitener.fit(cube, layer=2)
+    wanted = actkit.Whitener.fit(cube.load(), layer=2)
+    np.testing.assert_allclose(found.transform_matrix, wanted.transform_matrix, atol=1e-9)
+
+
+def test_a_worker_that_is_killed_changes_nothing(client: Client, run: Path) -> None:
+    lazy = actkit.adjacent_cka(actkit.open_cube(run).chunk(sample=4), values="tokens")
+    before = client.run(os.getpid)
+    future = client.compute(lazy)
+    while not any(client.processing().values()):
+        time.sleep(0.005)
+    os.kill(next(iter(before.values())), signal.SIGKILL)
+    xr.testing.assert_allclose(future.result(timeout=120), here("tokens", run), rtol=1e-9, atol=1e-9)
+    client.wait_for_workers(2, timeout=60)
+    assert set(client.run(os.getpid).values()) != set(before.values())
