@@ -24,10 +24,17 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_importing_actkit_imports_nothing_heavy() -> None:
-    heavy = {"torch", "transformers", "datasets", "PIL", "zarr", "dask", "pandas"}
+    heavy = {"torch", "transformers", "datasets", "PIL", "zarr", "dask", "pandas", "sklearn", "holoviews"}
     code = f"import sys, actkit; print(sorted({heavy} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_analyses_and_pictures_import_no_torch() -> None:
+    code = "import sys, actkit; actkit.plots.layer_norms, actkit.report, actkit.group_differential; "
+    code += "print('torch' in sys.modules, 'sklearn' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "True"]
 
 
 def test_every_public_name_is_documented() -> None:

@@ -122,7 +122,7 @@ def tokens(cube: xr.Dataset, sample: int, *, values: str = "norm", most: int = _
 
     Returns
     -------
-    holoviews.Image
+    holoviews.QuadMesh
         Tokens run from right to left where the language does.
 
     Raises

@@ -119,8 +119,5 @@ def figure(picture: Any, path: str | Path) -> None:
 
 
 def load_matplotlib() -> None:
-    """Let pictures be drawn by Matplotlib too, without a window."""
-    import matplotlib
-
-    matplotlib.use("agg")
+    """Let pictures that are made from now on be drawn by Matplotlib too."""
     import holoviews.plotting.mpl  # noqa: F401

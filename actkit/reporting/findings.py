@@ -77,8 +77,10 @@ def of_groups(found: xr.Dataset) -> list[str]:
         sentence += f"; without the model: TF-IDF of the text {words:.3f}"
         sentence += f", the embedding {first:.3f}" if np.isfinite(first) else ""
         sentence += f", length {float(own.auroc_length):.3f}."
-        if simple >= auroc[at]:
-            sentence += " The words alone do at least as well, so that this proves nothing of the layers."
+        if simple >= auroc[at] - own.auroc_sd.values[at]:
+            sentence += (
+                " The text alone does about as well or better, so that this proves nothing of the layers."
+            )
         said.append(sentence)
     return said
 
