@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from .reporting import report
     from .stats.activating import top_activating
     from .stats.cka import adjacent_cka, cka, language_cka
-    from .stats.differential import group_differential, transfer
+    from .stats.differential import group_differential
     from .stats.directions import direction_cosines
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.resolution import multi_resolution
+    from .stats.transfer import transfer
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
     from .store.checking import verify
@@ -63,7 +64,7 @@ _HOMES = {
     "report": ".reporting",
     "tokens": ".store.reading",
     "top_activating": ".stats.activating",
-    "transfer": ".stats.differential",
+    "transfer": ".stats.transfer",
     "transitions": ".stats.transitions",
     "verify": ".store.checking",
 }

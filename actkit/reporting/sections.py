@@ -12,9 +12,10 @@ from .. import plots
 from ..errors import ActkitError
 from ..stats import parts
 from ..stats.cka import adjacent_cka, cka, language_cka
-from ..stats.differential import group_differential, transfer
+from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
 from ..stats.norms import layer_norms, layer_updates, massive_activations
+from ..stats.transfer import transfer
 from ..stats.transitions import transitions
 from . import findings
 from .methods import describe

@@ -1,44 +1,17 @@
 """Where two groups of samples become separable, and by what else they could have been told apart."""
 
-import warnings
-from dataclasses import dataclass
 from functools import partial
 
 import dask.base
 import numpy as np
 import xarray as xr
 
-from ..errors import Fault, InputError
 from . import parts
+from .comparing import Contrast, contrasts_of, cut_folds
 from .kernels import contrasts, probes
 
-FEWEST = 10  # samples of a label, below which nothing is said of it
 _SUMMARIES = ("auroc", "auroc_sd", "balanced_accuracy", "effect", "effect_se", "ridge")
 _CORE = [["sample", "hidden"]]
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two labels, told apart in the samples of one language.
-
-    Parameters
-    ----------
-    places
-        Of the samples that have one of them.
-    labels
-        Which have the second one, dims ``(sample,)``.
-    groups
-        Integers from 0, dims ``(sample,)``: which samples are not independent.
-    """
-
-    places: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-
-    @property
-    def is_grouped(self) -> bool:
-        """Whether any samples are not independent."""
-        return bool(self.groups.max() + 1 < len(self.groups))
 
 
 def group_differential(
@@ -148,166 +121,6 @@ def group_differential(
         seed=seed,
     )
     return result
-
-
-def transfer(
-    cube: xr.Dataset,
-    *,
-    by: str = "gender",
-    across: str = "language",
-    pairs: str | None = "image_id",
-    labels: tuple[str, str] | None = None,
-    values: str = "pooled",
-    folds: int = 5,
-    seeds: int = 1,
-) -> xr.Dataset:
-    """Train a probe in one language, and test it in each, on samples whose groups it has not seen.
-
-    Parameters
-    ----------
-    cube
-        From :func:`actkit.open_cube`.
-    across
-        What is told apart: ``language``, or a label column.
-    by, pairs, labels, values, folds, seeds
-        As for :func:`group_differential`. Without ``pairs``, samples of one ``sample_id`` stay together.
-
-    Returns
-    -------
-    xarray.Dataset
-        Dims ``(train, test, layer)``: ``auroc`` and ``auroc_sd`` over folds and seeds. Computed when asked
-        for.
-
-    Raises
-    ------
-    InputError
-        As :func:`group_differential`.
-    """
-    own = parts.vectors(cube, values)
-    chosen = parts.column(own, across, "across")
-    names, kept, is_second = _two_labels(own, by, labels)
-    order = np.concatenate([places for _, places in parts.languages(own)])
-    order = order[kept[order]]
-    second = is_second[order]
-    groups = parts.codes(parts.column(own, pairs or "sample_id", "pairs")[order])
-    sides = list(dict.fromkeys(chosen[order].tolist()))
-    side = np.array([sides.index(value) for value in chosen[order].tolist()])
-    faults = [
-        fault
-        for number, name in enumerate(sides)
-        for fault in _faults(f"{across} {name}", second[side == number], groups[side == number], names, folds)
-    ]
-    if faults:
-        raise InputError(faults, f"cannot compare {by}")
-    cut = cut_folds(across, second, groups, folds, seeds)
-
-    def kernel(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = probes.transfer_probe(x, second, side, cut)
-        return np.nanmean(found, axis=2), np.nanstd(found, axis=2, ddof=1)
-
-    sizes = {"train": len(sides), "test": len(sides)}
-    mean, spread = parts.apply(
-        kernel, own.isel(sample=order), core=_CORE, out=[["train", "test"]] * 2, sizes=sizes
-    )
-    result = xr.Dataset({"auroc": mean, "auroc_sd": spread}).transpose("train", "test", "layer")
-    index = np.array(sides, dtype=object)
-    result = result.assign_coords(train=index, test=index, layer=own.layer.values)
-    result.attrs = parts.settings(
-        own,
-        "transfer",
-        by=by,
-        across=across,
-        labels=" to ".join(names),
-        pairs=pairs,
-        values=values,
-        folds=folds,
-        seeds=seeds,
-    )
-    return result
-
-
-def contrasts_of(
-    array: xr.DataArray, *, by: str, pairs: str | None, labels: tuple[str, str] | None, folds: int
-) -> tuple[tuple[str, str], dict[str, Contrast]]:
-    """Find the samples of two labels in each language, and check that something can be said of them.
-
-    Parameters
-    ----------
-    array
-        From :func:`~actkit.stats.parts.vectors`.
-    by, pairs, labels, folds
-        As for :func:`group_differential`.
-
-    Returns
-    -------
-    tuple
-        The labels, the reference first; and of each language its samples.
-    """
-    names, kept, is_second = _two_labels(array, by, labels)
-    own = None if pairs is None else parts.column(array, pairs, "pairs")
-    found, faults = {}, []
-    for language, places in parts.languages(array):
-        chosen = places[kept[places]]
-        groups = np.arange(len(chosen)) if own is None else parts.codes(own[chosen])
-        found[language] = Contrast(chosen, is_second[chosen], groups)
-        faults += _faults(language, is_second[chosen], groups, names, folds)
-    if faults:
-        raise InputError(faults, f"cannot compare {by}")
-    for language, contrast in found.items():
-        if contrast.is_grouped and contrast.groups.max() < 5:
-            warnings.warn(
-                f"{language}: with {contrast.groups.max() + 1} groups no p can be small", stacklevel=3
-            )
-    return names, found
-
-
-def cut_folds(
-    where: str, second: np.ndarray, groups: np.ndarray, folds: int, seeds: int
-) -> list[probes.Fold]:
-    """Cut samples into folds, each of which has both labels; say so where some have not.
-
-    Raises
-    ------
-    InputError
-        Where none has.
-    """
-    cut = probes.grouped_folds(second, groups, folds=folds, seeds=seeds)
-    lost = folds * seeds - len(cut)
-    if not cut:
-        what = f"no fold of whole groups has both labels, of {folds * seeds}"
-        raise InputError([Fault(where, what, "choose fewer folds, or other pairs")])
-    if lost:
-        warnings.warn(
-            f"{where}: {lost} of {folds * seeds} folds lack a label, and are left out", stacklevel=4
-        )
-    return cut
-
-
-def _two_labels(
-    array: xr.DataArray, by: str, labels: tuple[str, str] | None
-) -> tuple[tuple[str, str], np.ndarray, np.ndarray]:
-    own = parts.column(array, by, "by")
-    there = sorted(set(own.tolist()) - {""})
-    names = tuple(there) if labels is None else tuple(labels)
-    if len(names) != 2 or not set(names) <= set(there):
-        shown = ", ".join(there[:10]) + (" …" if len(there) > 10 else "")
-        what = f"two labels are compared, and `{by}` has {len(there)}: {shown}"
-        raise InputError([Fault("labels", what, "name two of them, the reference first")])
-    return (names[0], names[1]), np.isin(own, names), own == names[1]
-
-
-def _faults(
-    where: str, second: np.ndarray, groups: np.ndarray, names: tuple[str, str], folds: int
-) -> list[Fault]:
-    faults = []
-    for name, is_own in zip(names, (~second, second), strict=True):
-        count, n_groups = int(is_own.sum()), len(np.unique(groups[is_own]))
-        if count < FEWEST:
-            faults.append(Fault(where, f"`{name}` has {count} samples, and needs {FEWEST}", "extract more"))
-        elif n_groups < folds:
-            what = f"`{name}` is in {n_groups} groups, too few for {folds} folds"
-            faults.append(Fault(where, what, "choose fewer folds, or other pairs"))
-    return faults
 
 
 def _differ(

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from . import parts
-from .differential import contrasts_of
+from .comparing import contrasts_of
 from .kernels.contrasts import contrast, cosines, halves
 
 

@@ -6,18 +6,16 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import dask.base
 import numpy as np
 import xarray as xr
-from dask.delayed import delayed
 
 from ..errors import Fault, InputError
 from ..schema import MOMENTS
 from . import parts
+from .accumulating import accumulate, layer_vectors
 from .kernels.moments import Moments
 from .moment_files import about_moments, load_moments
 
-_AT_ONCE = 64  # samples of a cube that is in memory already
 _ENOUGH = 5  # vectors for each dimension
 METHODS = ("zca", "pca")
 
@@ -115,7 +113,7 @@ class Whitener:
         """
         own = {"layer": layer, "values": values, "language": language, "model": cube.attrs.get("model", "")}
         own = {name: value for name, value in own.items() if value is not None}
-        part, vectors, mask = _vectors(cube, layer, language, values)
+        part, vectors, mask = layer_vectors(cube, layer, language, values)
         moments, seen = None, np.empty(0, dtype=np.int64)
         if resume is not None:
             before = {name: resume.settings.get(name) for name in own}
@@ -123,7 +121,7 @@ class Whitener:
                 raise InputError([Fault("resume", f"was fitted to {before}, and now it is {own}")])
             moments, seen = resume.moments, resume.samples
         fresh = np.flatnonzero(~np.isin(part.sample.values, seen))
-        moments = _accumulate(moments, vectors, mask, fresh)
+        moments = accumulate(moments, vectors, mask, fresh)
         known = np.union1d(seen, part.sample.values[fresh])
         fitted = cls.of(moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, components=components)
         return replace(fitted, settings={**fitted.settings, **own}, samples=known)
@@ -352,50 +350,3 @@ def _check(
         faults.append(Fault("cube", what, "ask for shrinkage='ledoit-wolf', or for fewer components"))
     if faults:
         raise InputError(faults, "cannot whiten")
-
-
-def _vectors(
-    cube: xr.Dataset, layer: int, language: str | None, values: str
-) -> tuple[xr.Dataset, xr.DataArray, np.ndarray]:
-    """Return the samples, their vectors with ``hidden`` as the last dimension, and which of these count."""
-    if values not in ("tokens", *parts.POOLINGS):
-        known = ", ".join(("tokens", *parts.POOLINGS))
-        raise InputError([Fault("values", f"{values!r} is not one of {known}")])
-    name = "residual" if values == "tokens" else values
-    parts.require(cube, name)
-    own = parts.captured(cube)
-    if layer not in own.layer.values:
-        raise InputError([Fault("layer", f"the cube lacks {layer}", f"it has {own.layer.values.tolist()}")])
-    if language is not None:
-        places = np.flatnonzero(own.language.values.astype(str) == language)
-        if not len(places):
-            known = ", ".join(sorted(set(own.language.values.astype(str))))
-            raise InputError([Fault("language", f"the cube has no {language}", f"it has {known}")])
-        own = own.isel(sample=places)
-    mask = parts.token_mask(own)
-    if values != "tokens":
-        mask = mask.any("token")
-    dims = ("sample", "token", "hidden") if values == "tokens" else ("sample", "hidden")
-    return own, own[name].sel(layer=layer).transpose(*dims), mask.values
-
-
-def _accumulate(moments: Moments | None, array: xr.DataArray, mask: np.ndarray, fresh: np.ndarray) -> Moments:
-    if not len(fresh):
-        return moments or Moments.nothing(array.sizes["hidden"])
-    part = array.isel(sample=fresh)
-    whole = dict.fromkeys(set(part.dims) - {"sample"}, -1)
-    part = (
-        part.chunk(whole) if dask.base.is_dask_collection(part) else part.chunk({**whole, "sample": _AT_ONCE})
-    )
-    blocks = part.data.to_delayed().reshape(-1)
-    edges = np.cumsum([0, *part.data.chunks[0]])
-    add, total = delayed(_add, pure=True), moments
-    for block, begin, end in zip(blocks, edges[:-1], edges[1:], strict=True):
-        total = add(total, block, mask[fresh[begin:end]])
-    (found,) = dask.base.compute(total)  # type: ignore[no-untyped-call]
-    return found  # type: ignore[no-any-return]
-
-
-def _add(total: Moments | None, block: np.ndarray, mask: np.ndarray) -> Moments:
-    found = Moments.of(block[mask])
-    return found if total is None else total.merge(found)

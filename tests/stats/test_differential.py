@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 import actkit
 from actkit.errors import InputError
-from actkit.stats.differential import cut_folds
+from actkit.stats.comparing import cut_folds
 from actkit.testing import write_cube
 from tests.stats.conftest import PARTS_AT
 
