@@ -4,6 +4,7 @@ ActkitError
 ├── InputError          what was asked cannot be run; lists every fault, nothing was written
 │   └── ChangedError    the settings are not those of the cube in the run folder, or the data changed while
 │                       they were read; go back to what it was, or use another folder
+├── MissingError        the cube was made without what is asked for; extract it again with that
 ├── ModelError          the model loads, but cannot be captured faithfully; nothing was written
 ├── NonfiniteError      a value is NaN or Inf, and on_nonfinite is raise; committed windows are safe
 ├── OutOfMemoryError    a single prompt does not fit into memory; committed windows are safe
@@ -69,6 +70,12 @@ class InputError(FaultsError):
 
 class ChangedError(InputError):
     """The settings, or the data, are not what they were; committed windows are safe."""
+
+
+class MissingError(ActkitError, KeyError):
+    """The cube was made without what is asked for."""
+
+    __str__ = Exception.__str__  # a KeyError would put it between quotes
 
 
 class ModelError(ActkitError):

@@ -6,6 +6,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from ..errors import MissingError
 from ..schema import TokenKind
 from .style import (
     DIVERGING,
@@ -127,11 +128,11 @@ def tokens(cube: xr.Dataset, sample: int, *, values: str = "norm", most: int = _
 
     Raises
     ------
-    KeyError
-        Where the cube has no such sample or variable.
+    MissingError, KeyError
+        Where the cube has no such variable, or no such sample.
     """
     if values not in cube:
-        raise KeyError(f"the cube has no `{values}`; extract it again with `{values}` among `save`")
+        raise MissingError(f"the cube has no `{values}`; extract it again with `{values}` among `save`")
     found = np.flatnonzero(np.atleast_1d(cube.sample.values) == sample)
     if not len(found):
         raise KeyError(f"the cube has no sample {sample}")

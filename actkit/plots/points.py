@@ -33,7 +33,7 @@ def projection(cube: xr.Dataset, layer: int, *, by: str | None = None, values: s
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where the cube has no such label, or lacks what is asked for.
     """
     own = parts.vectors(cube, values).sel(layer=layer)

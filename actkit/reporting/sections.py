@@ -118,9 +118,8 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
                 warnings.simplefilter("always", UserWarning)
                 try:
                     make(cube, choice, section)
-                except (ActkitError, KeyError) as error:
-                    said = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-                    noted.append(f"{title}: left out, {' '.join(said.split())}")
+                except ActkitError as error:
+                    noted.append(f"{title}: left out, {' '.join(str(error).split())}")
             noted += [f"{title}: {warning.message}" for warning in caught if warning.category is UserWarning]
         yield section, noted
 

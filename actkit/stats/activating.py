@@ -50,7 +50,7 @@ def top_activating(
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where the cube has no such layer or dimension, or lacks `residual`.
 
     Examples

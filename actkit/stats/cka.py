@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, MissingError
 from . import parts
 from .kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
 from .tokens import sampled_tokens, token_cka
@@ -60,7 +60,7 @@ def cka(
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where the cubes have no samples in common, or lack what is asked for.
 
     Notes
@@ -145,7 +145,7 @@ def adjacent_cka(
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where the cube lacks what is asked for.
     """
     result = token_cka(cube, pairs) if values == "tokens" else _adjacent(cube, values, pairs, variants)
@@ -283,7 +283,7 @@ def _of_two(x: np.ndarray, y: np.ndarray, *, groups: np.ndarray | None) -> tuple
 def _adjacent(cube: xr.Dataset, values: str, pairs: str | None, variants: bool) -> xr.Dataset:
     own = parts.vectors(cube, values)
     if own.sizes["layer"] < 2:
-        raise KeyError("the cube has one layer; extract it again with more of them")
+        raise MissingError("the cube has one layer; extract it again with more of them")
     labels = _pairs(own, values, pairs)
     names = ["cka", "se", "cka_biased", "participation_ratio", "top_share", *(_VARIANTS if variants else ())]
 

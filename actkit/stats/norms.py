@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..errors import MissingError
 from . import parts
 from .kernels.norms import NORM_SUMMARIES, largest, lengths, summarize_norms, updates
 
@@ -49,7 +50,7 @@ def layer_norms(
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where there is no such label, kind of token or component.
 
     Examples
@@ -99,13 +100,13 @@ def layer_updates(
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where there is no such label, or no `residual`.
     """
     parts.require(cube, "residual")
     own = parts.captured(cube)
     if own.sizes["layer"] < 2:
-        raise KeyError("the cube has one layer; extract it again with more of them")
+        raise MissingError("the cube has one layer; extract it again with more of them")
     before = own.residual.isel(layer=slice(None, -1))
     after = own.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
     core = [["hidden"], ["hidden"]]
@@ -171,7 +172,7 @@ def massive_activations(cube: xr.Dataset, *, tokens: str = "content") -> xr.Data
 def _norms(cube: xr.Dataset, component: str) -> tuple[xr.Dataset, xr.DataArray]:
     if component == "residual":
         if "norm" not in cube:
-            raise KeyError("the cube has no `norm`; extract it again with `norm` among `save`")
+            raise MissingError("the cube has no `norm`; extract it again with `norm` among `save`")
         return cube, cube.norm
     parts.require(cube, component)
     own = parts.captured(cube, component)

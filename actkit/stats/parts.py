@@ -7,7 +7,7 @@ import dask.base
 import numpy as np
 import xarray as xr
 
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, MissingError
 from ..schema import TokenKind, content_mask
 
 POOLINGS = ("pooled", "last")
@@ -61,11 +61,11 @@ def counted(cube: xr.Dataset, tokens: str) -> str:
 
 
 def require(cube: xr.Dataset, *names: str) -> None:
-    """Raise a KeyError where a cube lacks a variable that a statistic needs."""
+    """Raise a MissingError where a cube lacks a variable that a statistic needs."""
     for name in names:
         if name not in cube:
             where = "components" if name in ("attention", "mlp") else "save"
-            raise KeyError(f"the cube has no `{name}`; extract it again with `{name}` among `{where}`")
+            raise MissingError(f"the cube has no `{name}`; extract it again with `{name}` among `{where}`")
 
 
 def captured(cube: xr.Dataset, component: str = "residual") -> xr.Dataset:
@@ -86,7 +86,7 @@ def vectors(cube: xr.Dataset, values: str) -> xr.DataArray:
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where that is no pooling, or the cube has it not.
     """
     if values not in POOLINGS:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
+from ..errors import MissingError
 from . import parts
 from .kernels.moments import Crossing
 
@@ -73,7 +74,7 @@ def token_cka(cube: xr.Dataset, pairs: str | None = None) -> xr.Dataset:
     parts.require(cube, "residual")
     own = parts.captured(cube)
     if own.sizes["layer"] < 2:
-        raise KeyError("the cube has one layer; extract it again with more of them")
+        raise MissingError("the cube has one layer; extract it again with more of them")
     residual = own.residual.transpose("layer", "sample", "token", "hidden")
     is_lazy = dask.base.is_dask_collection(residual)
     residual = residual.chunk(layer=1, token=-1, hidden=-1, **({} if is_lazy else {"sample": _AT_ONCE}))

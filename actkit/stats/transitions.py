@@ -51,7 +51,7 @@ def transitions(
 
     Raises
     ------
-    InputError, KeyError
+    InputError, MissingError
         Where there are fewer than 4 layers, or the cube lacks what is asked for.
     """
     own = parts.vectors(cube, values)

@@ -106,7 +106,7 @@ class Whitener:
 
         Raises
         ------
-        InputError, KeyError
+        InputError, MissingError
             Where the cube lacks what is asked for; where there are fewer than 5 vectors for each dimension,
             and neither ``shrinkage`` nor few enough ``components`` are asked for; where a value is not
             finite.
