@@ -47,7 +47,7 @@ def layer_norms(norms: xr.Dataset) -> Any:
         hv.Overlay(parts),
         title=f"Norms of {kind}: mean with 95% interval, and 5% to 95% of tokens",
         xlabel="layer",
-        layers=table.layer,
+        table=table,
         ylabel=f"L2 norm of {table.attrs.get('component', 'residual')}",
         logy=True,
     )
@@ -79,7 +79,7 @@ def layer_updates(updates: xr.Dataset) -> Any:
                 title=title,
                 xlabel="layer (lower of two)",
                 ylabel=label,
-                layers=table.layer,
+                table=table,
             )
         )
     return side_by_side(pictures)
@@ -119,7 +119,7 @@ def adjacent_cka(found: xr.Dataset, transitions: xr.Dataset | None = None, *, va
         hv.Overlay(parts),
         title="Debiased CKA of neighbouring layers, with 95% interval",
         xlabel="layer (lower of two)",
-        layers=table.layer,
+        table=table,
         ylabel=f"CKA of {table.attrs['values']} vectors",
     )
 
@@ -161,7 +161,7 @@ def group_differential(found: xr.Dataset) -> Any:
         hv.Overlay(parts),
         title=f"How well {by} ({labels}) is told apart: mean ± sd over folds",
         xlabel="layer",
-        layers=table.layer,
+        table=table,
         ylabel="AUROC of a linear probe",
     )
 
@@ -191,7 +191,7 @@ def transfer(found: xr.Dataset) -> Any:
         hv.Overlay(parts),
         title=f"Probe of {table.attrs['by']}, trained in one {table.attrs['across']} and tested in another",
         xlabel="layer",
-        layers=table.layer,
+        table=table,
         ylabel="AUROC on held-out groups",
     )
 

@@ -102,7 +102,7 @@ def language_cka(found: xr.Dataset) -> Any:
         hv.Overlay(parts),
         title="Debiased CKA of the same samples in two languages, with 95% interval",
         xlabel="layer",
-        layers=table.layer,
+        table=table,
         ylabel=f"CKA of {table.attrs['values']} vectors",
     )
 
@@ -235,7 +235,7 @@ def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
         hv.Overlay(parts),
         title=f"Cosine of {by} directions between languages",
         xlabel="layer",
-        layers=table.layer,
+        table=table,
         ylabel="cosine",
     )
 

@@ -64,11 +64,12 @@ def shaded(area: Any, colour: str, alpha: float) -> Any:
 
 
 def framed(
-    overlay: Any, *, title: str, xlabel: str, ylabel: str, layers: xr.DataArray | None = None, **both: Any
+    overlay: Any, *, title: str, xlabel: str, ylabel: str, table: xr.Dataset | None = None, **both: Any
 ) -> Any:
-    """Give a picture its title, axes and size; the layers that it shows are named on the axis."""
-    if layers is not None:
-        both["xticks"] = layer_ticks([(layer, str(layer)) for layer in layers.values.tolist()])
+    """Give a picture its title, axes and size; of a result, its layers and how many samples it is of."""
+    if table is not None:
+        both["xticks"] = layer_ticks([(layer, str(layer)) for layer in table.layer.values.tolist()])
+        xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples"
     # of a logarithmic axis HoloViews counts powers of e, and Matplotlib powers of 10
     aspect = 1.6 / (np.log(10) if both.get("logy") else 1)
     return styled(
