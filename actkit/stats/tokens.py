@@ -15,6 +15,7 @@ from . import parts
 from .kernels.moments import Crossing
 
 _AT_ONCE = 64  # samples of a cube that is in memory already
+_SLAB = 16  # samples whose tokens are held in float64 at once
 
 
 def sampled_tokens(cube: xr.Dataset, most: int, seed: int) -> xr.DataArray:
@@ -70,6 +71,8 @@ def token_cka(cube: xr.Dataset, pairs: str | None = None) -> xr.Dataset:
     -----
     In the space of features, where the unbiased HSIC needs sums alone: those of blocks are merged. The
     standard error is the infinitesimal jackknife over samples, for which tokens are read a second time.
+    A block is read inside of the task that uses it, with those of all languages in it: as the result of
+    a task of its own, it would be held until all that use it are done, which is a whole layer.
     """
     parts.require(cube, "residual")
     own = parts.captured(cube)
@@ -77,96 +80,137 @@ def token_cka(cube: xr.Dataset, pairs: str | None = None) -> xr.Dataset:
         raise MissingError("the cube has one layer; extract it again with more of them")
     residual = own.residual.transpose("layer", "sample", "token", "hidden")
     is_lazy = dask.base.is_dask_collection(residual)
-    residual = residual.chunk(layer=1, token=-1, hidden=-1, **({} if is_lazy else {"sample": _AT_ONCE}))
-    mask = parts.token_mask(own).values
     labels = None if pairs is None else parts.column(own, pairs, "pairs")
+    mask, found = parts.token_mask(own).values, list(parts.languages(own))
+    names = np.arange(own.sizes["sample"]) if labels is None else parts.codes(labels)
+    counted = []
+    for _, places in found:
+        counts = np.zeros(mask.shape, dtype=bool)
+        counts[places] = mask[places]
+        members = np.zeros(len(names), dtype=np.int64)
+        members[places] = parts.codes(names[places])
+        counted.append((counts, members))
+    edges = np.cumsum([0, *residual.data.chunks[1]]) if is_lazy else _edges(len(names))
+    cka, se = _neighbours(residual, edges, counted)
 
-    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
-        kept = np.sort(places)  # as they lie on disk
-        groups = np.arange(len(kept)) if labels is None else parts.codes(labels[kept])
-        values = _neighbours(residual.isel(sample=kept).data, mask[kept], groups)
-        return xr.Dataset(
-            {"cka": ("layer", values[0]), "se": ("layer", values[1]), "n": int(mask[kept].sum())}
-        )
+    def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
+        at = [name for name, _ in found].index(language)
+        n_tokens = int(counted[at][0].sum())
+        return xr.Dataset({"cka": ("layer", cka[:, at]), "se": ("layer", se[:, at]), "n": n_tokens})
 
     result = parts.by_language(own, summarize).assign_coords(layer=own.layer.values[:-1])
     return result if is_lazy else result.compute()
 
 
-def _neighbours(array: da.Array, mask: np.ndarray, groups: np.ndarray) -> tuple[da.Array, da.Array]:
-    """Return CKA and standard error of neighbouring layers, dims ``(layer,)``."""
-    blocks = array.to_delayed()[:, :, 0, 0]  # type: ignore[no-untyped-call]
-    edges = np.cumsum([0, *array.chunks[1]])
-    masks = [mask[begin:end] for begin, end in pairwise(edges)]
-    members = [groups[begin:end] for begin, end in pairwise(edges)]
-    n_groups = int(groups.max()) + 1
-    merge, pull, relate, part = (delayed(function, pure=True) for function in (_merge, _pull, _relate, _part))
+class _Block:
+    """Samples of a layer that are read where they are used; no collection that dask would look into."""
 
-    def sums(one: Sequence[Any], two: Sequence[Any]) -> Any:
-        total = None
-        for block in zip(one, two, masks, strict=True):
-            total = merge(total, *block)
-        return total
+    def __init__(self, array: xr.DataArray) -> None:
+        data = array.data
+        self._data = dask.base.optimize(data)[0] if dask.base.is_dask_collection(data) else data  # type: ignore[no-untyped-call]
 
-    def pulls(one: Sequence[Any], two: Sequence[Any], total: Any) -> Any:
-        pulled = np.zeros(n_groups)
-        for first, second, counts, own in zip(one, two, masks, members, strict=True):
-            pulled = pull(pulled, first, second, counts, own, total)
-        return pulled
+    def read(self) -> np.ndarray:
+        """Return the values, dims ``(sample, token, hidden)``."""
+        if dask.base.is_dask_collection(self._data):
+            return np.asarray(self._data.compute(scheduler="synchronous"))
+        return np.asarray(self._data)
 
-    totals = [sums(layer, layer) for layer in blocks]
-    influences = [pulls(layer, layer, total) for layer, total in zip(blocks, totals, strict=True)]
-    found = []
-    for lower in range(len(blocks) - 1):
-        pair = blocks[lower], blocks[lower + 1]
-        total = sums(*pair)
-        both = relate(
-            (total, *totals[lower : lower + 2]), (pulls(*pair, total), *influences[lower : lower + 2])
+
+def _edges(n: int) -> np.ndarray:
+    return np.array([*range(0, n, _AT_ONCE), n])
+
+
+def _neighbours(
+    residual: xr.DataArray, edges: np.ndarray, counted: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> tuple[da.Array, da.Array]:
+    """Return CKA and standard error of neighbouring layers, dims ``(layer, language)``."""
+    n_layers = residual.sizes["layer"]
+    spans = list(pairwise(edges.tolist()))
+    masks = [[counts[begin:end] for counts, _ in counted] for begin, end in spans]
+    owners = [[members[begin:end] for _, members in counted] for begin, end in spans]
+    nothing = [np.zeros((2, int(members.max()) + 1)) for _, members in counted]
+    merge, pull, relate, part = (
+        delayed(function, pure=False) for function in (_merge, _pull, _relate, _part)
+    )
+    totals, pulled = [], []
+    for layer in range(n_layers):
+        both = range(layer, min(layer + 2, n_layers))
+        blocks = [[_Block(residual[at, begin:end]) for at in both] for begin, end in spans]
+        total: Any = None
+        for block, counts in zip(blocks, masks, strict=True):
+            total = merge(total, block, counts)
+        found: Any = nothing
+        for block, counts, members in zip(blocks, masks, owners, strict=True):
+            found = pull(found, block, counts, members, total)
+        totals.append(total)
+        pulled.append(found)
+    related = [relate(totals[layer : layer + 2], pulled[layer : layer + 2]) for layer in range(n_layers - 1)]
+    cka, se = (
+        da.stack(  # type: ignore[no-untyped-call]
+            [da.from_delayed(part(both, number), (len(counted),), np.float64) for both in related]  # type: ignore[no-untyped-call]
         )
-        found.append([part(both, number) for number in (0, 1)])
-    columns = zip(*found, strict=True)
-    cka, se = (da.stack([_scalar(value) for value in column]) for column in columns)  # type: ignore[no-untyped-call]
+        for number in (0, 1)
+    )
     return cka, se
 
 
-def _scalar(value: Any) -> da.Array:
-    return da.from_delayed(value, (), np.float64)  # type: ignore[no-any-return, no-untyped-call]
+Sums = list[list[Crossing]]  # by language: of a layer with itself, and with the next one
 
 
-def _merge(total: Crossing | None, one: np.ndarray, two: np.ndarray, mask: np.ndarray) -> Crossing:
-    x = one[0][mask]
-    found = Crossing.of(x, x if one is two else two[0][mask])
-    return found if total is None else total.merge(found)
+def _merge(total: Sums | None, blocks: Sequence[_Block], masks: Sequence[np.ndarray]) -> Sums:
+    values = [block.read() for block in blocks]
+    merged = []
+    for at, mask in enumerate(masks):
+        own = [] if total is None else total[at]
+        for start in range(0, len(mask), _SLAB):  # few of them in float64 at once
+            rows = slice(start, start + _SLAB)
+            tokens = [array[rows][mask[rows]] for array in values]
+            found = [Crossing.of(tokens[0], other) for other in tokens]
+            own = [before.merge(after) for before, after in zip(own, found, strict=True)] if own else found
+        merged.append(own)
+    return merged
 
 
 def _pull(
-    pulled: np.ndarray,
-    one: np.ndarray,
-    two: np.ndarray,
-    mask: np.ndarray,
-    members: np.ndarray,
-    total: Crossing,
-) -> np.ndarray:
-    """Add by how much each group pulls the unbiased HSIC, up to a factor."""
-    x, y = (array[0][mask] - mean for array, mean in zip((one, two), total.means, strict=True))
-    own = np.einsum("th,th->t", x @ total.scatter, y)
-    own -= np.square(x).sum(axis=1) * np.square(y).sum(axis=1)
-    owners = np.repeat(members, mask.sum(axis=1))
-    return pulled + np.bincount(owners, weights=own, minlength=len(pulled))
+    pulled: Sequence[np.ndarray],
+    blocks: Sequence[_Block],
+    masks: Sequence[np.ndarray],
+    members: Sequence[np.ndarray],
+    totals: Sums,
+) -> list[np.ndarray]:
+    """Add by how much each group pulls the unbiased HSIC, up to a factor; dims ``(2, group)`` by language."""
+    values = [block.read() for block in blocks]
+    found = [before.copy() for before in pulled]
+    for into, mask, own, total in zip(found, masks, members, totals, strict=True):
+        for start in range(0, len(mask), _SLAB):
+            rows = slice(start, start + _SLAB)
+            tokens = [array[rows][mask[rows]] for array in values]
+            groups = np.repeat(own[rows], mask[rows].sum(axis=1))
+            for row, (other, crossing) in enumerate(zip(tokens, total, strict=True)):
+                x, y = tokens[0] - crossing.means[0], other - crossing.means[1]
+                pull = np.einsum("th,th->t", x @ crossing.scatter, y)
+                pull -= np.square(x).sum(axis=1) * np.square(y).sum(axis=1)
+                into[row] += np.bincount(groups, weights=pull, minlength=into.shape[1])
+    return found
 
 
-def _relate(totals: Sequence[Crossing], pulled: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return CKA, and its standard error by the delta method."""
-    between, one, two = (total.hsic for total in totals)
-    if not (one > 0 and two > 0):
-        return float("nan"), float("nan")
-    value, n, count = between / np.sqrt(one * two), totals[0].n, len(pulled[0])
-    scale = n * (n - 3)
-    shares = [2 * own / scale for own in pulled]
-    moved = shares[0] / np.sqrt(one * two) - value / 2 * (shares[1] / one + shares[2] / two)
-    error = np.sqrt(count / max(count - 1, 1) * np.square(moved - moved.mean()).sum())
-    return float(value), float(error)
+def _relate(totals: Sequence[Sums], pulled: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return CKA, and its standard error by the delta method, dims ``(language,)``."""
+    found = []
+    for at, (lower, upper) in enumerate(zip(*totals, strict=True)):
+        one, between, two = lower[0].hsic, lower[1].hsic, upper[0].hsic
+        if not (one > 0 and two > 0):
+            found.append((np.nan, np.nan))
+            continue
+        value, n, count = between / np.sqrt(one * two), lower[0].n, pulled[0][at].shape[1]
+        of_one, of_both = 2 * pulled[0][at] / (n * (n - 3))
+        of_two = 2 * pulled[1][at][0] / (n * (n - 3))
+        moved = of_both / np.sqrt(one * two) - value / 2 * (of_one / one + of_two / two)
+        error = np.sqrt(count / max(count - 1, 1) * np.square(moved - moved.mean()).sum())
+        found.append((value, error))
+    cka, se = np.array(found).T
+    return cka, se
 
 
-def _part(values: tuple[float, float], number: int) -> np.ndarray:
-    return np.asarray(values[number])
+def _part(values: tuple[np.ndarray, np.ndarray], number: int) -> np.ndarray:
+    return values[number]
