@@ -10,11 +10,12 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
+from ..config import MB
 from ..errors import MissingError
 from . import parts
 from .kernels.moments import Crossing
 
-_AT_ONCE = 64  # samples of a cube that is in memory already
+_READ = 32 * MB  # of a layer, pads included, that are read at once
 _SLAB = 16  # samples whose tokens are held in float64 at once
 
 
@@ -90,7 +91,7 @@ def token_cka(cube: xr.Dataset, pairs: str | None = None) -> xr.Dataset:
         members = np.zeros(len(names), dtype=np.int64)
         members[places] = parts.codes(names[places])
         counted.append((counts, members))
-    edges = np.cumsum([0, *residual.data.chunks[1]]) if is_lazy else _edges(len(names))
+    edges = _edges(residual)
     cka, se = _neighbours(residual, edges, counted)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
@@ -116,8 +117,11 @@ class _Block:
         return np.asarray(self._data)
 
 
-def _edges(n: int) -> np.ndarray:
-    return np.array([*range(0, n, _AT_ONCE), n])
+def _edges(residual: xr.DataArray) -> np.ndarray:
+    """Cut samples into parts that are read at once."""
+    n, *rest = residual.shape[1:]
+    step = max(_READ // (residual.dtype.itemsize * int(np.prod(rest))), 1)
+    return np.array([*range(0, n, step), n])
 
 
 def _neighbours(

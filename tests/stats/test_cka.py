@@ -68,8 +68,12 @@ def test_last_is_another_number(cube: xr.Dataset) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
-def test_all_tokens_are_those_of_one_gram_matrix(cube: xr.Dataset) -> None:
+@pytest.mark.parametrize("at_once", [1, 2000, 2**25])
+def test_all_tokens_are_those_of_one_gram_matrix(
+    cube: xr.Dataset, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Block after block, it is the same number; its error is close to the jackknife's."""
+    monkeypatch.setattr("actkit.stats.tokens._READ", at_once)
     found = actkit.adjacent_cka(cube, values="tokens").compute().sel(language="english")
     part = cube.isel(sample=english(cube))
     content = part.token_kind.values == 3
