@@ -11,7 +11,6 @@ from . import parts
 from .kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
 from .tokens import sampled_tokens, token_cka
 
-_Z = 1.959963984540054  # of a 95% interval
 _VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cka_without_top": without_top,
     "cka_z_scored": z_scored,
@@ -149,7 +148,10 @@ def adjacent_cka(
         Where the cube lacks what is asked for.
     """
     result = token_cka(cube, pairs) if values == "tokens" else _adjacent(cube, values, pairs, variants)
-    result["low"], result["high"] = result["cka"] - _Z * result["se"], result["cka"] + _Z * result["se"]
+    result["low"], result["high"] = (
+        result["cka"] - parts.Z95 * result["se"],
+        result["cka"] + parts.Z95 * result["se"],
+    )
     result.attrs = parts.settings(
         cube,
         "adjacent_cka",
@@ -208,7 +210,10 @@ def language_cka(cube: xr.Dataset, *, values: str = "pooled", pairs: str | None 
         for one in places
     ]
     result = xr.concat(rows, xr.Variable("language", index[0])).assign_coords(layer=own.layer.values)
-    result["low"], result["high"] = result["cka"] - _Z * result["se"], result["cka"] + _Z * result["se"]
+    result["low"], result["high"] = (
+        result["cka"] - parts.Z95 * result["se"],
+        result["cka"] + parts.Z95 * result["se"],
+    )
     result.attrs = parts.settings(
         own, "language_cka", values=values, estimator="debiased", pairs=pairs, interval="95%, jackknife"
     )

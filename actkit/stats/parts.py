@@ -11,6 +11,7 @@ from ..errors import Fault, InputError, MissingError
 from ..schema import TokenKind, content_mask
 
 POOLINGS = ("pooled", "last")
+Z95 = 1.959963984540054  # standard errors on either side of a 95% interval
 _KINDS = {
     "special": TokenKind.SPECIAL,
     "template": TokenKind.TEMPLATE,

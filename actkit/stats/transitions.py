@@ -11,7 +11,6 @@ from .kernels.cka import align
 from .kernels.segments import robust_z, segment
 from .kernels.segments import transitions as abrupt
 
-_Z = 1.959963984540054
 SURE = 0.9  # of the halves in which a boundary is found
 
 
@@ -97,7 +96,7 @@ def transitions(
 def _find(x: np.ndarray, *, groups: np.ndarray, halves: int, seed: int) -> tuple[np.ndarray, ...]:
     whole = align(x, groups)
     distance, error = 1 - np.diagonal(whole.cka, offset=1), np.diagonal(whole.se, offset=1)
-    low, high = distance - _Z * error, distance + _Z * error
+    low, high = distance - parts.Z95 * error, distance + parts.Z95 * error
     found = abrupt(distance, low)
     stability = np.full(len(distance), np.nan)
     if found.any() and halves:

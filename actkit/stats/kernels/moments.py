@@ -97,8 +97,18 @@ class Crossing:
 
     Parameters
     ----------
-    left, right
-        Means, dims ``(hidden,)`` and ``(hidden_2,)``, and traces of the scatters.
+    n
+        How many samples.
+    means
+        Of the two, dims ``(hidden,)`` and ``(hidden_2,)``.
+    traces
+        Of the two, the sum of the squared lengths of what is left without the mean.
+    scatter
+        Sum of the outer products of what is left of both, dims ``(hidden, hidden_2)``.
+    squares
+        Sum of the products of their squared lengths.
+    thirds
+        Sums of each of the two, times the squared length of the other.
     """
 
     n: int
