@@ -209,7 +209,8 @@ def flip_bit(path: Path, bit: int) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return every file below a folder: two that are equal hold the same names and the same bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def _values(

@@ -1,5 +1,7 @@
 """The moments of one layer of a cube, block after block."""
 
+from typing import Any
+
 import dask.base
 import numpy as np
 import xarray as xr
@@ -7,15 +9,14 @@ from dask.delayed import delayed
 
 from ..errors import Fault, InputError
 from . import parts
+from .blocks import Block, slabs, spans
 from .kernels.moments import Moments
-
-_AT_ONCE = 64  # samples of a cube that is in memory already
 
 
 def layer_vectors(
     cube: xr.Dataset, layer: int, language: str | None, values: str
-) -> tuple[xr.Dataset, xr.DataArray, np.ndarray]:
-    """Return the samples, their vectors with ``hidden`` as the last dimension, and which of these count."""
+) -> tuple[xr.DataArray, np.ndarray]:
+    """Return the vectors of all samples, with ``hidden`` as the last dimension, and which of them count."""
     if values not in ("tokens", *parts.POOLINGS):
         known = ", ".join(("tokens", *parts.POOLINGS))
         raise InputError([Fault("values", f"{values!r} is not one of {known}")])
@@ -24,47 +25,40 @@ def layer_vectors(
     own = parts.captured(cube)
     if layer not in own.layer.values:
         raise InputError([Fault("layer", f"the cube lacks {layer}", f"it has {own.layer.values.tolist()}")])
+    mask = parts.token_mask(own).values
+    if values != "tokens":
+        mask = mask.any(axis=1)
     if language is not None:
-        places = np.flatnonzero(own.language.values.astype(str) == language)
-        if not len(places):
+        chosen = own.language.values.astype(str) == language
+        if not chosen.any():
             known = ", ".join(sorted(set(own.language.values.astype(str))))
             raise InputError([Fault("language", f"the cube has no {language}", f"it has {known}")])
-        own = own.isel(sample=places)
-    mask = parts.token_mask(own)
-    if values != "tokens":
-        mask = mask.any("token")
+        mask = mask & chosen.reshape(-1, *[1] * (mask.ndim - 1))
     dims = ("sample", "token", "hidden") if values == "tokens" else ("sample", "hidden")
-    return own, own[name].sel(layer=layer).transpose(*dims), mask.values
+    return own[name].sel(layer=layer).transpose(*dims), mask
 
 
-def accumulate(moments: Moments | None, array: xr.DataArray, mask: np.ndarray, fresh: np.ndarray) -> Moments:
-    """Add the vectors of some samples to moments, block after block.
+def accumulate(moments: Moments | None, vectors: xr.DataArray, mask: np.ndarray) -> Moments:
+    """Add vectors to moments, block after block.
 
     Parameters
     ----------
     moments
         Those before; None where there are none.
-    array, mask
+    vectors, mask
         From :func:`layer_vectors`.
-    fresh
-        Places of the samples.
     """
-    if not len(fresh):
-        return moments or Moments.nothing(array.sizes["hidden"])
-    part = array.isel(sample=fresh)
-    whole = dict.fromkeys(set(part.dims) - {"sample"}, -1)
-    part = (
-        part.chunk(whole) if dask.base.is_dask_collection(part) else part.chunk({**whole, "sample": _AT_ONCE})
-    )
-    blocks = part.data.to_delayed().reshape(-1)
-    edges = np.cumsum([0, *part.data.chunks[0]])
-    add, total = delayed(_add, pure=True), moments
-    for block, begin, end in zip(blocks, edges[:-1], edges[1:], strict=True):
-        total = add(total, block, mask[fresh[begin:end]])
+    total: Any = moments or Moments.nothing(vectors.sizes["hidden"])
+    add = delayed(_add, pure=False)
+    for span in spans(vectors):
+        if mask[span].any():
+            total = add(total, Block(vectors[span]), mask[span])
     (found,) = dask.base.compute(total)  # type: ignore[no-untyped-call]
     return found  # type: ignore[no-any-return]
 
 
-def _add(total: Moments | None, block: np.ndarray, mask: np.ndarray) -> Moments:
-    found = Moments.of(block[mask])
-    return found if total is None else total.merge(found)
+def _add(total: Moments, block: Block, mask: np.ndarray) -> Moments:
+    values = block.read()
+    for rows in slabs(values):
+        total = total.merge(Moments.of(values[rows][mask[rows]]))
+    return total

@@ -1,7 +1,6 @@
 """The alignment of neighbouring layers token by token, block after block: none need fit into memory."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import dask.array as da
@@ -10,13 +9,10 @@ import numpy as np
 import xarray as xr
 from dask.delayed import delayed
 
-from ..config import MB
 from ..errors import MissingError
 from . import parts
+from .blocks import Block, slabs, spans
 from .kernels.moments import Crossing
-
-_READ = 32 * MB  # of a layer, pads included, that are read at once
-_SLAB = 16  # samples whose tokens are held in float64 at once
 
 
 def sampled_tokens(cube: xr.Dataset, most: int, seed: int) -> xr.DataArray:
@@ -72,8 +68,7 @@ def token_cka(cube: xr.Dataset, pairs: str | None = None) -> xr.Dataset:
     -----
     In the space of features, where the unbiased HSIC needs sums alone: those of blocks are merged. The
     standard error is the infinitesimal jackknife over samples, for which tokens are read a second time.
-    A block is read inside of the task that uses it, with those of all languages in it: as the result of
-    a task of its own, it would be held until all that use it are done, which is a whole layer.
+    All languages are counted in one pass.
     """
     parts.require(cube, "residual")
     own = parts.captured(cube)
@@ -91,8 +86,7 @@ def token_cka(cube: xr.Dataset, pairs: str | None = None) -> xr.Dataset:
         members = np.zeros(len(names), dtype=np.int64)
         members[places] = parts.codes(names[places])
         counted.append((counts, members))
-    edges = _edges(residual)
-    cka, se = _neighbours(residual, edges, counted)
+    cka, se = _neighbours(residual, counted)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
         at = [name for name, _ in found].index(language)
@@ -103,35 +97,14 @@ def token_cka(cube: xr.Dataset, pairs: str | None = None) -> xr.Dataset:
     return result if is_lazy else result.compute()
 
 
-class _Block:
-    """Samples of a layer that are read where they are used; no collection that dask would look into."""
-
-    def __init__(self, array: xr.DataArray) -> None:
-        data = array.data
-        self._data = dask.base.optimize(data)[0] if dask.base.is_dask_collection(data) else data  # type: ignore[no-untyped-call]
-
-    def read(self) -> np.ndarray:
-        """Return the values, dims ``(sample, token, hidden)``."""
-        if dask.base.is_dask_collection(self._data):
-            return np.asarray(self._data.compute(scheduler="synchronous"))
-        return np.asarray(self._data)
-
-
-def _edges(residual: xr.DataArray) -> np.ndarray:
-    """Cut samples into parts that are read at once."""
-    n, *rest = residual.shape[1:]
-    step = max(_READ // (residual.dtype.itemsize * int(np.prod(rest))), 1)
-    return np.array([*range(0, n, step), n])
-
-
 def _neighbours(
-    residual: xr.DataArray, edges: np.ndarray, counted: Sequence[tuple[np.ndarray, np.ndarray]]
+    residual: xr.DataArray, counted: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[da.Array, da.Array]:
     """Return CKA and standard error of neighbouring layers, dims ``(layer, language)``."""
     n_layers = residual.sizes["layer"]
-    spans = list(pairwise(edges.tolist()))
-    masks = [[counts[begin:end] for counts, _ in counted] for begin, end in spans]
-    owners = [[members[begin:end] for _, members in counted] for begin, end in spans]
+    cut = spans(residual)
+    masks = [[counts[span] for counts, _ in counted] for span in cut]
+    owners = [[members[span] for _, members in counted] for span in cut]
     nothing = [np.zeros((2, int(members.max()) + 1)) for _, members in counted]
     merge, pull, relate, part = (
         delayed(function, pure=False) for function in (_merge, _pull, _relate, _part)
@@ -139,7 +112,7 @@ def _neighbours(
     totals, pulled = [], []
     for layer in range(n_layers):
         both = range(layer, min(layer + 2, n_layers))
-        blocks = [[_Block(residual[at, begin:end]) for at in both] for begin, end in spans]
+        blocks = [[Block(residual[at, span]) for at in both] for span in cut]
         total: Any = None
         for block, counts in zip(blocks, masks, strict=True):
             total = merge(total, block, counts)
@@ -161,13 +134,12 @@ def _neighbours(
 Sums = list[list[Crossing]]  # by language: of a layer with itself, and with the next one
 
 
-def _merge(total: Sums | None, blocks: Sequence[_Block], masks: Sequence[np.ndarray]) -> Sums:
+def _merge(total: Sums | None, blocks: Sequence[Block], masks: Sequence[np.ndarray]) -> Sums:
     values = [block.read() for block in blocks]
     merged = []
     for at, mask in enumerate(masks):
         own = [] if total is None else total[at]
-        for start in range(0, len(mask), _SLAB):  # few of them in float64 at once
-            rows = slice(start, start + _SLAB)
+        for rows in slabs(values[0]):
             tokens = [array[rows][mask[rows]] for array in values]
             found = [Crossing.of(tokens[0], other) for other in tokens]
             own = [before.merge(after) for before, after in zip(own, found, strict=True)] if own else found
@@ -177,7 +149,7 @@ def _merge(total: Sums | None, blocks: Sequence[_Block], masks: Sequence[np.ndar
 
 def _pull(
     pulled: Sequence[np.ndarray],
-    blocks: Sequence[_Block],
+    blocks: Sequence[Block],
     masks: Sequence[np.ndarray],
     members: Sequence[np.ndarray],
     totals: Sums,
@@ -186,8 +158,7 @@ def _pull(
     values = [block.read() for block in blocks]
     found = [before.copy() for before in pulled]
     for into, mask, own, total in zip(found, masks, members, totals, strict=True):
-        for start in range(0, len(mask), _SLAB):
-            rows = slice(start, start + _SLAB)
+        for rows in slabs(values[0]):
             tokens = [array[rows][mask[rows]] for array in values]
             groups = np.repeat(own[rows], mask[rows].sum(axis=1))
             for row, (other, crossing) in enumerate(zip(tokens, total, strict=True)):

@@ -113,16 +113,16 @@ class Whitener:
         """
         own = {"layer": layer, "values": values, "language": language, "model": cube.attrs.get("model", "")}
         own = {name: value for name, value in own.items() if value is not None}
-        part, vectors, mask = layer_vectors(cube, layer, language, values)
+        vectors, mask = layer_vectors(cube, layer, language, values)
         moments, seen = None, np.empty(0, dtype=np.int64)
         if resume is not None:
             before = {name: resume.settings.get(name) for name in own}
             if before != own:
                 raise InputError([Fault("resume", f"was fitted to {before}, and now it is {own}")])
             moments, seen = resume.moments, resume.samples
-        fresh = np.flatnonzero(~np.isin(part.sample.values, seen))
-        moments = accumulate(moments, vectors, mask, fresh)
-        known = np.union1d(seen, part.sample.values[fresh])
+        counts = mask & ~np.isin(vectors.sample.values, seen).reshape(-1, *[1] * (mask.ndim - 1))
+        moments = accumulate(moments, vectors, counts)
+        known = np.union1d(seen, vectors.sample.values[mask.reshape(len(mask), -1).any(axis=1)])
         fitted = cls.of(moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, components=components)
         return replace(fitted, settings={**fitted.settings, **own}, samples=known)
 

@@ -73,7 +73,7 @@ def test_all_tokens_are_those_of_one_gram_matrix(
     cube: xr.Dataset, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Block after block, it is the same number; its error is close to the jackknife's."""
-    monkeypatch.setattr("actkit.stats.tokens._READ", at_once)
+    monkeypatch.setattr("actkit.stats.blocks.READ", at_once)
     found = actkit.adjacent_cka(cube, values="tokens").compute().sel(language="english")
     part = cube.isel(sample=english(cube))
     content = part.token_kind.values == 3
