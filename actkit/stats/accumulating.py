@@ -25,9 +25,9 @@ def layer_vectors(
     own = parts.captured(cube)
     if layer not in own.layer.values:
         raise InputError([Fault("layer", f"the cube lacks {layer}", f"it has {own.layer.values.tolist()}")])
-    mask = parts.token_mask(own).values
+    mask: np.ndarray = parts.token_mask(own).values
     if values != "tokens":
-        mask = mask.any(axis=1)
+        mask = np.asarray(mask.any(axis=1))
     if language is not None:
         chosen = own.language.values.astype(str) == language
         if not chosen.any():

@@ -12,6 +12,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .threads import one_thread
+
 Fold = tuple[np.ndarray, np.ndarray]
 
 
@@ -48,6 +50,7 @@ def linear_probe() -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
+@one_thread()
 def probe(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
     """Train and test the probe.
 
@@ -82,6 +85,7 @@ def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold])
     return _scores(fit, array, labels, folds)
 
 
+@one_thread()
 def transfer_probe(
     vectors: np.ndarray, labels: np.ndarray, sides: np.ndarray, folds: Sequence[Fold]
 ) -> np.ndarray:
@@ -122,6 +126,7 @@ def transfer_probe(
     return found
 
 
+@one_thread()
 def ridge_scores(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
     """Return the AUROC of a least-squares probe for many labellings at once.
 
@@ -148,15 +153,17 @@ def ridge_scores(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold])
     if not np.isfinite(exact).all():
         return np.full(len(labels), np.nan)
     scaled = StandardScaler().fit_transform(exact)
-    gram = scaled @ scaled.T
     targets = np.where(labels, 1.0, -1.0).T
     found = []
     for train, test in folds:
-        own = gram[np.ix_(train, train)]
-        own[np.diag_indices_from(own)] += max(np.trace(own) / len(own), 1e-12)
-        means = targets[train].mean(axis=0)
-        weights = cho_solve(cho_factor(own, overwrite_a=True), targets[train] - means)
-        found.append(_areas(gram[np.ix_(test, train)] @ weights, labels[:, test].T))
+        x, centred = scaled[train], targets[train] - targets[train].mean(axis=0)
+        penalty = max(np.square(x).sum() / len(x), 1e-12)
+        is_wide = x.shape[1] > len(x)  # the same weights from either side; the smaller one is solved
+        gram = x @ x.T if is_wide else x.T @ x
+        gram[np.diag_indices_from(gram)] += penalty
+        solved = cho_solve(cho_factor(gram, overwrite_a=True), centred if is_wide else x.T @ centred)
+        weights = x.T @ solved if is_wide else solved
+        found.append(_areas(scaled[test] @ weights, labels[:, test].T))
     return np.asarray(np.nanmean(found, axis=0))
 
 

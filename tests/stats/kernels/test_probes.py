@@ -1,5 +1,7 @@
 """Probes against scikit-learn put together by hand, and against what leaks."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -7,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info
 
 from actkit.stats.kernels.probes import grouped_folds, probe, probe_texts, ridge_scores, transfer_probe
 
@@ -60,8 +63,10 @@ def test_values_that_are_not_finite_give_nan() -> None:
     assert np.isnan(transfer_probe(vectors, labels, np.zeros(120, int), folds)).all()
 
 
-def test_the_many_probes_at_once_are_ridge_regressions() -> None:
-    vectors, labels, groups = data()
+@pytest.mark.parametrize("hidden", [20, 200])
+def test_the_many_probes_at_once_are_ridge_regressions(hidden: int) -> None:
+    """With more samples than dimensions, and with fewer."""
+    vectors, labels, groups = data(hidden=hidden)
     folds = grouped_folds(labels, groups, folds=5, seeds=1)
     labellings = np.stack([labels, np.random.default_rng(1).permutation(labels)])
     found = ridge_scores(vectors, labellings, folds)
@@ -97,3 +102,24 @@ def test_transfer_trains_on_one_side_and_tests_on_held_out_groups_of_each() -> N
     # the other side is its mirror image
     assert found[0, 1] < 0.1
     assert found[1, 0] < 0.1
+
+
+def test_probes_side_by_side_leave_blas_its_threads() -> None:
+    """Each uses one; the last to end brings back what was."""
+    vectors, labels, groups = data()
+    folds = grouped_folds(labels, groups, folds=5, seeds=1)
+    wanted = probe(vectors, labels, folds)
+
+    def threads() -> list[int]:
+        return [found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"]
+
+    before = threads()
+    seen: list[list[int]] = []
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(probe, vectors, labels, folds) for _ in range(40)]
+        while not all(future.done() for future in futures):
+            seen.append(threads())
+        for future in futures:
+            np.testing.assert_array_equal(future.result(), wanted)
+    assert [1] * len(before) in seen
+    assert threads() == before
