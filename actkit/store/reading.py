@@ -216,7 +216,7 @@ class _Stored:
     def _touched(self, array: Array, key: Any) -> Iterator[Shard]:
         """Yield the files that a selection reads."""
         axis, size = window_axis(array), (array.shards or array.chunks)[window_axis(array)]
-        within = key[axis] if isinstance(key, tuple) else slice(None)
+        within = slice(None) if key is Ellipsis else (key if isinstance(key, tuple) else (key,))[axis]
         windows = set(np.atleast_1d(np.arange(self.shape[axis])[within] // size).tolist())
         return (shard for shard in shards(self.folder, array) if shard.window in windows)
 

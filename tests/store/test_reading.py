@@ -231,6 +231,21 @@ def test_a_part_that_is_damaged_is_an_error_all_the_same(run: Path, uncommit: Ca
         open_cube(run, partial=True).residual.load()
 
 
+@pytest.mark.parametrize("name", ["n_tokens", "token_kind", "residual"])
+def test_damage_to_a_part_names_nothing_that_is_not_there_yet(
+    run: Path, uncommit: Callable[[int], None], name: str
+) -> None:
+    uncommit(1)
+    axis = 1 + VARIABLES[name].sample_axis
+    files = {int(file.name.split(".")[axis]): file for file in (run / CUBE / name).glob("c.*")}
+    files[1].unlink()
+    damaged = files[0]
+    flip_bit(damaged, 4 * damaged.stat().st_size)
+    with pytest.raises(CorruptError) as caught:
+        open_cube(run, partial=True).load()
+    assert [fault.where for fault in caught.value.faults] == [f"{name}/{damaged.name}"]
+
+
 def test_a_cube_that_grows_is_seen_whole_when_it_is_opened_again(tmp_path: Path, numbers: Synthetic) -> None:
     writer = numbers.create(tmp_path)
     for window, samples in enumerate((4, 8, 10)):
