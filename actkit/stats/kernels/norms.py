@@ -47,15 +47,17 @@ def summarize_norms(
     means = (sums @ weights.T) / (weights @ counts)
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=1)
+    quantiles = np.quantile(tokens, list(QUANTILES.values()), axis=1)
+    medians = quantiles[list(QUANTILES).index("median"), :, None]
     return np.stack(
         [
             sums.sum(axis=1) / counts.sum(),
             (sums / counts).mean(axis=1),
-            *np.quantile(tokens, list(QUANTILES.values()), axis=1),
+            *quantiles,
             low,
             high,
             np.full(len(norms), counts.sum(), dtype=np.float64),
-            (tokens > OUTLIER * np.median(tokens, axis=1, keepdims=True)).sum(axis=1),
+            (tokens > OUTLIER * medians).sum(axis=1),
         ],
         axis=1,
     )
