@@ -45,7 +45,8 @@ def layer_norms(norms: xr.Dataset) -> Any:
     )
     return framed(
         hv.Overlay(parts),
-        title=f"Norms of {kind}: mean with 95% interval, and 5% to 95% of tokens",
+        title=f"Norms of {kind}",
+        bands="mean 95%, all 5–95%",
         xlabel="layer",
         table=table,
         ylabel=f"L2 norm of {table.attrs.get('component', 'residual')}",
@@ -72,11 +73,12 @@ def layer_updates(updates: xr.Dataset) -> Any:
         parts = []
         for line in _lines(table):
             parts += [line.band(f"{variable}_low", f"{variable}_high", 0.3), line.curve(variable)]
-        title = "Updates, with 95% interval" if variable == "relative" else "Direction, with 95% interval"
+        title = "Size of updates" if variable == "relative" else "Direction of updates"
         pictures.append(
             framed(
                 hv.Overlay(parts),
                 title=title,
+                bands="95%",
                 xlabel="layer (lower of two)",
                 ylabel=label,
                 table=table,
@@ -117,7 +119,8 @@ def adjacent_cka(found: xr.Dataset, transitions: xr.Dataset | None = None, *, va
                     parts.append(line.marks(where, label, filled=sure))
     return framed(
         hv.Overlay(parts),
-        title="Debiased CKA of neighbouring layers, with 95% interval",
+        title="Debiased CKA of neighbouring layers",
+        bands="95%",
         xlabel="layer (lower of two)",
         table=table,
         ylabel=f"CKA of {table.attrs['values']} vectors",
@@ -159,7 +162,8 @@ def group_differential(found: xr.Dataset) -> Any:
     by, labels = table.attrs["by"], table.attrs["labels"].replace(" to ", " or ")
     return framed(
         hv.Overlay(parts),
-        title=f"How well {by} ({labels}) is told apart: mean ± sd over folds",
+        title=f"How well {by} ({labels}) is told apart",
+        bands="sd over folds",
         xlabel="layer",
         table=table,
         ylabel="AUROC of a linear probe",
@@ -189,7 +193,7 @@ def transfer(found: xr.Dataset) -> Any:
             parts.append(line.curve("auroc"))
     return framed(
         hv.Overlay(parts),
-        title=f"Probe of {table.attrs['by']}, trained in one {table.attrs['across']} and tested in another",
+        title=f"Probe of {table.attrs['by']}, from one {table.attrs['across']} to another",
         xlabel="layer",
         table=table,
         ylabel="AUROC on held-out groups",

@@ -40,7 +40,7 @@ def cka(found: xr.Dataset, variable: str = "cka") -> Any:
     """
     table = found[variable].compute()
     names = {"cka": "Debiased CKA", "se": "Standard error of CKA", "cka_biased": "Biased CKA"}
-    span = (min(float(table.min()), 0.0), max(float(table.max()), 1.0)) if variable != "se" else None
+    span = (float(table.min()), float(table.max()))  # from 0 to 1, most models would be all yellow
     return side_by_side(
         [
             _square(table.sel(language=language), f"{names[variable]}, {language}", span, SEQUENTIAL)
@@ -63,9 +63,9 @@ def direction_cosines(found: xr.Dataset) -> Any:
     """
     table = found.compute()
     by = table.attrs["by"]
-    names = [str(name) for name in table.language.values]
+    names, cosines = [str(name) for name in table.language.values], table.layers.rename("cosine")
     pictures = [
-        _square(table.layers.sel(language=name), f"Cosine of {by} directions, {name}", (-1, 1), DIVERGING)
+        _square(cosines.sel(language=name), f"Cosine of {by} directions, {name}", (-1, 1), DIVERGING)
         for name in names
     ]
     pairs = [(one, two) for at, one in enumerate(names) for two in names[at + 1 :]]
@@ -100,7 +100,8 @@ def language_cka(found: xr.Dataset) -> Any:
         parts.append(styled(curve, color=shades[label], bokeh={"line_width": 2}, mpl={"linewidth": 2}))
     return framed(
         hv.Overlay(parts),
-        title="Debiased CKA of the same samples in two languages, with 95% interval",
+        title="CKA of the same samples in two languages",
+        bands="95%",
         xlabel="layer",
         table=table,
         ylabel=f"CKA of {table.attrs['values']} vectors",
@@ -157,7 +158,7 @@ def tokens(cube: xr.Dataset, sample: int, *, values: str = "norm", most: int = _
     )
 
 
-def _square(table: xr.DataArray, title: str, span: tuple[float, float] | None, cmap: str) -> Any:
+def _square(table: xr.DataArray, title: str, span: tuple[float, float], cmap: str) -> Any:
     """Draw a layer × layer map."""
     own = table.transpose("layer", "layer_2")
     return _image(
@@ -170,7 +171,7 @@ def _square(table: xr.DataArray, title: str, span: tuple[float, float] | None, c
         xlabel="layer",
         ylabel="layer",
         cmap=cmap,
-        clim=span or (float(own.min()), float(own.max())),
+        clim=span,
     )
 
 

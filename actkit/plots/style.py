@@ -64,12 +64,19 @@ def shaded(area: Any, colour: str, alpha: float) -> Any:
 
 
 def framed(
-    overlay: Any, *, title: str, xlabel: str, ylabel: str, table: xr.Dataset | None = None, **both: Any
+    overlay: Any,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    table: xr.Dataset | None = None,
+    bands: str = "",
+    **both: Any,
 ) -> Any:
-    """Give a picture its title, axes and size; of a result, its layers and how many samples it is of."""
+    """Give a picture title, axes and size; of a result, its layers, its samples and what its bands are."""
     if table is not None:
         both["xticks"] = layer_ticks([(layer, str(layer)) for layer in table.layer.values.tolist()])
-        xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples"
+        xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples" + (f" · bands: {bands}" if bands else "")
     # of a logarithmic axis HoloViews counts powers of e, and Matplotlib powers of 10
     aspect = 1.6 / (np.log(10) if both.get("logy") else 1)
     return styled(
