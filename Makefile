@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check format bench matrix clean
+.PHONY: install demo app test check format bench matrix clean
 
 install: $(VENV)/.installed
 
@@ -18,11 +18,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "actkit needs Python 3.11 to 3.13"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[extract,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[app,extract,dev]"
 	touch $@
 
 demo: install
 	$(BIN)/actkit demo --out runs/demo
+
+app: install
+	$(BIN)/panel serve app/ --address 127.0.0.1 --port 5006 --num-threads 4 --warm
 
 test: install
 	$(BIN)/pytest

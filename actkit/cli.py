@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import psutil
 import xarray as xr
 
 from .config import Config
-from .errors import ActkitError
+from .errors import ActkitError, Fault, FaultsError
 from .estimates import readable_bytes
 from .layers import describe_all
 from .schema import DIMS, VISION
@@ -120,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
                 default=True,
                 help="load the model and run a few batches, to know the time; some ten seconds",
             )
+            sub.add_argument("--json", action="store_true", help="print one line of JSON, faults included")
+        else:
+            sub.add_argument("--queue", metavar="Q", help="folder in which runs wait for a free device")
         sub.set_defaults(command=command)
 
     for name, reader, purpose in (
@@ -194,7 +199,25 @@ def _extract(config: str | None, **options: Any) -> int:
     return 0
 
 
-def _plan(config: str | None, trial: bool, **options: Any) -> int:
+def _plan(config: str | None, trial: bool, json: bool, **options: Any) -> int:
+    if not json:
+        _print_pairs(_planned(config, trial, options))
+        return 0
+    rows: Rows = []
+    faults: list[Fault] = []
+    heading = ""
+    try:
+        rows = _planned(config, trial, options)
+    except FaultsError as error:
+        faults, heading = list(error.faults), str(error).splitlines()[0]
+    except ActkitError as error:
+        heading = str(error)
+    said = {"rows": rows, "heading": heading, "faults": [asdict(fault) for fault in faults]}
+    print(dumps(said, ensure_ascii=False))
+    return int(bool(heading))
+
+
+def _planned(config: str | None, trial: bool, options: Mapping[str, Any]) -> Rows:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for an extraction
     from .extraction.engine import plan
     from .extraction.knobs import knobs
@@ -240,8 +263,7 @@ def _plan(config: str | None, trial: bool, **options: Any) -> int:
     helping = {what: knobs(prepared, prepared, what, rates=prepared.rates) for what in ("time", "disk")}
     if best := [f"for {what}, {found[0].leads_to(what)}" for what, found in helping.items() if found]:
         rows.append(("helps most", "; ".join(best)))
-    _print_pairs(rows)
-    return 0
+    return rows
 
 
 def _info(path: str) -> int:

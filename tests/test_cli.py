@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 import subprocess
@@ -154,6 +155,32 @@ def test_plan_without_a_trial(tiny_model: Path, prompts: Path, tmp_path: Path) -
     assert said["helps most"] == "for disk, save=norm,pooled,last → 3.6 kB"
     # an extraction tries nothing
     assert run("extract", *options, "--no-trial")[0] == 2
+
+
+def test_a_plan_for_programs(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run", "--no-trial", "--json")
+    code, out, err = run("plan", *options)
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert dict(told["rows"])["samples"] == "6 in english, arabic"
+    assert (told["heading"], told["faults"]) == ("", [])
+    code, out, err = run("plan", *options, "--layers", "7", "--limit", "0")
+    assert (code, err) == (1, "")
+    told = json.loads(out)
+    assert told["rows"] == []
+    assert told["heading"] == "cannot run: 2 faults"
+    assert [fault["where"] for fault in told["faults"]] == ["limit", "layers"]
+    # an extraction prints what it prints
+    assert run("extract", *options)[0] == 2
+
+
+def test_runs_of_one_queue_leave_no_ticket(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    queue = tmp_path / "queue"
+    code, _, _ = run(
+        "extract", "--model", tiny_model, "--data", prompts, "--out", tmp_path / "run", "--queue", queue
+    )
+    assert code == 0
+    assert [path.name for path in queue.iterdir()] == ["guard.lock"]
 
 
 def test_plan_says_when_too_little_memory_is_available(

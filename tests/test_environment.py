@@ -20,7 +20,8 @@ def split(requirement: str) -> tuple[str, str]:
 def test_environment_is_in_step_with_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = {"python": project["requires-python"]}
-    for requirement in [*project["dependencies"], *project["optional-dependencies"]["extract"]]:
+    extras = project["optional-dependencies"]
+    for requirement in [*project["dependencies"], *extras["extract"], *extras["app"]]:
         name, bounds = split(requirement)
         wanted[CONDA_NAMES.get(name, name)] = bounds
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .models.sites import check_sum_rule
 from .pipeline import compute
 from .preparing import Prepared, prepare
 from .progress import Bar, Listener, Meter, StatusFile
+from .queueing import device_name, turn
 from .tally import Tally
 from .tracking import tracked
 from .trial import try_out
@@ -85,6 +86,7 @@ def extract(
     config: str | Path | Config | None = None,
     *,
     listeners: Sequence[Listener] | None = None,
+    queue: str | Path | None = None,
     **options: Any,
 ) -> xr.Dataset:
     """Run prompts through a model and keep what every layer computed.
@@ -95,6 +97,8 @@ def extract(
         A YAML file or a config; options go over it.
     listeners
         Called with each :class:`~actkit.extraction.progress.Progress`; a progress bar by default.
+    queue
+        A folder in which runs wait for their turn: one at a time uses a device.
     **options
         The names of :class:`actkit.config.Config`: ``model``, ``data``, ``out``, ``layers`` and so on.
 
@@ -134,7 +138,8 @@ def extract(
         meter = Meter(prepared.plan.shape.sample, [*shown, StatusFile(run), *trackers])
         state = "failed"
         try:
-            _run(prepared, meter)
+            with _turn(prepared.config, queue, meter):
+                _run(prepared, meter)
             state = "done"
         except KeyboardInterrupt:
             state = "interrupted"
@@ -143,6 +148,13 @@ def extract(
             logger.info(state)
             meter.tell(state)
     return open_cube(run)
+
+
+def _turn(config: Config, queue: str | Path | None, meter: Meter) -> AbstractContextManager[None]:
+    """Wait until the device is free, where runs queue for it."""
+    if queue is None:
+        return nullcontext()
+    return turn(Path(queue), device_name(config), lambda: meter.tell("queued"))
 
 
 def _run(prepared: Prepared, meter: Meter) -> None:

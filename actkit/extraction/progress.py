@@ -23,7 +23,7 @@ class Progress:
     Parameters
     ----------
     state
-        ``loading``, ``running``, ``done``, ``failed`` or ``interrupted``.
+        ``queued``, ``loading``, ``running``, ``done``, ``failed`` or ``interrupted``.
     samples, total_samples
         Samples computed, those of earlier sessions included; and all.
     committed

@@ -21,9 +21,10 @@ CONFIG = "config.yaml"
 STATUS = "status.json"
 LOG = "log.txt"
 LOCK = ".lock"
+OUTPUT = "output.txt"  # what a run says that nobody watches
 SKIPPED = "skipped.jsonl"
 _REPLACED = (STATUS, CONFIG, SKIPPED, MOMENTS)
-_OURS = {CUBE, CREATING, LOG, LOCK, *_REPLACED, *(name + ".partial" for name in _REPLACED)}
+_OURS = {CUBE, CREATING, LOG, LOCK, OUTPUT, *_REPLACED, *(name + ".partial" for name in _REPLACED)}
 
 
 def check_folder(run: Path) -> list[Fault]:

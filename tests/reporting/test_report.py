@@ -14,18 +14,8 @@ import actkit
 from actkit.cli import main
 from actkit.errors import InputError
 from actkit.testing import write_cube
+from tests.browser import CHROMIUM, FLAGS
 from tests.stats.conftest import planted
-
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")

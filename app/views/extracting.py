@@ -1,0 +1,403 @@
+"""The form of an extraction: drawn from the config's own model, checked as it is filled in."""
+
+import time
+from collections.abc import Callable, Mapping
+from html import escape
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from actkit.config import Config
+from actkit.errors import ActkitError, InputError
+from actkit.layers import COMPONENTS, describe_all
+from actkit.tables import FORMATS
+from actkit.widgets.background import in_background
+from actkit.widgets.style import STYLE
+from actkit.yaml_files import read_yaml
+
+from ..choices import BUNDLED_DATA, BUNDLED_MODEL, Preview, data_files, data_of, models, preview
+from ..confining import inside
+from ..form import COLUMNS, FIRST, Option, echo, from_options, layer_counts, options, read_form
+from ..jobs import Jobs
+from ..planning import Planned, Planner
+from ..settings import Settings
+
+_NONE = "(none)"
+_WIDE = {"sizing_mode": "stretch_width", "margin": (6, 6)}
+
+
+class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
+    """Everything that can be asked of a run; ``start`` holds what it will take, and the button.
+
+    Parameters
+    ----------
+    settings, jobs, planner
+        Those of the server.
+    started
+        Called with the name of a run that was started.
+    """
+
+    def __init__(
+        self, settings: Settings, jobs: Jobs, planner: Planner, started: Callable[[str], None]
+    ) -> None:
+        super().__init__()
+        self._settings, self._jobs, self._planner, self._started = settings, jobs, planner, started
+        self._config: Config | None = None
+        self._counts: dict[str, int] = {}
+        self._is_setting = False  # several widgets at once: checked once
+        self._make_widgets()
+        self._view = self._lay_out()
+        self.start = self._lay_out_start()
+        self.set_values({"model": BUNDLED_MODEL, "data": BUNDLED_DATA})
+
+    def __panel__(self) -> Any:
+        return self._view
+
+    # widgets
+
+    def _make_widgets(self) -> None:
+        own = self._settings
+        chooser = pmui.AutocompleteInput if own.typed_models else pmui.Select
+        free = {"restrict": False} if own.typed_models else {}
+        self._model = chooser(label="Model", options=list(models(own)), **free, **_WIDE)
+        self._data = pmui.Select(label="Prompts", options=list(data_files(own)), **_WIDE)
+        self._layers = pmui.TextInput(label="Layers", value="all", **_WIDE)
+        self._strip = pmui.CheckButtonGroup(
+            label="Layers by clicking",
+            options=[],
+            size="small",
+            sx={"flexWrap": "wrap", "& .MuiButtonBase-root": {"width": "auto", "flex": "0 0 auto"}},
+            sizing_mode="stretch_width",
+            margin=(0, 6),
+        )
+        self._components = pmui.CheckButtonGroup(
+            label="Components", options=[], value=["residual"], size="small", margin=(6, 6)
+        )
+        self._meaning = pn.pane.HTML("", stylesheets=[STYLE], margin=(0, 8))
+        self._fields: dict[str, Any] = {option.name: _widget(option) for option in options()}
+        for name in ("text_column", "language_column", "id_column"):
+            self._fields[name] = pmui.Select(label=_label(name), options=[], **_WIDE)
+        self._fields["labels"] = pmui.MultiChoice(label="Labels", options=[], **_WIDE)
+        self._fields["languages"] = pmui.MultiChoice(
+            label="Languages", options=[], placeholder="all", **_WIDE
+        )
+        self._name = pmui.TextInput(label="Name of the run", value=_fresh_name(), **_WIDE)
+        self._start = pmui.Button(label="Start", color="primary", icon="play_arrow", size="large")
+        self._estimate = pmui.Button(
+            label="Estimate the time", variant="outlined", icon="schedule", size="large"
+        )
+        self._planned = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(6, 6))
+        self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
+        self._preview = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(6, 6))
+        self._upload = pmui.FileInput(
+            label="Upload a file of prompts",
+            accept=",".join(FORMATS),
+            max_file_size=own.max_upload,
+            variant="text",
+        )
+        self._load = pmui.FileInput(label="Load YAML", accept=".yaml,.yml", variant="text")
+        self._save = pmui.FileDownload(
+            label="Download YAML", callback=self._yaml, filename="config.yaml", variant="text"
+        )
+        self._model.param.watch(self._model_changed, "value")
+        self._data.param.watch(self._data_changed, "value")
+        self._layers.param.watch(self._layers_typed, "value_input")
+        self._strip.param.watch(self._layers_clicked, "value")
+        self._components.param.watch(self._layers_clicked, "value")
+        for widget in self._fields.values():
+            widget.param.watch(self._changed, "value")
+        self._start.on_click(self._start_run)
+        self._estimate.on_click(lambda _event: self.show_plan(trial=True))
+        self._upload.param.watch(self._uploaded, "value")
+        self._load.param.watch(self._loaded, "value")
+
+    def _lay_out(self) -> Any:
+        columns = pn.FlexBox(*(_cell(self._fields[name]) for name in COLUMNS))
+        first = pn.FlexBox(*(_cell(self._fields[name]) for name in FIRST))
+        rest = [name for name in self._fields if name not in (*FIRST, *COLUMNS)]
+        more = pn.FlexBox(*(_cell(self._fields[name]) for name in rest))
+        return pn.Column(
+            pmui.Typography("What to run", variant="h5"),
+            pn.FlexBox(_cell(self._model, 420), _cell(self._data, 420)),
+            self._upload,
+            self._preview,
+            columns,
+            pmui.Typography("What to keep", variant="h5"),
+            pn.FlexBox(_cell(self._layers, 420), self._components),
+            self._strip,
+            self._meaning,
+            first,
+            pmui.Accordion(("More options", more), title_variant="subtitle1", sizing_mode="stretch_width"),
+            sizing_mode="stretch_width",
+        )
+
+    def _lay_out_start(self) -> Any:
+        return pn.Column(
+            pmui.Typography("What it will take", variant="h5"),
+            self._planned,
+            self._said,
+            self._name,
+            pn.FlexBox(self._start, self._estimate, self._save, self._load, gap="8px"),
+            sizing_mode="stretch_width",
+        )
+
+    # what it holds
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What each field holds, as :func:`app.form.read_form` takes it."""
+        found = {name: widget.value for name, widget in self._fields.items()}
+        found |= {name: None for name in ("language_column", "id_column") if found[name] == _NONE}
+        return found | {
+            "model": self._model.value,
+            "data": self._data.value,
+            "layers": self._layers.value_input or self._layers.value,
+        }
+
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Fill in fields, and check all of them once."""
+        self._is_setting = True
+        try:
+            if "model" in values:
+                self._model.value = values["model"]
+            if "data" in values:
+                self._data.value = values["data"]
+            self._show_data()
+            for name, value in values.items():
+                if name in self._fields:
+                    several = name in ("labels", "languages") and isinstance(value, str)
+                    self._fields[name].value = value.split(",") if several else value
+            if "layers" in values:
+                self._layers.value = self._layers.value_input = values["layers"]
+            self._show_layers()
+        finally:
+            self._is_setting = False
+        self._check()
+
+    def _yaml(self) -> StringIO:
+        config, _, _ = read_form(self._settings, self.values)
+        return StringIO(config.to_yaml() if config else "# what is wrong stands at the fields\n")
+
+    # what happens
+
+    def _changed(self, _event: Any = None) -> None:
+        if not self._is_setting:
+            self._check()
+
+    def _model_changed(self, _event: Any) -> None:
+        if not self._is_setting:
+            self._show_layers()
+            self._check()
+
+    def _data_changed(self, _event: Any) -> None:
+        if not self._is_setting:
+            self._show_data()
+            self._check()
+
+    def _layers_typed(self, _event: Any) -> None:
+        if not self._is_setting:
+            self._show_layers()
+            self._check()
+
+    def _layers_clicked(self, _event: Any) -> None:
+        if self._is_setting or not self._counts:
+            return
+        every = tuple(self._strip.value)
+        chosen = {name: every for name in COMPONENTS if name in self._components.value and name != "vision"}
+        if "vision" in self._components.value:
+            chosen["vision"] = tuple(range(self._counts["vision"]))
+        self._is_setting = True
+        try:
+            self._layers.value = self._layers.value_input = describe_all(chosen)
+        finally:
+            self._is_setting = False
+        self._show_layers()
+        self._check()
+
+    def _show_layers(self) -> None:
+        """Say what the layers mean, and mark them."""
+        try:
+            found = models(self._settings).get(self._model.value or "", self._model.value or "")
+        except ActkitError:
+            found = ""
+        self._counts = layer_counts(found)
+        spec = self._layers.value_input or self._layers.value
+        meaning, fault, chosen = echo(spec, self._counts)
+        self._meaning.object = escape(meaning)
+        self._layers.param.update(error_state=bool(fault), helper_text=fault)
+        before, self._is_setting = self._is_setting, True
+        try:
+            count = self._counts.get("residual", 0)
+            self._strip.param.update(options=list(range(count)), value=list(chosen))
+            kept = [name for name in COMPONENTS if name in self._counts]
+            named = {part.split(":")[0] for part in meaning.split("; ") if ":" in part}
+            own = [name for name in kept if name in named or (name == "residual" and chosen)]
+            self._components.param.update(options=kept, value=own)
+        finally:
+            self._is_setting = before
+
+    def _show_data(self) -> None:
+        """Show the first rows, and fill in what the columns seem to be."""
+        before, self._is_setting = self._is_setting, True
+        try:
+            found = preview(self._settings, data_of(self._settings, self._data.value or ""))
+        except (InputError, OSError) as error:
+            self._preview.object = f"<p role='alert'>{escape(str(error))}</p>"
+            return
+        finally:
+            self._is_setting = before
+        self._preview.object = _table(found)
+        self._is_setting = True
+        try:
+            columns = list(found.columns)
+            self._fields["text_column"].param.update(options=columns, value=found.text)
+            for name, value in (("language_column", found.language), ("id_column", found.name)):
+                self._fields[name].param.update(options=[_NONE, *columns], value=value or _NONE)
+            self._fields["labels"].param.update(options=columns, value=list(found.labels))
+            self._fields["languages"].param.update(options=list(found.languages), value=[])
+        finally:
+            self._is_setting = before
+
+    def _check(self) -> None:
+        """Put what is wrong at its field."""
+        self._config, faults, _ = read_form(self._settings, self.values)
+        own = {"model": self._model, "data": self._data, **self._fields}
+        for name, widget in own.items():
+            if "error_state" in widget.param:
+                widget.param.update(error_state=name in faults, helper_text=faults.get(name, ""))
+        if "layers" in faults:
+            self._layers.param.update(error_state=True, helper_text=faults["layers"])
+        wrong = [text for name, text in faults.items() if name == "" or "error_state" not in own[name].param]
+        self._say(wrong[0] if wrong else "")
+        self._start.disabled = self._estimate.disabled = bool(faults)
+        self._planned.object = "" if self._config else "<p>Mend what is marked, and the plan is made.</p>"
+        if self._config and pn.state.loaded:
+            self.show_plan(trial=False)
+
+    def show_plan(self, *, trial: bool) -> None:
+        """Show what the run will take; in a thread of the server, where it has any."""
+        config = self._config
+        if config is None:
+            return
+        self._planned.loading = True
+
+        def ask() -> None:
+            found = self._planner.plan(config, trial=trial)
+            if config is self._config:  # nothing was changed meanwhile
+                self._planned.param.update(object=_rows(found), loading=False)
+
+        in_background(ask)
+
+    def _start_run(self, _event: Any) -> None:
+        if self._config is None:
+            return
+        name = self._name.value_input or self._name.value
+        try:
+            self._jobs.start(name, self._config)
+        except (ActkitError, OSError) as error:
+            self._say(str(error))
+            return
+        self._say("")
+        self._name.value = _fresh_name()
+        self._started(name)
+
+    def _uploaded(self, event: Any) -> None:
+        if event.new is None:
+            return
+        try:
+            path = self._keep(str(self._upload.filename), event.new)
+        except (ActkitError, OSError) as error:
+            self._say(str(error))
+            return
+        self._data.options = list(data_files(self._settings))
+        self._data.value = path.name
+
+    def _keep(self, name: str, content: bytes) -> Path:
+        """Write an uploaded file, whose name and size the browser chose."""
+        from actkit.errors import Fault
+
+        if len(content) > self._settings.max_upload:
+            what = f"is larger than {self._settings.max_upload:,} bytes"
+            raise InputError([Fault(name, what, "copy it into the workspace's folder `data`")])
+        path = inside(self._settings.data, Path(name).name, "file", longest=self._settings.max_name)
+        if path.suffix.lower() not in FORMATS:
+            raise InputError([Fault(name, "is no file of prompts", f"give {', '.join(FORMATS)}")])
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+        except FileExistsError as error:
+            fault = Fault(name, "is there already", "choose it in the list, or rename yours")
+            raise InputError([fault]) from error
+        return path
+
+    def _loaded(self, event: Any) -> None:
+        if event.new is None:
+            return
+        if len(event.new) > self._settings.max_yaml:
+            self._say(f"the file is larger than {self._settings.max_yaml:,} bytes")
+            return
+        asked, faults = _read_upload(event.new)
+        values, more = from_options(self._settings, asked)
+        if not faults:
+            self.set_values(values)
+        self._say("; ".join(map(str, [*faults, *more])))
+
+    def _say(self, text: str) -> None:
+        self._said.param.update(title=text, visible=bool(text))
+
+
+def _read_upload(content: bytes) -> tuple[dict[str, Any], list[Any]]:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(BytesIO(content).getvalue())
+        file.flush()
+        asked, faults = read_yaml(Path(file.name))
+    return asked, faults
+
+
+def _widget(option: Option) -> Any:
+    if option.kind == "switch":
+        return pmui.Switch(label=option.label, value=option.default == "true", margin=(12, 6))
+    if option.kind == "choice":
+        told = {choice or "by default": choice for choice in option.choices}
+        return pmui.Select(label=option.label, options=told, value=option.default, **_WIDE)
+    return pmui.TextInput(label=option.label, value=option.default, placeholder=option.default, **_WIDE)
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _cell(widget: Any, width: int = 240) -> Any:
+    """Let a field be as wide as a phone, or share a row."""
+    return pn.Column(widget, width_policy="max", max_width=width, min_width=min(width, 240), margin=0)
+
+
+def _table(found: Preview) -> str:
+    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in found.columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td dir='auto'>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in found.rows
+    )
+    return (
+        f"<div class='preview' tabindex='0' role='region' aria-label='first rows'><table><thead><tr>{head}"
+        f"</tr></thead><tbody>{body}</tbody></table></div><p>{found.n_rows:,} rows</p>"
+    )
+
+
+def _rows(found: Planned) -> str:
+    if found.heading:
+        faults = "".join(f"<li>{escape(str(fault))}</li>" for fault in found.faults)
+        return f"<div role='alert'><p>{escape(found.heading)}</p><ul>{faults}</ul></div>"
+    body = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in found.rows
+    )
+    return f"<table class='plan'><tbody>{body}</tbody></table>"
+
+
+def _fresh_name() -> str:
+    return time.strftime("run-%Y%m%d-%H%M%S")
