@@ -6,6 +6,8 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 import param
+from bokeh.models.callbacks import CustomJS
+from panel.util import edit_readonly
 
 from actkit.errors import ActkitError
 from actkit.widgets.explorer import Explorer
@@ -62,6 +64,9 @@ class Page:
             main=[self._tabs],
             busy_indicator=None,
         )
+
+        with edit_readonly(self.view):  # else Panel's own state, which outlives all pages, keeps each of them
+            self.view.busy = False
 
     def begin(self) -> None:
         """Go on once the browser is there: nothing of this may delay the page."""
@@ -155,9 +160,18 @@ def _follow(other: Explorer, *events: Any) -> None:
         other.choose({event.name: event.new})
 
 
+# A session ends with its connection: the page asks until a server answers, and begins again at its link.
+_AGAIN = """
+const again = () => fetch(location.href, {cache: "no-store"}).then(
+    (answer) => answer.ok ? location.reload() : setTimeout(again, 1000), () => setTimeout(again, 1000));
+again();
+"""
+
+
 def show() -> None:
     """Make the page of this session."""
     pn.extension("tabulator", notifications=False)
     page = Page()
     page.view.servable(title="actkit")
+    pn.state.curdoc.js_on_event("connection_lost", CustomJS(code=_AGAIN))
     pn.state.onload(page.begin, threaded=bool(pn.config.nthreads))
