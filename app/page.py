@@ -1,13 +1,13 @@
 """The page: two tabs, what is chosen in the URL, and what happens when a browser comes and goes."""
 
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
 import param
 from bokeh.models.callbacks import CustomJS
-from panel.util import edit_readonly
 
 from actkit.errors import ActkitError
 from actkit.widgets.explorer import Explorer
@@ -59,14 +59,15 @@ class Page:
         self._tabs.param.watch(self._tab_changed, "active")
         self.chosen.param.watch(self._open, ["run", "second"])
         self.chosen.param.watch(self._put_url, "page")
+        watching = _watching_busy()
         self.view = pmui.Page(
             title="actkit",
             main=[self._tabs],
             busy_indicator=None,
         )
-
-        with edit_readonly(self.view):  # else Panel's own state, which outlives all pages, keeps each of them
-            self.view.busy = False
+        for watcher in _watching_busy():
+            if watcher not in watching:  # else Panel's state, which outlives all pages, holds each of them
+                pn.state.param.unwatch(watcher)
 
     def begin(self) -> None:
         """Go on once the browser is there: nothing of this may delay the page."""
@@ -155,6 +156,10 @@ class Page:
         pn.state.location.update_query(**told)
 
 
+def _watching_busy() -> list[Any]:
+    return list(pn.state.param.watchers.get("busy", {}).get("value", []))
+
+
 def _follow(other: Explorer, *events: Any) -> None:
     for event in events:
         other.choose({event.name: event.new})
@@ -168,9 +173,31 @@ again();
 """
 
 
+_REFUSED = (
+    "This server has no login, and the request comes from another machine. Whoever can open the page can "
+    "start and delete runs: serve it with --basic-auth and --cookie-secret, or on 127.0.0.1 behind an SSH "
+    "tunnel."
+)
+
+
+def _is_trusted() -> bool:
+    """Tell whether whoever asks is on this machine, or has logged in."""
+    context = pn.state.curdoc.session_context if pn.state.curdoc else None
+    address = getattr(context.request, "remote_ip", None) if context and context.request else "127.0.0.1"
+    try:
+        is_near = ip_address(str(address)).is_loopback
+    except ValueError:
+        is_near = False
+    return is_near or pn.state.user not in (None, "guest")
+
+
 def show() -> None:
     """Make the page of this session."""
     pn.extension("tabulator", notifications=False)
+    if not _is_trusted():
+        refusal = pmui.Alert(title=_REFUSED, severity="error")
+        pmui.Page(title="actkit", main=[refusal], busy_indicator=None).servable(title="actkit")
+        return
     page = Page()
     page.view.servable(title="actkit")
     pn.state.curdoc.js_on_event("connection_lost", CustomJS(code=_AGAIN))

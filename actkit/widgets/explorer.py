@@ -7,6 +7,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakMethod
 
 import holoviews as hv
 import numpy as np
@@ -327,6 +328,17 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             self.show()
 
 
+def _hook(explorer: Explorer, *, is_square: bool) -> Callable[[Any, Any], None]:
+    """Return what lets HoloViews mark a layer; its options outlive every page, and must not hold one."""
+    mark = WeakMethod(explorer.mark)
+
+    def hook(plot: Any, element: Any) -> None:
+        if (found := mark()) is not None:
+            found(plot, element, is_square=is_square)
+
+    return hook
+
+
 def _place(box: BoxAnnotation, at: int | None) -> None:
     box.visible = at is not None
     if at is not None:
@@ -378,7 +390,7 @@ class _Card:
         except (ActkitError, ValueError) as error:
             self._place.objects = [pmui.Alert(title=str(error), severity="warning")]
             return
-        hook = lambda plot, element: explorer.mark(plot, element, is_square=picture.is_square)  # noqa: E731
+        hook = _hook(explorer, is_square=picture.is_square)
         shown = self._made
         if picture.name != "tokens":
             size = {"responsive": True, "frame_width": None, "min_width": 280}

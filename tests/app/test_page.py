@@ -35,18 +35,18 @@ pytestmark = [
 class Server:
     """`panel serve app/`, with a workspace of its own."""
 
-    def __init__(self, workspace: Path) -> None:
-        self.workspace = workspace
+    def __init__(self, workspace: Path, address: str = "127.0.0.1") -> None:
+        self.workspace, self.address = workspace, address
         self.settings = Settings.of({"ACTKIT_WORKSPACE": str(workspace)})
         self.jobs = Jobs(self.settings)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((address, 0))
             self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/app"
+        self.url = f"http://{address}:{self.port}/app"
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "panel", "serve", str(ROOT / "app"), "--address", "127.0.0.1"]
+        command = [sys.executable, "-m", "panel", "serve", str(ROOT / "app"), "--address", self.address]
         command += ["--port", str(self.port), "--num-threads", "4", "--warm"]
         told = {"ACTKIT_WORKSPACE": str(self.workspace), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         with (self.workspace.parent / "server.log").open("ab") as log:
@@ -117,13 +117,18 @@ def opened(
         context.close()
 
 
+def ready(page: Page) -> None:
+    """Wait until the first plan is there: the page has nothing more to say by itself."""
+    expect(page.get_by_text("2,000 in english, arabic")).to_be_visible(timeout=LONG)
+
+
 def card(page: Page, name: str) -> None:
     expect(page.get_by_role("heading", name=re.compile(name))).to_be_visible(timeout=LONG)
 
 
 def test_the_first_click_is_start_and_the_run_outlives_everything(server: Server, browser: Browser) -> None:
     with opened(browser, server.url, loses_its_server=True) as page:
-        expect(page.get_by_text("2,000 in english, arabic")).to_be_visible(timeout=LONG)
+        ready(page)
         page.get_by_label("Name of the run").fill("first")
         page.get_by_label("Name of the run").press("Enter")
         page.get_by_role("button", name="Start").click()
@@ -145,6 +150,7 @@ def test_the_first_click_is_start_and_the_run_outlives_everything(server: Server
 
 def test_cancel_resume_and_delete(server: Server, browser: Browser) -> None:
     with opened(browser, server.url) as page:
+        ready(page)
         page.get_by_label("Name of the run").fill("second")
         page.get_by_label("Name of the run").press("Enter")
         page.get_by_role("button", name="Start").click()
@@ -161,6 +167,7 @@ def test_cancel_resume_and_delete(server: Server, browser: Browser) -> None:
 
 def test_what_is_wrong_stands_at_its_field(server: Server, browser: Browser) -> None:
     with opened(browser, server.url) as page:
+        ready(page)
         limit = page.get_by_label("Limit", exact=True)
         limit.fill("many")
         limit.press("Enter")
@@ -207,3 +214,18 @@ def test_a_link_that_cannot_be_followed_says_so(server: Server, browser: Browser
     link = f"{server.url}?page=explore&run=../../etc&tab=norms"
     with opened(browser, link) as page:
         expect(page.get_by_text(re.compile("there is no"))).to_be_visible(timeout=LONG)
+
+
+def test_nobody_from_another_machine_uses_a_server_without_a_login(tmp_path: Path, browser: Browser) -> None:
+    addresses = [own.address for found in psutil.net_if_addrs().values() for own in found]
+    public = [address for address in addresses if re.fullmatch(r"[0-9.]+", address)]
+    public = [address for address in public if not address.startswith("127.")]
+    if not public:
+        pytest.skip("this machine has no address but its own")
+    server = Server(tmp_path / "runs", public[0])
+    try:
+        with opened(browser, server.url) as page:
+            expect(page.get_by_text("This server has no login")).to_be_visible(timeout=LONG)
+            expect(page.get_by_role("button", name="Start")).to_have_count(0)
+    finally:
+        server.stop()
