@@ -13,6 +13,7 @@ PARTS = (
     "extraction",
     "extraction/models",
     "extraction/prompts",
+    "widgets",
 )
 
 
