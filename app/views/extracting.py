@@ -3,15 +3,16 @@
 import time
 from collections.abc import Callable, Mapping
 from html import escape
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
 
 from actkit.config import Config
-from actkit.errors import ActkitError, InputError
+from actkit.errors import ActkitError, Fault, InputError
 from actkit.layers import COMPONENTS, describe_all
 from actkit.tables import FORMATS
 from actkit.widgets.background import in_background
@@ -317,8 +318,6 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _keep(self, name: str, content: bytes) -> Path:
         """Write an uploaded file, whose name and size the browser chose."""
-        from actkit.errors import Fault
-
         if len(content) > self._settings.max_upload:
             what = f"is larger than {self._settings.max_upload:,} bytes"
             raise InputError([Fault(name, what, "copy it into the workspace's folder `data`")])
@@ -349,14 +348,11 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         self._said.param.update(title=text, visible=bool(text))
 
 
-def _read_upload(content: bytes) -> tuple[dict[str, Any], list[Any]]:
-    import tempfile
-
-    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
-        file.write(BytesIO(content).getvalue())
+def _read_upload(content: bytes) -> tuple[dict[str, Any], list[Fault]]:
+    with NamedTemporaryFile(suffix=".yaml") as file:
+        file.write(content)
         file.flush()
-        asked, faults = read_yaml(Path(file.name))
-    return asked, faults
+        return read_yaml(Path(file.name))
 
 
 def _widget(option: Option) -> Any:
