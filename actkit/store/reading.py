@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,16 @@ def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return how large the files of a folder are; what a writer renames meanwhile is left out."""
+    sizes: dict[str, int] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                sizes[entry.name] = entry.stat().st_size
+    return sizes
+
+
 def _absent(folder: Path, group: zarr.Group, names: list[str], committed: np.ndarray) -> Iterator[Fault]:
     """Find shards of committed windows, and coordinates, that are missing or empty, from listings alone."""
     window = array_of(group, "committed").chunks[0]
@@ -319,7 +330,7 @@ def _absent(folder: Path, group: zarr.Group, names: list[str], committed: np.nda
         if name == "committed":
             continue
         array = array_of(group, name)
-        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder / name)}
+        sizes = _sizes(folder / name)
         by_window = name in VARIABLES and VARIABLES[name].by_window
         for shard in shards(folder, array):
             if by_window and not committed[shard.window * window]:

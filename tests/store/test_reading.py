@@ -1,8 +1,10 @@
 """A cube reads back as what was written, labelled, also in part and in other processes."""
 
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +256,26 @@ def test_a_cube_that_grows_is_seen_whole_when_it_is_opened_again(tmp_path: Path,
 
 
 # cubes that change while they are open
+
+
+def test_a_cube_whose_files_are_renamed_while_it_is_opened(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer's partial files are listed, and then gone."""
+    partial = run / CUBE / "residual" / "c.0.2.0.0.partial"
+    partial.write_bytes(b"half")
+    real = os.scandir
+
+    @contextmanager
+    def scandir(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with real(folder) as entries:
+            found = list(entries)
+        partial.unlink(missing_ok=True)
+        yield found
+
+    monkeypatch.setattr("actkit.store.reading.os.scandir", scandir)
+    assert open_cube(run).sizes["sample"] == 10
+    assert not partial.exists()
 
 
 def test_a_cube_that_was_replaced_gives_no_numbers_of_the_other_one(run: Path) -> None:
