@@ -1,15 +1,10 @@
 """Look at a cube: norms, groups, alignment of layers, updates, samples; one layer is chosen everywhere."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from html import escape
-from io import BytesIO, StringIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from weakref import WeakMethod
 
-import holoviews as hv
 import numpy as np
 import pandas as pd
 import panel as pn
@@ -20,41 +15,17 @@ from bokeh.events import Tap
 from bokeh.models.annotations import BoxAnnotation
 
 from .. import plots
-from ..errors import ActkitError
-from ..reporting.writing import table_of
 from ..stats import parts
 from ..store.reading import open_cube
 from .background import in_background
+from .cards import Card, Picture
 from .style import STYLE
 from .summaries import Summaries
 
 NONE = "(none)"
 _ROWS = 10  # of the list of samples, on a page
-_SKELETON = 300
 _SHADE: dict[str, Any] = {"fill_alpha": 0.15, "fill_color": "#888888", "line_alpha": 0}
 _FRAME: dict[str, Any] = {"fill_alpha": 0.0, "line_color": "#d55e00", "line_width": 2}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A plot, and what it is made from.
-
-    Parameters
-    ----------
-    name
-        Of its files.
-    make
-        Returns it, and the result that it shows.
-    code
-        The Python that makes it.
-    is_square
-        Whether both of its axes are layers.
-    """
-
-    name: str
-    make: Callable[[], tuple[Any, xr.Dataset | None]]
-    code: str
-    is_square: bool = False
 
 
 class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
@@ -91,6 +62,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)
         self._marks: list[tuple[Any, bool]] = []
+        self._is_shown = False
         self._build(labels, known)
 
     def __panel__(self) -> Any:
@@ -113,21 +85,18 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             self.param.watch(lambda event, widget=widget: widget.param.update(value=event.new), name)
         self._layer.link(self, value="layer")
         self.param.watch(self._mark, "layer")
-        self.param.watch(lambda _event: self.show(), ["by", "pairs", "values", "tokens", "languages"])
-        self.param.watch(lambda _event: self.show(), ["tab", "sample"])
+        self.param.watch(self._redraw, ["by", "pairs", "values", "tokens", "languages", "tab", "sample"])
         self._tabs = pmui.RadioButtonGroup(
             label="Plots", options={name.capitalize(): name for name in self.TABS}, value=self.tab
         )
         self._tabs.link(self, value="tab")
         self.param.watch(lambda event: self._tabs.param.update(value=event.new), "tab")
-        self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
         self._what = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
         self._plots = pn.FlexBox(sizing_mode="stretch_width", gap="12px")
         self._view = pn.Column(
             self._what,
             pn.FlexBox(self._layer, *widgets.values()),
             self._tabs,
-            self._said,
             self._plots,
             sizing_mode="stretch_width",
         )
@@ -169,12 +138,13 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     def show(self) -> None:
         """Draw what is chosen; in a thread of the server, where it has any."""
+        self._is_shown = True
         cube = self._cube
         told = f"{self.path.name}: {cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers"
         self._what.object = f"<span class='figures'>{escape(told)}</span>"
         wanted = self._wanted()
         self._marks.clear()
-        cards = [_Card(picture, self) for picture in wanted]
+        cards = [Card(picture, self.mark) for picture in wanted]
         listed = [self._sample_list()] if self.tab == "samples" else []
         self._plots.objects = [*listed, *(card.view for card in cards)]
 
@@ -183,6 +153,11 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
                 card.draw()
 
         in_background(draw)
+
+    def _redraw(self, *_events: Any) -> None:
+        """Draw again; what is chosen before the first time is drawn then."""
+        if self._is_shown:
+            self.show()
 
     def _wanted(self) -> list[Picture]:
         makers: dict[str, Callable[[], list[Picture]]] = {
@@ -212,11 +187,13 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             return getattr(plots, draw)(found), found
 
         told = ", ".join(["cube", *(f"{key}={value!r}" for key, value in options.items() if value != "")])
-        code = (
-            f"import actkit\n\ncube = actkit.open_cube({str(self.path)!r}, partial=True)\n"
-            f"found = actkit.{statistic}({told})\nactkit.plots.{draw}(found)\n"
-        )
+        code = f"{self._opening}found = actkit.{statistic}({told})\nactkit.plots.{draw}(found)\n"
         return Picture(name, make, code, is_square)
+
+    @property
+    def _opening(self) -> str:
+        """The Python that any picture begins with."""
+        return f"import actkit\n\ncube = actkit.open_cube({str(self.path)!r}, partial=True)\n"
 
     def _norms(self) -> list[Picture]:
         found = [self._picture("norms", "layer_norms", "layer_norms", tokens=self.tokens)]
@@ -254,20 +231,19 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _samples(self) -> list[Picture]:
         cube, layer = self._shown_samples(), self.layer
-        code = f"import actkit\n\ncube = actkit.open_cube({str(self.path)!r}, partial=True)\n"
 
         def points() -> tuple[Any, None]:
             return plots.projection(cube, layer, by=self.by or None, values=self.values), None
 
         told = f"cube, {layer}, by={self.by or None!r}, values={self.values!r}"
-        found = [Picture("projection", points, f"{code}actkit.plots.projection({told})\n")]
+        found = [Picture("projection", points, f"{self._opening}actkit.plots.projection({told})\n")]
         if self.sample in cube.sample.values:
             sample = self.sample
 
             def tokens() -> tuple[Any, None]:
                 return plots.tokens(cube, sample), None
 
-            found.append(Picture("tokens", tokens, f"{code}actkit.plots.tokens(cube, {sample})\n"))
+            found.append(Picture("tokens", tokens, f"{self._opening}actkit.plots.tokens(cube, {sample})\n"))
         return found
 
     def _sample_list(self) -> Any:
@@ -325,18 +301,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         for box, is_square in self._marks:
             _place(box, self._places(is_square).get(event.new))
         if self.tab == "samples":
-            self.show()
-
-
-def _hook(explorer: Explorer, *, is_square: bool) -> Callable[[Any, Any], None]:
-    """Return what lets HoloViews mark a layer; its options outlive every page, and must not hold one."""
-    mark = WeakMethod(explorer.mark)
-
-    def hook(plot: Any, element: Any) -> None:
-        if (found := mark()) is not None:
-            found(plot, element, is_square=is_square)
-
-    return hook
+            self._redraw()
 
 
 def _place(box: BoxAnnotation, at: int | None) -> None:
@@ -344,78 +309,3 @@ def _place(box: BoxAnnotation, at: int | None) -> None:
     if at is not None:
         own = {"left": at - 0.5, "right": at + 0.5}
         box.update(**(own if box.tags == ["left"] else {"bottom": at - 0.5, "top": at + 0.5}))
-
-
-class _Card:
-    """A plot with its downloads, and a place for it until it is drawn."""
-
-    def __init__(self, picture: Picture, explorer: Explorer) -> None:
-        self._picture, self._explorer = picture, explorer
-        self._made: Any = None
-        self._result: xr.Dataset | None = None
-        self._place = pn.Column(
-            pmui.Skeleton(height=_SKELETON, sizing_mode="stretch_width"), sizing_mode="stretch_width"
-        )
-        name = picture.name
-        files = [("PNG", "png"), ("SVG", "svg"), ("CSV", "csv")]
-        self._files = [
-            pmui.FileDownload(
-                label=label,
-                callback=lambda kind=kind: self._file(kind),
-                filename=f"{name}.{kind}",
-                size="small",
-                variant="text",
-                disabled=True,
-            )
-            for label, kind in files
-        ]
-        self._code = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", visible=False)
-        self._python = pmui.Button(label="Python", icon="code", size="small", variant="text")
-        self._python.on_click(self._turn_code)
-        self.view = pmui.Paper(
-            self._place,
-            pn.FlexBox(*self._files, self._python),
-            self._code,
-            min_width=320,
-            margin=(4, 4),
-            sizing_mode="stretch_width",
-            styles={"flex": "1 1 420px", "max-width": "100%"},
-        )
-
-    def draw(self) -> None:
-        """Compute and draw it, or say why not."""
-        explorer, picture = self._explorer, self._picture
-        try:
-            self._made, self._result = picture.make()
-        except (ActkitError, ValueError) as error:
-            self._place.objects = [pmui.Alert(title=str(error), severity="warning")]
-            return
-        hook = _hook(explorer, is_square=picture.is_square)
-        shown = self._made
-        if picture.name != "tokens":
-            size = {"responsive": True, "frame_width": None, "min_width": 280}
-            shown = shown.map(lambda own: own.opts(**size, backend="bokeh"), [hv.Overlay, hv.QuadMesh])
-        if picture.name not in ("tokens", "projection"):
-            shown = shown.map(lambda own: own.opts(hooks=[hook], backend="bokeh"), [hv.Overlay, hv.QuadMesh])
-        self._place.objects = [
-            pn.Column(
-                pn.pane.HoloViews(shown, backend="bokeh", linked_axes=False),
-                sizing_mode="stretch_width",
-                styles={"overflow-x": "auto"},
-            )
-        ]
-        for file in self._files:
-            file.disabled = file.filename.endswith("csv") and self._result is None
-
-    def _file(self, kind: str) -> BytesIO | StringIO:
-        if kind == "csv":
-            assert self._result is not None
-            return StringIO(table_of(self._result).to_csv(index=False))
-        with TemporaryDirectory() as folder:
-            path = Path(folder, f"{self._picture.name}.{kind}")
-            plots.figure(self._made, path)
-            return BytesIO(path.read_bytes())
-
-    def _turn_code(self, _event: Any) -> None:
-        code = f"<pre class='code' tabindex='0' aria-label='Python'>{escape(self._picture.code)}</pre>"
-        self._code.param.update(object=code, visible=not self._code.visible)

@@ -1,7 +1,8 @@
 """The form of an extraction: drawn from the config's own model, checked as it is filled in."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -103,9 +104,9 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         self._save = pmui.FileDownload(
             label="Download YAML", callback=self._yaml, filename="config.yaml", variant="text"
         )
-        self._model.param.watch(self._model_changed, "value")
+        self._model.param.watch(self._layers_changed, "value")
         self._data.param.watch(self._data_changed, "value")
-        self._layers.param.watch(self._layers_typed, "value_input")
+        self._layers.param.watch(self._layers_changed, "value_input")
         self._strip.param.watch(self._layers_clicked, "value")
         self._components.param.watch(self._layers_clicked, "value")
         for widget in self._fields.values():
@@ -160,8 +161,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
 
     def set_values(self, values: Mapping[str, Any]) -> None:
         """Fill in fields, and check all of them once."""
-        self._is_setting = True
-        try:
+        with self._setting():
             if "model" in values:
                 self._model.value = values["model"]
             if "data" in values:
@@ -174,13 +174,20 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             if "layers" in values:
                 self._layers.value = self._layers.value_input = values["layers"]
             self._show_layers()
-        finally:
-            self._is_setting = False
         self._check()
 
     def _yaml(self) -> StringIO:
         config, _, _ = read_form(self._settings, self.values)
         return StringIO(config.to_yaml() if config else "# what is wrong stands at the fields\n")
+
+    @contextmanager
+    def _setting(self) -> Iterator[None]:
+        """Set several widgets; whoever does checks them once."""
+        before, self._is_setting = self._is_setting, True
+        try:
+            yield
+        finally:
+            self._is_setting = before
 
     # what happens
 
@@ -188,17 +195,12 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         if not self._is_setting:
             self._check()
 
-    def _model_changed(self, _event: Any) -> None:
-        if not self._is_setting:
-            self._show_layers()
-            self._check()
-
     def _data_changed(self, _event: Any) -> None:
         if not self._is_setting:
             self._show_data()
             self._check()
 
-    def _layers_typed(self, _event: Any) -> None:
+    def _layers_changed(self, _event: Any) -> None:
         if not self._is_setting:
             self._show_layers()
             self._check()
@@ -210,57 +212,42 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         chosen = {name: every for name in COMPONENTS if name in self._components.value and name != "vision"}
         if "vision" in self._components.value:
             chosen["vision"] = tuple(range(self._counts["vision"]))
-        self._is_setting = True
-        try:
+        with self._setting():
             self._layers.value = self._layers.value_input = describe_all(chosen)
-        finally:
-            self._is_setting = False
         self._show_layers()
         self._check()
 
     def _show_layers(self) -> None:
         """Say what the layers mean, and mark them."""
-        try:
-            found = models(self._settings).get(self._model.value or "", self._model.value or "")
-        except ActkitError:
-            found = ""
+        found = models(self._settings).get(self._model.value or "", self._model.value or "")
         self._counts = layer_counts(found)
         spec = self._layers.value_input or self._layers.value
         meaning, fault, chosen = echo(spec, self._counts)
         self._meaning.object = escape(meaning)
         self._layers.param.update(error_state=bool(fault), helper_text=fault)
-        before, self._is_setting = self._is_setting, True
-        try:
+        with self._setting():
             count = self._counts.get("residual", 0)
             self._strip.param.update(options=list(range(count)), value=list(chosen))
             kept = [name for name in COMPONENTS if name in self._counts]
             named = {part.split(":")[0] for part in meaning.split("; ") if ":" in part}
             own = [name for name in kept if name in named or (name == "residual" and chosen)]
             self._components.param.update(options=kept, value=own)
-        finally:
-            self._is_setting = before
 
     def _show_data(self) -> None:
         """Show the first rows, and fill in what the columns seem to be."""
-        before, self._is_setting = self._is_setting, True
         try:
             found = preview(self._settings, data_of(self._settings, self._data.value or ""))
         except (InputError, OSError) as error:
             self._preview.object = f"<p role='alert'>{escape(str(error))}</p>"
             return
-        finally:
-            self._is_setting = before
         self._preview.object = _table(found)
-        self._is_setting = True
-        try:
+        with self._setting():
             columns = list(found.columns)
             self._fields["text_column"].param.update(options=columns, value=found.text)
             for name, value in (("language_column", found.language), ("id_column", found.name)):
                 self._fields[name].param.update(options=[_NONE, *columns], value=value or _NONE)
             self._fields["labels"].param.update(options=columns, value=list(found.labels))
             self._fields["languages"].param.update(options=list(found.languages), value=[])
-        finally:
-            self._is_setting = before
 
     def _check(self) -> None:
         """Put what is wrong at its field."""
