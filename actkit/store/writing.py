@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -71,13 +72,13 @@ def create_cube(
     StorageError
         Where the disk refuses.
     """
-    building = run / CREATING
+    # a name of its own: after an error zarr's threads may still be writing where the last attempt built
+    building = run / CREATING / uuid4().hex
     names = [*coords, "batch", "committed", *ROW_COORDS]
     declared = [VARIABLES[name] for name in (*variables, *names)]
     declared += [label(name, dtype) for name, dtype in labels.items()]
     with storage_errors("cannot create the cube in"), zarr.config.set(_PIPELINE):
-        if building.exists():
-            shutil.rmtree(building)
+        shutil.rmtree(run / CREATING, ignore_errors=True)
         group = zarr.create_group(building, zarr_format=3)
         arrays = {
             variable.name: create_array(
@@ -109,6 +110,7 @@ def create_cube(
                 fsync(Path(folder) / name)
         building.rename(run / CUBE)
         fsync(run)
+    shutil.rmtree(run / CREATING, ignore_errors=True)
 
 
 def _write_rows(arrays: Mapping[str, Array], rows: Iterable[Mapping[str, np.ndarray]]) -> None:
