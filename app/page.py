@@ -1,12 +1,11 @@
 """The page: two tabs, what is chosen in the URL, and what happens when a browser comes and goes."""
 
-from functools import partial
 from ipaddress import ip_address
 from typing import Any
+from urllib.parse import parse_qs, urlencode
 
 import panel as pn
 import panel_material_ui as pmui
-import param
 from bokeh.models.callbacks import CustomJS
 
 from actkit.errors import ActkitError
@@ -16,23 +15,18 @@ from . import services
 from .views.extracting import ExtractForm
 from .views.running import RunList
 
-_SYNCED = ("layer", "tab", "by", "pairs", "values", "tokens", "sample")
-
-
-class Chosen(param.Parameterized):  # type: ignore[misc]
-    """What the URL holds, beside what each explorer does."""
-
-    page = param.Selector(default="extract", objects=["extract", "explore"], doc="the open tab")
-    run = param.String("", doc="the run that is explored")
-    second = param.String("", doc="the run beside it")
+_TABS = ("extract", "explore")
+_OWN = "languages"  # of each cube; all else is chosen for both
+_SECOND = "languages_2"
+_LISTS = ("languages", "between")
 
 
 class Page:
     """What one browser sees."""
 
     def __init__(self) -> None:
-        self.chosen = Chosen()
-        self._asked = dict(pn.state.location.query_params) if pn.state.location else {}
+        search = pn.state.location.search if pn.state.location else ""
+        self._asked = parse_qs(search.removeprefix("?"), keep_blank_values=True)
         self._explorers: list[Explorer] = []
         self._runs = RunList(services.jobs(), self.explore)
         self._form = ExtractForm(
@@ -40,8 +34,8 @@ class Page:
         )
         self._first = pmui.Select(label="Run", options=[""], width=300, margin=(6, 6))
         self._second = pmui.Select(label="Beside it", options=[""], width=300, margin=(6, 6))
-        self._first.link(self.chosen, value="run")
-        self._second.link(self.chosen, value="second")
+        for widget in (self._first, self._second):
+            widget.param.watch(self._open, "value")
         self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
         self._places = pn.FlexBox(sizing_mode="stretch_width", gap="12px")
         extract = pn.FlexBox(
@@ -56,9 +50,7 @@ class Page:
         self._tabs = pmui.Tabs(
             ("Extract", extract), ("Explore", explore), dynamic=False, sizing_mode="stretch_width"
         )
-        self._tabs.param.watch(self._tab_changed, "active")
-        self.chosen.param.watch(self._open, ["run", "second"])
-        self.chosen.param.watch(self._put_url, "page")
+        self._tabs.param.watch(self._put_url, "active")
         watching = _watching_busy()
         self.view = pmui.Page(
             title="actkit",
@@ -97,50 +89,65 @@ class Page:
             if widget.options != names:
                 widget.options = names
 
-    def _tab_changed(self, event: Any) -> None:
-        self.chosen.page = ("extract", "explore")[event.new]
-
     def _open(self, *_events: Any) -> None:
-        names = [name for name in (self.chosen.run, self.chosen.second) if name]
-        explorers, faults = [], []
-        for name in names:
-            try:
-                explorer = Explorer(services.jobs()[name].path, services.summaries())
-            except ActkitError as error:
-                faults.append(str(error))
+        """Open what is chosen; a cube that is open already stays as it is."""
+        open_before, self._explorers, faults = self._explorers, [], []
+        for place, widget in enumerate((self._first, self._second)):
+            if not widget.value:
                 continue
-            asked = {key: value for key, value in self._asked.items() if key in _SYNCED}
-            faults += explorer.choose(asked)
-            explorers.append(explorer)
-        self._asked = {}  # the link was followed
+            run = services.jobs()[widget.value].path
+            explorer = next((own for own in open_before[place : place + 1] if own.path == run), None)
+            if explorer is None:
+                try:
+                    explorer = Explorer(run, services.summaries())
+                except ActkitError as error:
+                    faults.append(str(error))
+                    continue
+                faults += self._set_up(explorer)
+            self._explorers.append(explorer)
         self._said.param.update(title="; ".join(faults), visible=bool(faults))
-        self._explorers = explorers
         self._places.objects = [
-            pn.Column(own, styles={"flex": "1 1 420px", "min-width": "0"}) for own in explorers
+            pn.Column(own, styles={"flex": "1 1 420px", "min-width": "0"}) for own in self._explorers
         ]
-        if explorers:
-            first = explorers[0]
-            first.param.watch(self._put_url, list(_SYNCED))
-            for other in explorers[1:]:
-                first.param.watch(partial(_follow, other), list(_SYNCED))
-                other.param.watch(partial(_follow, first), ["layer", "tab"])
-        for explorer in explorers:
-            explorer.show()
+        for explorer in self._explorers:
+            if explorer not in open_before:
+                explorer.show()
+        self._put_url()
+
+    def _set_up(self, explorer: Explorer) -> list[str]:
+        """Choose for a cube what the link, or the cube beside it, says; return what cannot be."""
+        if self._explorers:
+            own = {name: value for name, value in self._explorers[0].chosen.items() if name != _OWN}
+            explorer.choices.active = []  # most follow the first's
+            explorer.choose(own)  # as far as it goes: the other cube has other layers and labels
+            asked = {_OWN: self._asked.pop(_SECOND, [])}
+        else:
+            asked = {name: self._asked.pop(name) for name in Explorer.CHOICES if name in self._asked}
+        told = {name: value if name in _LISTS else value[-1] for name, value in asked.items()}
+        faults = explorer.choose(told)
+        explorer.param.watch(self._chosen, list(Explorer.CHOICES))
+        return faults
+
+    def _chosen(self, *events: Any) -> None:
+        """Let the cube beside it follow."""
+        for event in events:
+            for other in self._explorers:
+                if other is not event.obj and event.name != _OWN:
+                    other.choose({event.name: event.new})
         self._put_url()
 
     # the URL
 
     def _take_url(self) -> None:
         """Show what the link asks for; what it cannot mean is left out, and said."""
-        asked, refused = self._asked, []
-        for key in ("run", "second"):
-            if key in asked:
-                widget = self._first if key == "run" else self._second
-                if str(asked[key]) in widget.options:
-                    widget.value = str(asked[key])
+        refused = []
+        for key, widget in (("run", self._first), ("second", self._second)):
+            for name in self._asked.pop(key, [])[-1:]:
+                if name in widget.options:
+                    widget.value = name
                 else:
-                    refused.append(f"{key}: there is no {asked[key]!r}")
-        if asked.get("page") == "explore":
+                    refused.append(f"{key}: there is no {name!r}")
+        if self._asked.pop("page", [])[-1:] == ["explore"]:
             self._tabs.active = 1
         if refused:
             self._said.param.update(title="; ".join(refused), visible=True)
@@ -148,21 +155,18 @@ class Page:
     def _put_url(self, *_events: Any) -> None:
         if pn.state.location is None:
             return
-        told: dict[str, Any] = {"page": self.chosen.page}
-        told |= {key: value for key in ("run", "second") if (value := getattr(self.chosen, key))}
+        told: dict[str, Any] = {"page": _TABS[self._tabs.active]}
+        told |= {"run": self._first.value, "second": self._second.value}
         if self._explorers:
-            first = self._explorers[0]
-            told |= {key: value for key in _SYNCED if (value := getattr(first, key)) not in ("", -1)}
-        pn.state.location.update_query(**told)
+            told |= self._explorers[0].chosen
+        if len(self._explorers) > 1:
+            told[_SECOND] = self._explorers[1].languages
+        kept = {name: value for name, value in told.items() if value or name in Explorer.CHOICES}
+        pn.state.location.search = f"?{urlencode(self._asked | kept, doseq=True)}"
 
 
 def _watching_busy() -> list[Any]:
     return list(pn.state.param.watchers.get("busy", {}).get("value", []))
-
-
-def _follow(other: Explorer, *events: Any) -> None:
-    for event in events:
-        other.choose({event.name: event.new})
 
 
 # A session ends with its connection: the page asks until a server answers, and begins again at its link.
@@ -172,6 +176,27 @@ const again = () => fetch(location.href, {cache: "no-store"}).then(
 again();
 """
 
+
+# Light or dark is the reader's choice, not the link's: the browser keeps it, and begins with the system's.
+# The title is the page's first heading, the space below it none, and the bar that shows no progress goes.
+_READY = """
+const asked = new URLSearchParams(location.search).get("theme") || localStorage.getItem("actkit-theme");
+const is_dark = asked ? asked == "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+for (const shown of Bokeh.documents)
+    for (const root of shown.roots())
+        if (root.data && "dark_theme" in root.data.attributes) {
+            const own = root.data;
+            own.busy_indicator = null;
+            if (own.dark_theme != is_dark) own.dark_theme = is_dark;
+            own.properties.dark_theme.change.connect(
+                () => localStorage.setItem("actkit-theme", own.dark_theme ? "dark" : "light"));
+        }
+for (const { shadowRoot } of document.body.querySelectorAll("*"))
+    for (const heading of shadowRoot?.querySelectorAll("header h3, main h5") ?? []) {
+        if (heading.localName == "h3") heading.setAttribute("aria-level", "1");
+        else heading.setAttribute("role", "presentation");
+    }
+"""
 
 _REFUSED = (
     "This server has no login, and the request comes from another machine. Whoever can open the page can "
@@ -193,12 +218,13 @@ def _is_trusted() -> bool:
 
 def show() -> None:
     """Make the page of this session."""
-    pn.extension("tabulator", notifications=False)
+    pn.extension(notifications=False)
     if not _is_trusted():
         refusal = pmui.Alert(title=_REFUSED, severity="error")
         pmui.Page(title="actkit", main=[refusal], busy_indicator=None).servable(title="actkit")
         return
     page = Page()
     page.view.servable(title="actkit")
+    pn.state.curdoc.js_on_event("document_ready", CustomJS(code=_READY))
     pn.state.curdoc.js_on_event("connection_lost", CustomJS(code=_AGAIN))
     pn.state.onload(page.begin, threaded=bool(pn.config.nthreads))

@@ -1,5 +1,6 @@
 """A plot on a page: drawn when it is ready, with its files and the Python that makes it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +21,19 @@ from ..reporting.writing import table_of
 from .style import STYLE
 
 _SKELETON = 300
+# browsers lend the clipboard to pages of this machine and of https alone; others have the old way
+_COPY = """
+const text = TEXT;
+const old = () => {
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+};
+navigator.clipboard ? navigator.clipboard.writeText(text).catch(old) : old();
+"""
 
 
 @dataclass(frozen=True)
@@ -79,9 +93,13 @@ class Card:
         self._code = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", visible=False)
         self._python = pmui.Button(label="Python", icon="code", size="small", variant="text")
         self._python.on_click(self._turn_code)
+        self._copy = pmui.Button(
+            label="Copy", icon="content_copy", size="small", variant="text", visible=False
+        )
+        self._copy.js_on_click(code=_COPY.replace("TEXT", json.dumps(picture.code)))
         self.view = pmui.Paper(
             self._place,
-            pn.FlexBox(*self._files, self._python),
+            pn.FlexBox(*self._files, self._python, self._copy),
             self._code,
             min_width=320,
             margin=(4, 4),
@@ -125,7 +143,9 @@ class Card:
 
     def _turn_code(self, _event: Any) -> None:
         code = f"<pre class='code' tabindex='0' aria-label='Python'>{escape(self._picture.code)}</pre>"
-        self._code.param.update(object=code, visible=not self._code.visible)
+        is_shown = not self._code.visible
+        self._code.param.update(object=code, visible=is_shown)
+        self._copy.visible = is_shown
 
 
 def _hook(method: Callable[..., None], *, is_square: bool) -> Callable[[Any, Any], None]:

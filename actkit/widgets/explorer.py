@@ -1,12 +1,11 @@
 """Look at a cube: norms, groups, alignment of layers, updates, samples; one layer is chosen everywhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
@@ -19,11 +18,14 @@ from ..stats import parts
 from ..store.reading import open_cube
 from .background import in_background
 from .cards import Card, Picture
-from .style import STYLE
+from .samples import SampleList
+from .style import ACCORDION, STYLE
 from .summaries import Summaries
 
 NONE = "(none)"
-_ROWS = 10  # of the list of samples, on a page
+_ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
+_FEWEST_FOR_TRANSITIONS = 4
+_WIDTH = 170  # of a choice: two beside each other on a phone
 _SHADE: dict[str, Any] = {"fill_alpha": 0.15, "fill_color": "#888888", "line_alpha": 0}
 _FRAME: dict[str, Any] = {"fill_alpha": 0.0, "line_color": "#d55e00", "line_width": 2}
 
@@ -45,10 +47,24 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     pairs = param.String("", doc="label of samples that are not independent")
     values = param.Selector(default="pooled", objects=["pooled", "last"], doc="one vector a sample")
     tokens = param.Selector(default="content", objects=list(parts.TOKENS), doc="which tokens count for norms")
+    estimator = param.Selector(default="cka", objects=["cka", "cka_biased", "se"], doc="what the map shows")
+    between = param.List([], doc="the two groups, of a label that has more")
     languages = param.List([], doc="those that are shown; all by default")
     sample = param.Integer(-1, doc="the sample whose tokens are shown")
 
     TABS = ("norms", "groups", "cka", "updates", "samples")
+    CHOICES = (
+        "layer",
+        "tab",
+        "by",
+        "between",
+        "pairs",
+        "values",
+        "tokens",
+        "estimator",
+        "languages",
+        "sample",
+    )
 
     def __init__(self, path: str | Path, summaries: Summaries | None = None, **chosen: Any) -> None:
         self.path = Path(path)
@@ -61,6 +77,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         known = self._cube.layer.values.tolist()
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)
+        self._defaults = {name: getattr(self, name) for name in self.CHOICES if name not in ("layer", "tab")}
         self._marks: list[tuple[Any, bool]] = []
         self._is_shown = False
         self._build(labels, known)
@@ -69,23 +86,28 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         return self._view
 
     def _build(self, labels: list[str], layers: list[int]) -> None:
-        names = sorted(set(self._cube.language.values.astype(str).tolist()))
+        names = self._language_names()
         choices = {NONE: "", **{name: name for name in labels}}
         self._layer = pmui.DiscreteSlider(label="Layer", options=layers, value=self.layer)
         widgets = {
             "by": pmui.Select(label="Groups", options=choices, value=self.by),
             "pairs": pmui.Select(label="Not independent", options=choices, value=self.pairs),
+            "between": pmui.MultiChoice(label="Compared groups", options=[], placeholder="choose two"),
             "values": pmui.Select(label="Vectors", options=["pooled", "last"], value=self.values),
             "tokens": pmui.Select(label="Tokens of norms", options=list(parts.TOKENS), value=self.tokens),
+            "estimator": pmui.Select(label="Map of CKA", options=_ESTIMATORS, value=self.estimator),
             "languages": pmui.MultiChoice(label="Languages", options=names, placeholder="all"),
         }
         for name, widget in widgets.items():
-            widget.param.update(width=190, margin=(6, 6))
+            widget.param.update(width=_WIDTH, margin=(6, 6))
             widget.link(self, value=name)
             self.param.watch(lambda event, widget=widget: widget.param.update(value=event.new), name)
+        self._between = widgets["between"]
+        self._offer_groups()
+        self.param.watch(self._offer_groups, "by")
         self._layer.link(self, value="layer")
         self.param.watch(self._mark, "layer")
-        self.param.watch(self._redraw, ["by", "pairs", "values", "tokens", "languages", "tab", "sample"])
+        self.param.watch(self._redraw, [name for name in self.CHOICES if name != "layer"])
         self._tabs = pmui.RadioButtonGroup(
             label="Plots", options={name.capitalize(): name for name in self.TABS}, value=self.tab
         )
@@ -93,15 +115,29 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self.param.watch(lambda event: self._tabs.param.update(value=event.new), "tab")
         self._what = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
         self._plots = pn.FlexBox(sizing_mode="stretch_width", gap="12px")
+        self.choices = pmui.Accordion(
+            ("Choices", pn.FlexBox(*widgets.values())),
+            active=[0],
+            title_variant="h3",
+            sx=ACCORDION,
+            sizing_mode="stretch_width",
+        )
         self._view = pn.Column(
             self._what,
-            pn.FlexBox(self._layer, *widgets.values()),
             self._tabs,
+            self._layer,
+            self.choices,
             self._plots,
             sizing_mode="stretch_width",
         )
 
     # what is shown
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What a link must hold: the layer, the tab, and what is not as it was at first."""
+        own = {name: getattr(self, name) for name in self.CHOICES}
+        return {name: value for name, value in own.items() if value != self._defaults.get(name)}
 
     def choose(self, asked: Mapping[str, Any]) -> list[str]:
         """Set parameters one by one, and return what is wrong with those that cannot be.
@@ -109,25 +145,40 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         Parameters
         ----------
         asked
-            Parameter to value, such as those of a link.
+            Parameter to value; numbers may be text, as they are in links.
         """
         wrong = []
+        labels = ["", *parts.label_names(self._cube)]
         known: dict[str, list[Any]] = {
             "layer": self._cube.layer.values.tolist(),
             "tab": list(self.TABS),
-            "by": ["", *parts.label_names(self._cube)],
-            "pairs": ["", *parts.label_names(self._cube)],
+            "by": labels,
+            "pairs": labels,
+            "languages": self._language_names(),
+            "sample": [-1, *self._cube.sample.values.tolist()],
         }
-        for name, value in asked.items():
+        for name in (name for name in self.CHOICES if name in asked):  # groups after their label
+            value = asked[name]
+            known["between"] = list(self._between.options)
             try:
                 if name in ("layer", "sample"):
-                    value = int(value)  # links know numbers alone
-                if name in known and value not in known[name]:
-                    raise ValueError(f"{value!r} is not among {', '.join(map(str, known[name]))}")
+                    value = int(value)
+                for own in value if isinstance(value, list) else [value]:
+                    if name in known and own not in known[name]:
+                        raise ValueError(f"{own!r} is not in this cube")
                 setattr(self, name, value)
             except ValueError as error:
                 wrong.append(f"{name}: {error}")
         return wrong
+
+    def _language_names(self) -> list[str]:
+        return sorted(set(self._cube.language.values.astype(str).tolist()))
+
+    def _offer_groups(self, *_events: Any) -> None:
+        """Offer the groups of the label, where two of them are to be chosen."""
+        names = sorted(set(self._cube[self.by].values.astype(str).tolist())) if self.by else []
+        self.between = []
+        self._between.param.update(options=names, visible=len(names) > 2)
 
     def refresh(self) -> None:
         """Look at the cube again: one that is being written has grown."""
@@ -140,13 +191,17 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         """Draw what is chosen; in a thread of the server, where it has any."""
         self._is_shown = True
         cube = self._cube
-        told = f"{self.path.name}: {cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers"
-        self._what.object = f"<span class='figures'>{escape(told)}</span>"
-        wanted = self._wanted()
+        model = "/".join(str(cube.attrs.get("model", "")).split("/")[-2:])
+        told = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}"
+        name = escape(self.path.name)
+        self._what.object = f"<h2>{name}</h2><span class='figures'>{escape(told)}</span>"
+        missing = self._missing()
+        wanted = [] if missing else self._wanted()
         self._marks.clear()
         cards = [Card(picture, self.mark) for picture in wanted]
         listed = [self._sample_list()] if self.tab == "samples" else []
-        self._plots.objects = [*listed, *(card.view for card in cards)]
+        said = [pmui.Alert(title=missing, severity="info", sizing_mode="stretch_width")] if missing else []
+        self._plots.objects = [*said, *listed, *(card.view for card in cards)]
 
         def draw() -> None:
             for card in cards:
@@ -158,6 +213,17 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         """Draw again; what is chosen before the first time is drawn then."""
         if self._is_shown:
             self.show()
+
+    def _missing(self) -> str:
+        """Say what is to be chosen before there is anything to see."""
+        if self.tab != "groups":
+            return ""
+        if not self.by:
+            return "Choose a label under Groups: it tells which samples are compared."
+        groups = self._between.options
+        if len(groups) > 2 and len(self.between) != 2:
+            return f"{self.by} has {len(groups)} groups: choose two under Compared groups."
+        return ""
 
     def _wanted(self) -> list[Picture]:
         makers: dict[str, Callable[[], list[Picture]]] = {
@@ -172,23 +238,38 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     def _statistic(self, name: str, **options: Any) -> xr.Dataset:
         asked = {option: value for option, value in options.items() if value != ""}
         found = self._summaries.get(self.path, name, **asked)
-        if self.languages and "language" in found.dims:
-            own = [language for language in found.language.values.tolist() if language in self.languages]
-            found = found.sel(language=own)
-            if "language_2" in found.dims:
-                found = found.sel(language_2=own)
+        if self.languages:
+            for dim in _language_dims(name):
+                shown = [language for language in found[dim].values.tolist() if language in self.languages]
+                found = found.sel({dim: shown})
         return found
 
     def _picture(
-        self, name: str, draw: str, statistic: str, *, is_square: bool = False, **options: Any
+        self,
+        name: str,
+        draw: str,
+        statistics: Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        how: Mapping[str, Any] | None = None,
+        is_square: bool = False,
     ) -> Picture:
-        def make() -> tuple[Any, xr.Dataset]:
-            found = self._statistic(statistic, **options)
-            return getattr(plots, draw)(found), found
+        """Return a picture of statistics with the same options, and the Python that makes it."""
+        how, languages = how or {}, list(self.languages)
 
-        told = ", ".join(["cube", *(f"{key}={value!r}" for key, value in options.items() if value != "")])
-        code = f"{self._opening}found = actkit.{statistic}({told})\nactkit.plots.{draw}(found)\n"
-        return Picture(name, make, code, is_square)
+        def make() -> tuple[Any, xr.Dataset]:
+            found = [self._statistic(statistic, **options) for statistic in statistics]
+            return getattr(plots, draw)(*found, **how), found[0]
+
+        told = _arguments("cube", **{key: value for key, value in options.items() if value != ""})
+        lines = [self._opening]
+        for statistic in statistics:
+            lines.append(f"{statistic} = actkit.{statistic}({told})\n")
+            if languages:
+                told_languages = _arguments(**dict.fromkeys(_language_dims(statistic), languages))
+                lines.append(f"{statistic} = {statistic}.sel({told_languages})\n")
+        lines.append(f"actkit.plots.{draw}({_arguments(*statistics, **how)})\n")
+        return Picture(name, make, "".join(lines), is_square)
 
     @property
     def _opening(self) -> str:
@@ -196,38 +277,35 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         return f"import actkit\n\ncube = actkit.open_cube({str(self.path)!r}, partial=True)\n"
 
     def _norms(self) -> list[Picture]:
-        found = [self._picture("norms", "layer_norms", "layer_norms", tokens=self.tokens)]
+        told = {"tokens": self.tokens}
+        found = [self._picture("norms", "layer_norms", ["layer_norms"], told)]
         if self.by:
-            found.append(
-                self._picture("norms_by_group", "layer_norms", "layer_norms", by=self.by, tokens=self.tokens)
-            )
+            by_group = {"by": self.by, **told}
+            found.append(self._picture("norms_by_group", "layer_norms", ["layer_norms"], by_group))
         return found
 
     def _groups(self) -> list[Picture]:
-        if not self.by:
-            return []
-        told = {"by": self.by, "pairs": self.pairs or None, "values": self.values}
-        found = [self._picture("groups", "group_differential", "group_differential", **told)]
-        if len(set(self._cube.language.values.tolist())) > 1:
-            found.append(self._picture("transfer", "transfer", "transfer", **told))
+        told: dict[str, Any] = {"by": self.by, "pairs": self.pairs or None, "values": self.values}
+        if self.between:
+            told["labels"] = tuple(self.between)
+        found = [self._picture("groups", "group_differential", ["group_differential"], told)]
+        if len(self._language_names()) > 1:
+            found.append(self._picture("transfer", "transfer", ["transfer"], told))
         return found
 
     def _cka(self) -> list[Picture]:
         told = {"values": self.values, "pairs": self.pairs}
-
-        def neighbours() -> tuple[Any, xr.Dataset]:
-            found = self._statistic("adjacent_cka", **told)
-            abrupt = self._statistic("transitions", **told) if self._cube.sizes["layer"] > 3 else None
-            return plots.adjacent_cka(found, abrupt), found
-
-        first = self._picture("adjacent_cka", "adjacent_cka", "adjacent_cka", **told)
+        both = ["adjacent_cka", "transitions"]
+        if self._cube.sizes["layer"] < _FEWEST_FOR_TRANSITIONS:
+            both.pop()
+        how = {} if self.estimator == "cka" else {"variable": self.estimator}
         return [
-            Picture(first.name, neighbours, first.code),
-            self._picture("cka", "cka", "cka", is_square=True, **told),
+            self._picture("adjacent_cka", "adjacent_cka", both, told),
+            self._picture("cka", "cka", ["cka"], told, how=how, is_square=True),
         ]
 
     def _updates(self) -> list[Picture]:
-        return [self._picture("updates", "layer_updates", "layer_updates")]
+        return [self._picture("updates", "layer_updates", ["layer_updates"], {})]
 
     def _samples(self) -> list[Picture]:
         cube, layer = self._shown_samples(), self.layer
@@ -236,36 +314,24 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             return plots.projection(cube, layer, by=self.by or None, values=self.values), None
 
         told = f"cube, {layer}, by={self.by or None!r}, values={self.values!r}"
-        found = [Picture("projection", points, f"{self._opening}actkit.plots.projection({told})\n")]
+        opening = self._opening
+        if self.languages:
+            opening += f"cube = cube.isel(sample=cube.language.isin({self.languages}).values)\n"
+        found = [Picture("projection", points, f"{opening}actkit.plots.projection({told})\n")]
         if self.sample in cube.sample.values:
             sample = self.sample
 
             def tokens() -> tuple[Any, None]:
                 return plots.tokens(cube, sample), None
 
-            found.append(Picture("tokens", tokens, f"{self._opening}actkit.plots.tokens(cube, {sample})\n"))
+            found.append(Picture("tokens", tokens, f"{opening}actkit.plots.tokens(cube, {sample})\n"))
         return found
 
     def _sample_list(self) -> Any:
         """Return the samples with their texts; a click shows the tokens of one."""
-        cube = self._shown_samples()
-        names = ["language", *parts.label_names(cube), "text"]
-        told = {name: cube[name].values.astype(str) for name in names}
-        table = pd.DataFrame(told, index=pd.Index(cube.sample.values, name="sample"))
-        shown = pn.widgets.Tabulator(
-            table,
-            pagination="remote",
-            page_size=_ROWS,
-            disabled=True,
-            selectable=1,
-            layout="fit_data_stretch",
-            formatters=dict.fromkeys(names, "plaintext"),  # markup in a text stays text
-            header_filters={"text": {"type": "input", "func": "like", "placeholder": "find"}},
-            stylesheets=[".tabulator-cell { unicode-bidi: plaintext; text-align: start !important; }"],
-            sizing_mode="stretch_width",
-        )
-        shown.on_click(lambda event: setattr(self, "sample", int(shown.current_view.index[event.row])))
-        return pn.Column(shown, sizing_mode="stretch_width", styles={"flex": "1 1 100%", "min-width": "0"})
+        listed = SampleList(self._shown_samples(), sample=self.sample)
+        listed.param.watch(lambda event: setattr(self, "sample", event.new), "sample")
+        return pn.Column(listed, sizing_mode="stretch_width", styles={"flex": "1 1 100%", "min-width": "0"})
 
     def _shown_samples(self) -> xr.Dataset:
         if not self.languages:
@@ -302,6 +368,15 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             _place(box, self._places(is_square).get(event.new))
         if self.tab == "samples":
             self._redraw()
+
+
+def _language_dims(statistic: str) -> tuple[str, ...]:
+    return ("train", "test") if statistic == "transfer" else ("language",)
+
+
+def _arguments(*names: str, **options: Any) -> str:
+    """Write the arguments of a call."""
+    return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])
 
 
 def _place(box: BoxAnnotation, at: int | None) -> None:

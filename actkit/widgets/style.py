@@ -1,6 +1,11 @@
 """How pieces of HTML look: each pane has a shadow of its own, and takes it along."""
 
+from typing import Any
+
+import panel as pn
+
 STYLE = """
+h2 { font-size: 1.4em; font-weight: normal; margin: 8px 0 0; }
 .preview { overflow-x: auto; max-width: 100%; }
 .preview table { min-width: 900px; }
 table { border-collapse: collapse; font-size: 0.9em; }
@@ -20,3 +25,11 @@ h3 { font-size: 1.05em; margin: 4px 0; overflow-wrap: anywhere; }
 .state.failed { background: #a3290b; }
 .state.cancelled, .state.interrupted { background: #7a5200; }
 """
+
+# titles are headings for those who hear the page, and no larger than its text
+ACCORDION = {"& .title": {"fontSize": "1rem"}}
+
+
+def heading(text: str) -> Any:
+    """Return the title of a part of a page."""
+    return pn.pane.HTML(f"<h2>{text}</h2>", stylesheets=[STYLE], margin=(0, 6))

@@ -17,7 +17,7 @@ from actkit.errors import ActkitError, Fault, InputError
 from actkit.layers import COMPONENTS, describe_all
 from actkit.tables import FORMATS
 from actkit.widgets.background import in_background
-from actkit.widgets.style import STYLE
+from actkit.widgets.style import ACCORDION, STYLE, heading
 from actkit.yaml_files import read_yaml
 
 from ..choices import BUNDLED_DATA, BUNDLED_MODEL, Preview, data_files, data_of, models, preview
@@ -122,23 +122,25 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         rest = [name for name in self._fields if name not in (*FIRST, *COLUMNS)]
         more = pn.FlexBox(*(_cell(self._fields[name]) for name in rest))
         return pn.Column(
-            pmui.Typography("What to run", variant="h5"),
+            heading("What to run"),
             pn.FlexBox(_cell(self._model, 420), _cell(self._data, 420)),
             self._upload,
             self._preview,
             columns,
-            pmui.Typography("What to keep", variant="h5"),
+            heading("What to keep"),
             pn.FlexBox(_cell(self._layers, 420), self._components),
             self._strip,
             self._meaning,
             first,
-            pmui.Accordion(("More options", more), title_variant="subtitle1", sizing_mode="stretch_width"),
+            pmui.Accordion(
+                ("More options", more), title_variant="h3", sx=ACCORDION, sizing_mode="stretch_width"
+            ),
             sizing_mode="stretch_width",
         )
 
     def _lay_out_start(self) -> Any:
         return pn.Column(
-            pmui.Typography("What it will take", variant="h5"),
+            heading("What it will take"),
             self._planned,
             self._said,
             self._name,

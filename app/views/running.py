@@ -11,7 +11,7 @@ import panel_material_ui as pmui
 from actkit.errors import ActkitError
 from actkit.estimates import readable_bytes
 from actkit.widgets.gauges import Gauge, measure
-from actkit.widgets.style import STYLE
+from actkit.widgets.style import STYLE, heading
 
 from ..jobs import Jobs, Run, State
 
@@ -146,9 +146,9 @@ class RunList(pn.viewable.Viewer):  # type: ignore[misc]
         self._list = pn.Column(sizing_mode="stretch_width")
         self.gauges = Gauges()
         self._view = pn.Column(
-            pmui.Typography("Memory", variant="h5"),
+            heading("Memory"),
             self.gauges,
-            pmui.Typography("Runs", variant="h5"),
+            heading("Runs"),
             self._list,
             sizing_mode="stretch_width",
         )

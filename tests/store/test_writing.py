@@ -86,7 +86,9 @@ def test_a_cube_takes_its_place_when_all_of_it_is_safe(
     everything = {path.relative_to(tmp_path / CUBE) for path in (tmp_path / CUBE).rglob("*")} | {Path()}
     synced = before[-len(everything) :]
     assert {kind for kind, _ in synced} == {"fsync"}
-    assert {path.relative_to(tmp_path / CREATING) for _, path in synced} == everything
+    (built,) = {path.relative_to(tmp_path / CREATING).parts[0] for _, path in synced}
+    assert {path.relative_to(tmp_path / CREATING / built) for _, path in synced} == everything
+    assert not (tmp_path / CREATING).exists()
 
 
 def test_several_writers_in_any_order_make_the_same_cube(

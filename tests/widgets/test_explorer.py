@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import holoviews as hv
+import pandas as pd
 import pytest
 
+from actkit import open_cube
 from actkit.testing import synthetic, write_cube
 from actkit.widgets.explorer import Explorer
+from actkit.widgets.samples import SampleList
 
 hv.extension("bokeh")
 
@@ -53,7 +56,79 @@ def test_what_a_link_asks_for(run: Path) -> None:
     assert [line.partition(":")[0] for line in wrong] == ["by", "values"]
     assert explorer.choose({"layer": 3.0, "sample": -1.0}) == []
     assert (explorer.layer, explorer.sample) == (3, -1)
-    assert explorer.choose({"layer": 99}) == ["layer: 99 is not among 0, 1, 2, 3, 4, 5"]
+    assert explorer.choose({"layer": "99", "sample": "2"}) == ["layer: 99 is not in this cube"]
+    assert explorer.choose({"languages": ["arabic", "klingon"]}) == [
+        "languages: 'klingon' is not in this cube"
+    ]
+
+
+def test_what_is_chosen_is_what_a_link_says(run: Path) -> None:
+    explorer = Explorer(run)
+    assert explorer.chosen == {"layer": explorer.layer, "tab": "norms"}
+    asked = {"layer": 1, "tab": "cka", "by": "", "values": "last", "languages": ["arabic"]}
+    explorer.choose(asked)
+    assert explorer.chosen == asked
+    again = Explorer(run)
+    assert again.choose(explorer.chosen) == []
+    assert again.chosen == asked
+
+
+@pytest.mark.parametrize("languages", [[], ["arabic"]], ids=["all", "one"])
+@pytest.mark.parametrize("tab", Explorer.TABS)
+def test_the_python_that_is_shown_makes_what_is_shown(run: Path, tab: str, languages: list[str]) -> None:
+    explorer = Explorer(
+        run, tab=tab, pairs="", sample=3, estimator="cka_biased", tokens="all", languages=languages
+    )
+    for picture in explorer._wanted():
+        shown, _ = picture.make()
+        *before, last = picture.code.splitlines()
+        names: dict[str, Any] = {}
+        exec("\n".join(before), names)
+        tables = [
+            [
+                own.dframe()
+                for own in whole.traverse(specs=[hv.Curve, hv.Area, hv.Points, hv.Scatter, hv.QuadMesh])
+            ]
+            for whole in (shown, eval(last, names))
+        ]
+        assert tables[0]
+        for one, other in zip(*tables, strict=True):
+            pd.testing.assert_frame_equal(one, other)
+
+
+def test_two_of_several_groups(tmp_path: Path) -> None:
+    explorer = Explorer(write_cube(tmp_path / "run", n_samples=48), tab="groups", by="image_id", pairs="")
+    explorer.show()
+    alerts = explorer._plots.select(lambda own: type(own).__name__ == "Alert")
+    assert "choose two under Compared groups" in alerts[0].title
+    names = explorer._between.options[:2]
+    explorer.between = names
+    assert "labels" in explorer._wanted()[0].code
+    explorer.by = "gender"
+    assert explorer.between == []
+    assert not explorer._between.visible
+
+
+def test_nothing_to_compare_is_said(run: Path) -> None:
+    explorer = Explorer(run, tab="groups", by="")
+    explorer.show()
+    alerts = explorer._plots.select(lambda own: type(own).__name__ == "Alert")
+    assert "Choose a label" in alerts[0].title
+
+
+def test_a_sample_is_found_by_its_text(run: Path) -> None:
+    cube = open_cube(run)
+    listed = SampleList(cube, sample=23)
+    assert listed._pages.value == 2
+    assert [button.variant for button in listed._buttons].index("outlined") == 3
+    wanted = str(cube.text.values[17])
+    listed._find.value = wanted.upper()
+    assert "1 of 48" in listed._find.helper_text or listed._find.helper_text.endswith("48 samples")
+    assert wanted in listed._buttons[0].label
+    listed._buttons[0].clicks += 1
+    assert cube.text.values[listed.sample] == wanted
+    listed._find.value = "nowhere"
+    assert not any(button.visible for button in listed._buttons)
 
 
 def test_what_cannot_be_computed_is_said(run: Path) -> None:
