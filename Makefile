@@ -28,7 +28,7 @@ app: install
 	$(BIN)/panel serve app/ --address 127.0.0.1 --port 5006 --num-threads 4 --warm
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: install
 	$(BIN)/ruff format --check .
