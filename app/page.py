@@ -28,29 +28,28 @@ class Page:
         search = pn.state.location.search if pn.state.location else ""
         self._asked = parse_qs(search.removeprefix("?"), keep_blank_values=True)
         self._explorers: list[Explorer] = []
-        self._runs = RunList(services.jobs(), self.explore)
-        self._form = ExtractForm(
-            services.settings(), services.jobs(), services.planner(), lambda _name: self._runs.update()
-        )
+        self._form: ExtractForm | None = None
+        self._runs: RunList | None = None
+        self._is_begun = False
         self._first = pmui.Select(label="Run", options=[""], width=300, margin=(6, 6))
         self._second = pmui.Select(label="Beside it", options=[""], width=300, margin=(6, 6))
         for widget in (self._first, self._second):
             widget.param.watch(self._open, "value")
         self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
         self._places = pn.FlexBox(sizing_mode="stretch_width", gap="12px")
-        extract = pn.FlexBox(
-            pn.Column(self._form, styles={"flex": "2 1 560px", "min-width": "0"}),
-            pn.Column(self._form.start, self._runs, styles={"flex": "1 1 340px", "min-width": "0"}),
-            sizing_mode="stretch_width",
-            gap="20px",
-        )
+        self._extract = pn.FlexBox(sizing_mode="stretch_width", gap="20px")
         explore = pn.Column(
             pn.FlexBox(self._first, self._second), self._said, self._places, sizing_mode="stretch_width"
         )
         self._tabs = pmui.Tabs(
-            ("Extract", extract), ("Explore", explore), dynamic=False, sizing_mode="stretch_width"
+            ("Extract", self._extract),
+            ("Explore", explore),
+            active=int(self._asked.pop("page", [])[-1:] == ["explore"]),
+            sizing_mode="stretch_width",
         )
-        self._tabs.param.watch(self._put_url, "active")
+        self._fill_tab()
+        self._take_url()
+        self._tabs.param.watch(self._tab_changed, "active")
         watching = _watching_busy()
         self.view = pmui.Page(
             title="actkit",
@@ -61,14 +60,36 @@ class Page:
             if watcher not in watching:  # else Panel's state, which outlives all pages, holds each of them
                 pn.state.param.unwatch(watcher)
 
+    def _fill_tab(self) -> None:
+        """Make what the open tab shows; the other one waits until somebody looks."""
+        self._list_runs()
+        if self._tabs.active == 1 or self._form:
+            return
+        self._runs = RunList(services.jobs(), self.explore)
+        self._form = ExtractForm(services.settings(), services.jobs(), services.planner(), self._started)
+        self._extract.objects = [
+            pn.Column(self._form, styles={"flex": "2 1 560px", "min-width": "0"}),
+            pn.Column(self._form.start, self._runs, styles={"flex": "1 1 340px", "min-width": "0"}),
+        ]
+
+    def _started(self, _name: str) -> None:
+        assert self._runs is not None
+        self._runs.update()
+
     def begin(self) -> None:
         """Go on once the browser is there: nothing of this may delay the page."""
-        self._runs.update()
-        self._list_runs()
-        self._take_url()
+        self._is_begun = True
+        for explorer in self._explorers:
+            explorer.draw()
+        self._begin_tab()
         milliseconds = services.settings().poll_milliseconds
         pn.state.add_periodic_callback(self._poll, period=milliseconds)
-        self._form.show_plan(trial=False)
+
+    def _begin_tab(self) -> None:
+        if self._form and self._runs and self._tabs.active == 0:
+            self._runs.update()
+            self._form.show_plan(trial=False)
+        self._put_url()
 
     def explore(self, name: str) -> None:
         """Open a run in the other tab."""
@@ -77,11 +98,17 @@ class Page:
         self._tabs.active = 1
 
     def _poll(self) -> None:
-        self._runs.update()
-        if self._tabs.active == 1:
-            self._list_runs()
-            for explorer in self._explorers:
-                explorer.refresh()
+        if self._tabs.active == 0:
+            if self._runs:
+                self._runs.update()
+            return
+        self._list_runs()
+        for explorer in self._explorers:
+            explorer.refresh()
+
+    def _tab_changed(self, _event: Any) -> None:
+        self._fill_tab()
+        self._begin_tab()
 
     def _list_runs(self) -> None:
         names = ["", *(run.name for run in services.jobs() if run.has_cube)]
@@ -111,7 +138,9 @@ class Page:
         ]
         for explorer in self._explorers:
             if explorer not in open_before:
-                explorer.show()
+                explorer.lay_out()
+                if self._is_begun:
+                    explorer.draw()
         self._put_url()
 
     def _set_up(self, explorer: Explorer) -> list[str]:
@@ -147,13 +176,11 @@ class Page:
                     widget.value = name
                 else:
                     refused.append(f"{key}: there is no {name!r}")
-        if self._asked.pop("page", [])[-1:] == ["explore"]:
-            self._tabs.active = 1
         if refused:
             self._said.param.update(title="; ".join(refused), visible=True)
 
     def _put_url(self, *_events: Any) -> None:
-        if pn.state.location is None:
+        if pn.state.location is None or not self._is_begun:
             return
         told: dict[str, Any] = {"page": _TABS[self._tabs.active]}
         told |= {"run": self._first.value, "second": self._second.value}
@@ -223,6 +250,7 @@ def show() -> None:
         refusal = pmui.Alert(title=_REFUSED, severity="error")
         pmui.Page(title="actkit", main=[refusal], busy_indicator=None).servable(title="actkit")
         return
+    services.settle()
     page = Page()
     page.view.servable(title="actkit")
     pn.state.curdoc.js_on_event("document_ready", CustomJS(code=_READY))

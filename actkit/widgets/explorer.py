@@ -79,6 +79,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         super().__init__(**chosen)
         self._defaults = {name: getattr(self, name) for name in self.CHOICES if name not in ("layer", "tab")}
         self._marks: list[tuple[Any, bool]] = []
+        self._cards: list[Card] = []
         self._is_shown = False
         self._build(labels, known)
 
@@ -188,8 +189,12 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             self.show()
 
     def show(self) -> None:
-        """Draw what is chosen; in a thread of the server, where it has any."""
-        self._is_shown = True
+        """Show what is chosen."""
+        self.lay_out()
+        self.draw()
+
+    def lay_out(self) -> None:
+        """Make places for what is chosen, which is drawn later."""
         cube = self._cube
         model = "/".join(str(cube.attrs.get("model", "")).split("/")[-2:])
         told = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}"
@@ -198,16 +203,21 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         missing = self._missing()
         wanted = [] if missing else self._wanted()
         self._marks.clear()
-        cards = [Card(picture, self.mark) for picture in wanted]
+        self._cards = [Card(picture, self.mark) for picture in wanted]
         listed = [self._sample_list()] if self.tab == "samples" else []
         said = [pmui.Alert(title=missing, severity="info", sizing_mode="stretch_width")] if missing else []
-        self._plots.objects = [*said, *listed, *(card.view for card in cards)]
+        self._plots.objects = [*said, *listed, *(card.view for card in self._cards)]
 
-        def draw() -> None:
+    def draw(self) -> None:
+        """Draw what is laid out; in a thread of the server, where it has any."""
+        self._is_shown = True
+        cards = self._cards
+
+        def work() -> None:
             for card in cards:
                 card.draw()
 
-        in_background(draw)
+        in_background(work)
 
     def _redraw(self, *_events: Any) -> None:
         """Draw again; what is chosen before the first time is drawn then."""

@@ -120,7 +120,18 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         columns = pn.FlexBox(*(_cell(self._fields[name]) for name in COLUMNS))
         first = pn.FlexBox(*(_cell(self._fields[name]) for name in FIRST))
         rest = [name for name in self._fields if name not in (*FIRST, *COLUMNS)]
-        more = pn.FlexBox(*(_cell(self._fields[name]) for name in rest))
+        self._rest = rest
+        more = pn.FlexBox()
+        self._more = pmui.Accordion(
+            ("More options", more), title_variant="h3", sx=ACCORDION, sizing_mode="stretch_width"
+        )
+        # many fields, which most people never see: the page need not wait for them
+
+        def fill(_event: Any) -> None:
+            if not more.objects:
+                more.objects = [_cell(self._fields[name]) for name in rest]
+
+        self._more.param.watch(fill, "active")
         return pn.Column(
             heading("What to run"),
             pn.FlexBox(_cell(self._model, 420), _cell(self._data, 420)),
@@ -132,9 +143,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             self._strip,
             self._meaning,
             first,
-            pmui.Accordion(
-                ("More options", more), title_variant="h3", sx=ACCORDION, sizing_mode="stretch_width"
-            ),
+            self._more,
             sizing_mode="stretch_width",
         )
 
@@ -262,6 +271,8 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             self._layers.param.update(error_state=True, helper_text=faults["layers"])
         wrong = [text for name, text in faults.items() if name == "" or "error_state" not in own[name].param]
         self._say(wrong[0] if wrong else "")
+        if faults.keys() & self._rest:
+            self._more.active = [0]
         self._start.disabled = self._estimate.disabled = bool(faults)
         self._planned.object = "" if self._config else "<p>Mend what is marked, and the plan is made.</p>"
         if self._config and pn.state.loaded:
