@@ -13,7 +13,7 @@ from .settings import Settings
 
 @cache
 def settle() -> None:
-    """Keep the collector off the modules: each look at all of them stops every page for a third of a second."""
+    """Keep the collector off the modules: a look at all of them stops every page for a third of a second."""
     gc.collect()
     gc.freeze()
 

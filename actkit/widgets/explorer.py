@@ -110,7 +110,9 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self.param.watch(self._mark, "layer")
         self.param.watch(self._redraw, [name for name in self.CHOICES if name != "layer"])
         self._tabs = pmui.RadioButtonGroup(
-            label="Plots", options={name.capitalize(): name for name in self.TABS}, value=self.tab
+            label="Plots",
+            options={"CKA" if name == "cka" else name.capitalize(): name for name in self.TABS},
+            value=self.tab,
         )
         self._tabs.link(self, value="tab")
         self.param.watch(lambda event: self._tabs.param.update(value=event.new), "tab")
@@ -372,10 +374,13 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         if x is not None and np.isfinite(x):
             self.layer = min(places, key=lambda layer: abs(places[layer] - x))
 
+    def _place_marks(self) -> None:
+        for box, is_square in self._marks:
+            _place(box, self._places(is_square).get(self.layer))
+
     def _mark(self, event: Any) -> None:
         self._layer.value = event.new
-        for box, is_square in self._marks:
-            _place(box, self._places(is_square).get(event.new))
+        pn.state.execute(self._place_marks)  # Bokeh's models may be touched under the document's lock alone
         if self.tab == "samples":
             self._redraw()
 

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from html import escape
 from io import StringIO
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import panel as pn
@@ -349,10 +350,11 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
 
 
 def _read_upload(content: bytes) -> tuple[dict[str, Any], list[Fault]]:
-    with NamedTemporaryFile(suffix=".yaml") as file:
-        file.write(content)
-        file.flush()
-        return read_yaml(Path(file.name))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "the file")
+        path.write_bytes(content)
+        options, faults = read_yaml(path)
+    return options, [replace(fault, where=fault.where.removeprefix(f"{folder}/")) for fault in faults]
 
 
 def _widget(option: Option) -> Any:

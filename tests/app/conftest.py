@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from actkit.errors import InputError
+from actkit.testing import write_cube
 from app.jobs import Jobs
 from app.settings import Settings
+from tests.app.serving import Server
+from tests.browser import CHROMIUM, FLAGS
 
 
 @pytest.fixture
@@ -25,3 +30,22 @@ def jobs(settings: Settings) -> Iterator[Jobs]:
         if run.state.is_active:
             with suppress(InputError):
                 own.cancel(run.name)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    own = Server(tmp_path_factory.mktemp("app") / "runs")
+    write_cube(own.workspace / "made-before", n_layers=6, n_samples=60, n_tokens=8)
+    yield own
+    for found in own.jobs:
+        if found.state.is_active:
+            psutil.Process(found.status["pid"]).kill()
+    own.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        own = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield own
+        own.close()

@@ -1,129 +1,18 @@
 """The app in a real browser: start a run, watch it, come back to it, look at what it computed."""
 
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.request import urlopen
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from actkit import open_cube
-from actkit.testing import synthetic
-from app.jobs import Jobs, State
-from app.settings import Settings
-from tests.browser import CHROMIUM, FLAGS
+from app.jobs import State
+from tests.app.serving import IN_BROWSER, LONG, SCREENS, Server, card, opened, ready
 
-ROOT = Path(__file__).parents[2]
-SCREENS = ROOT / "build" / "screens"
-LONG = 60_000  # milliseconds, on a machine with other work
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium"),
-]
-
-
-class Server:
-    """`panel serve app/`, with a workspace of its own."""
-
-    def __init__(self, workspace: Path, address: str = "127.0.0.1") -> None:
-        self.workspace, self.address = workspace, address
-        self.settings = Settings.of({"ACTKIT_WORKSPACE": str(workspace)})
-        self.jobs = Jobs(self.settings)
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://{address}:{self.port}/app"
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "panel", "serve", str(ROOT / "app"), "--address", self.address]
-        command += ["--port", str(self.port), "--num-threads", "4", "--warm"]
-        told = {"ACTKIT_WORKSPACE": str(self.workspace), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        with (self.workspace.parent / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **told})
-        deadline = time.monotonic() + 60
-        while True:
-            with suppress(OSError), urlopen(self.url, timeout=60):
-                return
-            assert time.monotonic() < deadline, (self.workspace.parent / "server.log").read_text()
-            time.sleep(0.1)
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-        self.process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    own = Server(tmp_path_factory.mktemp("app") / "runs")
-    numbers = synthetic(n_layers=6, n_samples=60, n_tokens=8)
-    run = own.workspace / "made-before"
-    run.mkdir()
-    writer = numbers.create(run)
-    for window in range(numbers.plan.n_windows):
-        writer.write(window, numbers.part(window))
-    yield own
-    for found in own.jobs:
-        if found.state.is_active:
-            psutil.Process(found.status["pid"]).kill()
-    own.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        own = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield own
-        own.close()
-
-
-@contextmanager
-def opened(
-    browser: Browser,
-    url: str,
-    width: int = 1440,
-    height: int = 900,
-    scheme: str = "light",
-    *,
-    loses_its_server: bool = False,
-) -> Iterator[Page]:
-    """Open a page that may ask nobody but its own server, and has nothing to complain of."""
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(LONG)
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
-    try:
-        yield page
-        origin = url.split("/app")[0]
-        assert [to for to in asked if not to.startswith((origin, "data:", "blob:"))] == []
-        assert said == [] or loses_its_server
-    finally:
-        SCREENS.mkdir(parents=True, exist_ok=True)
-        context.close()
-
-
-def ready(page: Page) -> None:
-    """Wait until the first plan is there: the page has nothing more to say by itself."""
-    expect(page.get_by_text("2,000 in english, arabic")).to_be_visible(timeout=LONG)
-
-
-def card(page: Page, name: str) -> None:
-    expect(page.get_by_role("heading", name=re.compile(name))).to_be_visible(timeout=LONG)
+pytestmark = IN_BROWSER
 
 
 def test_the_first_click_is_start_and_the_run_outlives_everything(server: Server, browser: Browser) -> None:
