@@ -47,7 +47,7 @@ bench: $(BENCH)/.installed
 $(BENCH)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/pip install --quiet --constraint constraints.txt "$(TORCH)"
-	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[extract,bench]"
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[app,extract,bench]"
 	touch $@
 
 matrix: install

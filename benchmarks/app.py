@@ -31,10 +31,19 @@ from .timing import in_child, megabytes, parser, print_table, spread
 ROOT = Path(__file__).parents[1]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-LAYERS, WINDOW = 34, 8
+LAYERS, WINDOW = 34, 32
 SHAPES = {"as Gemma 3 4B": (288, 2560), "small": (24, 256)}
 LONG = 120_000  # milliseconds
 
+# Whether something is on the page, below all shadows; asked often, since a locator looks twice a second.
+_SEEN = """
+([selector, text]) => {
+    const look = (root) => [...root.querySelectorAll("*")].some((own) =>
+        (own.matches(selector) && own.innerText.includes(text) && own.checkVisibility())
+        || (own.shadowRoot && look(own.shadowRoot)));
+    return look(document);
+}
+"""
 # Notes when the page was clicked, and when the mark of the layer stood elsewhere and was painted.
 _WATCH = """
 () => {
@@ -108,11 +117,15 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
     context.close()
 
 
+def seen(page: Page, selector: str, text: str = "") -> None:
+    page.wait_for_function(_SEEN, arg=[selector, text], polling=20)
+
+
 def usable(browser: Browser, url: str) -> float:
     """Return the seconds until what is typed is answered by the server."""
     started = time.perf_counter()
     with opened(browser, url) as page:
-        page.get_by_role("button", name="Start").wait_for()
+        seen(page, "button", "Start")
         shown = time.perf_counter() - started
         page.get_by_text(" in english, arabic").wait_for()  # the plan: a first run may start before
     return shown
@@ -128,7 +141,7 @@ def first_plot(browser: Browser, url: str, run: str) -> float:
         explore = page.get_by_role("button", name="Explore").nth(place)
         started = time.perf_counter()
         explore.click()
-        page.locator(".bk-Figure").first.wait_for()
+        seen(page, ".bk-Figure")
         return time.perf_counter() - started
 
 
@@ -136,7 +149,7 @@ def linked_plot(browser: Browser, url: str, run: str) -> float:
     """Return the seconds from a link to its first plot."""
     started = time.perf_counter()
     with opened(browser, f"{url}?page=explore&run={run}&tab=norms") as page:
-        page.locator(".bk-Figure").first.wait_for()
+        seen(page, ".bk-Figure")
         return time.perf_counter() - started
 
 

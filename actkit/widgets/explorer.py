@@ -15,6 +15,8 @@ from bokeh.models.annotations import BoxAnnotation
 
 from .. import plots
 from ..stats import parts
+from ..store.checking import read_committed
+from ..store.layout import open_group
 from ..store.reading import open_cube
 from .background import in_background
 from .cards import Card, Picture
@@ -80,7 +82,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._defaults = {name: getattr(self, name) for name in self.CHOICES if name not in ("layer", "tab")}
         self._marks: list[tuple[Any, bool]] = []
         self._cards: list[Card] = []
-        self._is_shown = False
+        self._is_shown = self._is_whole = False
         self._build(labels, known)
 
     def __panel__(self) -> Any:
@@ -127,8 +129,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         )
         self._view = pn.Column(
             self._what,
-            self._tabs,
-            self._layer,
+            pn.FlexBox(self._tabs, self._layer, gap="24px"),
             self.choices,
             self._plots,
             sizing_mode="stretch_width",
@@ -185,9 +186,13 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     def refresh(self) -> None:
         """Look at the cube again: one that is being written has grown."""
-        cube = open_cube(self.path, partial=True)
-        if cube.sizes["sample"] != self._cube.sizes["sample"]:
-            self._cube = cube
+        if self._is_whole:
+            return
+        folder = Path(self._cube.encoding["source"])
+        committed, _ = read_committed(folder, open_group(folder))
+        self._is_whole = bool(committed.all())
+        if committed.sum() != self._cube.sizes["sample"]:
+            self._cube = open_cube(self.path, partial=True)
             self.show()
 
     def show(self) -> None:
@@ -201,7 +206,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         model = "/".join(str(cube.attrs.get("model", "")).split("/")[-2:])
         told = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}"
         name = escape(self.path.name)
-        self._what.object = f"<h2>{name}</h2><span class='figures'>{escape(told)}</span>"
+        self._what.object = f"<h2>{name} <span class='figures'>{escape(told)}</span></h2>"
         missing = self._missing()
         wanted = [] if missing else self._wanted()
         self._marks.clear()
@@ -249,7 +254,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _statistic(self, name: str, **options: Any) -> xr.Dataset:
         asked = {option: value for option, value in options.items() if value != ""}
-        found = self._summaries.get(self.path, name, **asked)
+        found = self._summaries.get(self._cube, name, **asked)
         if self.languages:
             for dim in _language_dims(name):
                 shown = [language for language in found[dim].values.tolist() if language in self.languages]

@@ -17,6 +17,7 @@ th, td { text-align: start; padding: 2px 10px 2px 0; vertical-align: top; }
 .log, .code { max-height: 240px; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 .log, .code { font-size: 0.8em; }
 .figures { font-size: 0.85em; }
+h2 .figures { font-size: 0.6em; }
 h3 { font-size: 1.05em; margin: 4px 0; overflow-wrap: anywhere; }
 .state { font-size: 0.8em; font-weight: normal; padding: 2px 8px; border-radius: 10px; }
 .state { color: #fff; background: #595959; }

@@ -20,7 +20,6 @@ from ..stats.norms import layer_norms, layer_updates
 from ..stats.transfer import transfer
 from ..stats.transitions import transitions
 from ..store.layout import CHECKSUM
-from ..store.reading import open_cube
 
 FOLDER = "summaries"
 _IN_MEMORY = 64
@@ -49,13 +48,13 @@ class Summaries:
         self._lock = Lock()
         self._busy: dict[tuple[str, str], Lock] = {}
 
-    def get(self, path: str | Path, statistic: str, **options: Any) -> xr.Dataset:
-        """Return a statistic of a cube's committed samples, computed.
+    def get(self, cube: xr.Dataset, statistic: str, **options: Any) -> xr.Dataset:
+        """Return a statistic of a cube, computed.
 
         Parameters
         ----------
-        path
-            Run folder.
+        cube
+            From :func:`actkit.open_cube`, all of it.
         statistic
             The name of its function: ``layer_norms``, ``cka`` and so on.
         **options
@@ -66,7 +65,6 @@ class Summaries:
         ActkitError
             Where the cube is damaged, or lacks what is asked for.
         """
-        cube = open_cube(path, partial=True)
         source = Path(cube.encoding["source"])
         key = str(source), _digest(cube, statistic, options)
         with self._lock:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
@@ -32,8 +32,8 @@ IN_BROWSER = [
 class Server:
     """`panel serve app/`, with a workspace of its own."""
 
-    def __init__(self, workspace: Path, address: str = "127.0.0.1") -> None:
-        self.workspace, self.address = workspace, address
+    def __init__(self, workspace: Path, address: str = "127.0.0.1", options: Sequence[str] = ()) -> None:
+        self.workspace, self.address, self.options = workspace, address, options
         self.settings = Settings.of({"ACTKIT_WORKSPACE": str(workspace)})
         self.jobs = Jobs(self.settings)
         with socket.socket() as probe:
@@ -44,7 +44,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "panel", "serve", str(ROOT / "app"), "--address", self.address]
-        command += ["--port", str(self.port), "--num-threads", "4", "--warm"]
+        command += ["--port", str(self.port), "--num-threads", "4", "--warm", *self.options]
         told = {"ACTKIT_WORKSPACE": str(self.workspace), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         with (self.workspace.parent / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **told})

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, expect
 
 from actkit import open_cube
 from app.jobs import State
-from tests.app.serving import IN_BROWSER, LONG, SCREENS, Server, card, opened, ready
+from tests.app.serving import IN_BROWSER, LONG, ROOT, SCREENS, Server, card, opened, ready
 
 pytestmark = IN_BROWSER
 
@@ -105,16 +105,46 @@ def test_a_link_that_cannot_be_followed_says_so(server: Server, browser: Browser
         expect(page.get_by_text(re.compile("there is no"))).to_be_visible(timeout=LONG)
 
 
-def test_nobody_from_another_machine_uses_a_server_without_a_login(tmp_path: Path, browser: Browser) -> None:
+@pytest.fixture
+def public() -> str:
+    """An address of this machine that others see."""
     addresses = [own.address for found in psutil.net_if_addrs().values() for own in found]
-    public = [address for address in addresses if re.fullmatch(r"[0-9.]+", address)]
-    public = [address for address in public if not address.startswith("127.")]
-    if not public:
+    found = [address for address in addresses if re.fullmatch(r"[0-9.]+", address)]
+    found = [address for address in found if not address.startswith("127.")]
+    if not found:
         pytest.skip("this machine has no address but its own")
-    server = Server(tmp_path / "runs", public[0])
+    return found[0]
+
+
+def test_nobody_from_another_machine_uses_a_server_without_a_login(
+    tmp_path: Path, browser: Browser, public: str
+) -> None:
+    server = Server(tmp_path / "runs", public)
     try:
         with opened(browser, server.url) as page:
             expect(page.get_by_text("This server has no login")).to_be_visible(timeout=LONG)
             expect(page.get_by_role("button", name="Start")).to_have_count(0)
+    finally:
+        server.stop()
+
+
+def test_who_has_a_password_uses_it_from_another_machine(
+    tmp_path: Path, browser: Browser, public: str
+) -> None:
+    users = tmp_path / "users.json"
+    users.write_text('{"amira": "right"}')
+    options = ["--basic-auth", str(users), "--cookie-secret", "0" * 64]
+    options += ["--basic-login-template", str(ROOT / "app" / "templates" / "login.html")]
+    server = Server(tmp_path / "runs", public, options)
+    try:
+        with opened(browser, server.url) as page:
+            for password in ("wrong", "right"):
+                page.get_by_label("Name").fill("amira")
+                page.get_by_label("Password").fill(password)
+                page.get_by_role("button", name="Log in").click()
+                if password == "wrong":
+                    expect(page.get_by_text(re.compile("invalid", re.IGNORECASE))).to_be_visible(timeout=LONG)
+            ready(page)
+            expect(page.get_by_role("button", name="Start")).to_be_enabled()
     finally:
         server.stop()
