@@ -27,6 +27,7 @@ from ..form import COLUMNS, FIRST, Option, echo, from_options, layer_counts, opt
 from ..jobs import Jobs
 from ..planning import Planned, Planner
 from ..settings import Settings
+from ..uploading import Upload
 
 _NONE = "(none)"
 _WIDE = {"sizing_mode": "stretch_width", "margin": (6, 6)}
@@ -95,13 +96,15 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         self._planned = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(6, 6))
         self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
         self._preview = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(6, 6))
-        self._upload = pmui.FileInput(
+        self._upload = Upload(
             label="Upload a file of prompts",
             accept=",".join(FORMATS),
             max_file_size=own.max_upload,
             variant="text",
         )
-        self._load = pmui.FileInput(label="Load YAML", accept=".yaml,.yml", variant="text")
+        self._load = Upload(
+            label="Load YAML", accept=".yaml,.yml", max_file_size=own.max_yaml, variant="text"
+        )
         self._save = pmui.FileDownload(
             label="Download YAML", callback=self._yaml, filename="config.yaml", variant="text"
         )
@@ -116,6 +119,8 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         self._estimate.on_click(lambda _event: self.show_plan(trial=True))
         self._upload.param.watch(self._uploaded, "value")
         self._load.param.watch(self._loaded, "value")
+        for taker in (self._upload, self._load):
+            taker.param.watch(lambda event: self._say(event.new), "fault")
 
     def _lay_out(self) -> Any:
         columns = pn.FlexBox(*(_cell(self._fields[name]) for name in COLUMNS))
@@ -318,10 +323,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         self._data.value = path.name
 
     def _keep(self, name: str, content: bytes) -> Path:
-        """Write an uploaded file, whose name and size the browser chose."""
-        if len(content) > self._settings.max_upload:
-            what = f"is larger than {self._settings.max_upload:,} bytes"
-            raise InputError([Fault(name, what, "copy it into the workspace's folder `data`")])
+        """Write an uploaded file, whose name the browser chose."""
         path = inside(self._settings.data, Path(name).name, "file", longest=self._settings.max_name)
         if path.suffix.lower() not in FORMATS:
             raise InputError([Fault(name, "is no file of prompts", f"give {', '.join(FORMATS)}")])
@@ -335,9 +337,6 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _loaded(self, event: Any) -> None:
         if event.new is None:
-            return
-        if len(event.new) > self._settings.max_yaml:
-            self._say(f"the file is larger than {self._settings.max_yaml:,} bytes")
             return
         asked, faults = _read_upload(event.new)
         values, more = from_options(self._settings, asked)

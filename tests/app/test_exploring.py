@@ -188,6 +188,8 @@ def test_markup_is_text(server: Server, browser: Browser) -> None:
 def test_a_file_and_a_config_of_ones_own(server: Server, browser: Browser, tmp_path: Path) -> None:
     mine = tmp_path / "mine.csv"
     mine.write_text("question,lang,kind\nHow do I bake bread?,en,safe\nكيف أخبز الخبز؟,ar,safe\n")
+    large = tmp_path / "large.csv"  # several pieces
+    large.write_text("text\n" + f"{'a long line ' * 250}\n" * 4_000)
     (tmp_path / "good.yaml").write_text("model: the bundled model\nlayers: 2-4\nbatch_size: 7\n")
     (tmp_path / "bad.yaml").write_text("layers: !!python/object:os.system ls\n")
     with opened(browser, server.url) as page:
@@ -197,6 +199,11 @@ def test_a_file_and_a_config_of_ones_own(server: Server, browser: Browser, tmp_p
         expect(page.get_by_text("How do I bake bread?")).to_be_visible(timeout=LONG)
         expect(page.get_by_text("2 in en, ar")).to_be_visible(timeout=LONG)
         assert (server.settings.data / "mine.csv").read_bytes() == mine.read_bytes()
+        files.nth(0).set_input_files(large)
+        expect(page.get_by_text("4,000 rows")).to_be_visible(timeout=LONG)
+        assert (server.settings.data / "large.csv").read_bytes() == large.read_bytes()
+        page.get_by_role("combobox", name="Prompts").click()
+        page.get_by_role("menuitem", name="mine.csv").click()
         files.nth(1).set_input_files(tmp_path / "bad.yaml")
         said = page.get_by_text(re.compile("tag .*python/object.* is refused"))
         expect(said).to_be_visible(timeout=LONG)
