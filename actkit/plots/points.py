@@ -51,7 +51,8 @@ def projection(cube: xr.Dataset, layer: int, *, by: str | None = None, values: s
         for name in sorted(set(group[language == side].tolist())):
             chosen = (language == side) & (group == name)
             label = name if by is None else f"{side}, {name}"
-            scatter = hv.Points(points[chosen], ["first", "second"], label=label)
+            columns = (*points[chosen].T, own.sample.values[chosen])
+            scatter = hv.Points(columns, ["first", "second"], ["sample"], label=label)
             drawn.append(
                 styled(
                     scatter,

@@ -48,14 +48,14 @@ class Picture:
         Returns it, and the result that it shows.
     code
         The Python that makes it.
-    is_square
-        Whether both of its axes are layers.
+    axes
+        Where layers lie: on ``x``, on ``y`` or on both (``xy``); or ``points``: each point is a sample.
     """
 
     name: str
     make: Callable[[], tuple[Any, xr.Dataset | None]]
     code: str
-    is_square: bool = False
+    axes: str = "x"
 
 
 class Card:
@@ -66,8 +66,7 @@ class Card:
     picture
         What is drawn.
     mark
-        A method that HoloViews calls with each figure that has layers, as it calls hooks; and
-        ``is_square``.
+        A method that HoloViews calls with each figure, as it calls hooks; and ``axes``.
     """
 
     def __init__(self, picture: Picture, mark: Callable[..., None]) -> None:
@@ -115,13 +114,12 @@ class Card:
         except (ActkitError, ValueError) as error:
             self._place.objects = [pmui.Alert(title=str(error), severity="warning")]
             return
-        hook = _hook(self._mark, is_square=picture.is_square)
+        hook = _hook(self._mark, picture.axes)
         shown = self._made
         if picture.name != "tokens":
             size = {"responsive": True, "frame_width": None, "min_width": 280}
             shown = shown.map(lambda own: own.opts(**size, backend="bokeh"), [hv.Overlay, hv.QuadMesh])
-        if picture.name not in ("tokens", "projection"):
-            shown = shown.map(lambda own: own.opts(hooks=[hook], backend="bokeh"), [hv.Overlay, hv.QuadMesh])
+        shown = shown.map(lambda own: own.opts(hooks=[hook], backend="bokeh"), [hv.Overlay, hv.QuadMesh])
         self._place.objects = [
             pn.Column(
                 pn.pane.HoloViews(shown, backend="bokeh", linked_axes=False),
@@ -148,12 +146,12 @@ class Card:
         self._copy.visible = is_shown
 
 
-def _hook(method: Callable[..., None], *, is_square: bool) -> Callable[[Any, Any], None]:
+def _hook(method: Callable[..., None], axes: str) -> Callable[[Any, Any], None]:
     """Return what HoloViews calls with a figure; its options outlive every page, and must not hold one."""
     mark = WeakMethod(method)
 
     def hook(plot: Any, element: Any) -> None:
         if (found := mark()) is not None:
-            found(plot, element, is_square=is_square)
+            found(plot, element, axes)
 
     return hook

@@ -5,7 +5,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import holoviews as hv
 import numpy as np
+import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
@@ -80,7 +82,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)
         self._defaults = {name: getattr(self, name) for name in self.CHOICES if name not in ("layer", "tab")}
-        self._marks: list[tuple[Any, bool]] = []
+        self._marks: list[tuple[BoxAnnotation, str, str]] = []
         self._cards: list[Card] = []
         self._is_shown = self._is_whole = False
         self._build(labels, known)
@@ -269,7 +271,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         options: Mapping[str, Any],
         *,
         how: Mapping[str, Any] | None = None,
-        is_square: bool = False,
+        axes: str = "x",
     ) -> Picture:
         """Return a picture of statistics with the same options, and the Python that makes it."""
         how, languages = how or {}, list(self.languages)
@@ -286,7 +288,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
                 told_languages = _arguments(**dict.fromkeys(_language_dims(statistic), languages))
                 lines.append(f"{statistic} = {statistic}.sel({told_languages})\n")
         lines.append(f"actkit.plots.{draw}({_arguments(*statistics, **how)})\n")
-        return Picture(name, make, "".join(lines), is_square)
+        return Picture(name, make, "".join(lines), axes)
 
     @property
     def _opening(self) -> str:
@@ -318,7 +320,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         how = {} if self.estimator == "cka" else {"variable": self.estimator}
         return [
             self._picture("adjacent_cka", "adjacent_cka", both, told),
-            self._picture("cka", "cka", ["cka"], told, how=how, is_square=True),
+            self._picture("cka", "cka", ["cka"], told, how=how, axes="xy"),
         ]
 
     def _updates(self) -> list[Picture]:
@@ -334,14 +336,16 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         opening = self._opening
         if self.languages:
             opening += f"cube = cube.isel(sample=cube.language.isin({self.languages}).values)\n"
-        found = [Picture("projection", points, f"{opening}actkit.plots.projection({told})\n")]
+        code = f"{opening}actkit.plots.projection({told})\n"
+        found = [Picture("projection", points, code, "points")]
         if self.sample in cube.sample.values:
             sample = self.sample
 
             def tokens() -> tuple[Any, None]:
                 return plots.tokens(cube, sample), None
 
-            found.append(Picture("tokens", tokens, f"{opening}actkit.plots.tokens(cube, {sample})\n"))
+            code = f"{opening}actkit.plots.tokens(cube, {sample})\n"
+            found.append(Picture("tokens", tokens, code, "y"))
         return found
 
     def _sample_list(self) -> Any:
@@ -357,31 +361,43 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     # one layer, everywhere
 
-    def mark(self, plot: Any, _element: Any, *, is_square: bool) -> None:
-        """Mark the layer in a figure, and let clicks choose another; a hook of HoloViews."""
+    def mark(self, plot: Any, element: Any, axes: str) -> None:
+        """Mark the layer in a figure, and let clicks choose another, or a sample; a hook of HoloViews."""
         figure = plot.state
-        places = self._places(is_square)
-        for dimension in ("left", "bottom") if is_square else ("left",):
-            look = _FRAME if is_square else _SHADE
-            box = BoxAnnotation(level="overlay" if is_square else "underlay", **look)
+        if axes == "points":
+            points = pd.concat([own.dframe() for own in element.traverse(specs=[hv.Points])])
+            figure.on_event(Tap, lambda event: self._tapped_point(event.x, event.y, points))
+            return
+        places = self._places(axes)
+        for axis in axes:
+            box = BoxAnnotation(level="underlay", **_SHADE)
+            if axes != "x":  # of a map, which hides what lies below it
+                box.update(level="overlay", **_FRAME)
             figure.add_layout(box)
-            self._marks.append((box, is_square))
-            box.tags = [dimension]
-            _place(box, places.get(self.layer))
-        figure.on_event(Tap, lambda event: self._tapped(event.x, places))
+            self._marks.append((box, axis, axes))
+            _place(box, axis, places.get(self.layer))
+        figure.on_event(Tap, lambda event: self._tapped(event.y if axes == "y" else event.x, places))
 
-    def _places(self, is_square: bool) -> dict[int, int]:
+    def _places(self, axes: str) -> dict[int, int]:
         """Return where layers lie on an axis: at their number, or of a map at their place."""
         layers = self._cube.layer.values.tolist()
-        return {layer: at if is_square else layer for at, layer in enumerate(layers)}
+        return {layer: layer if axes == "x" else at for at, layer in enumerate(layers)}
 
-    def _tapped(self, x: float | None, places: dict[int, int]) -> None:
-        if x is not None and np.isfinite(x):
-            self.layer = min(places, key=lambda layer: abs(places[layer] - x))
+    def _tapped(self, at: float | None, places: dict[int, int]) -> None:
+        if at is not None and np.isfinite(at):
+            self.layer = min(places, key=lambda layer: abs(places[layer] - at))
+
+    def _tapped_point(self, x: float | None, y: float | None, points: pd.DataFrame) -> None:
+        """Choose the sample that is nearest, as the figure shows distances."""
+        if x is None or y is None:
+            return
+        own = points[["first", "second"]]
+        away = ((own - [x, y]) / (own.max() - own.min())) ** 2
+        self.sample = int(points["sample"].iloc[away.sum(axis=1).to_numpy().argmin()])
 
     def _place_marks(self) -> None:
-        for box, is_square in self._marks:
-            _place(box, self._places(is_square).get(self.layer))
+        for box, axis, axes in self._marks:
+            _place(box, axis, self._places(axes).get(self.layer))
 
     def _mark(self, event: Any) -> None:
         self._layer.value = event.new
@@ -399,8 +415,8 @@ def _arguments(*names: str, **options: Any) -> str:
     return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])
 
 
-def _place(box: BoxAnnotation, at: int | None) -> None:
+def _place(box: BoxAnnotation, axis: str, at: int | None) -> None:
     box.visible = at is not None
     if at is not None:
-        own = {"left": at - 0.5, "right": at + 0.5}
-        box.update(**(own if box.tags == ["left"] else {"bottom": at - 0.5, "top": at + 0.5}))
+        first, last = ("left", "right") if axis == "x" else ("bottom", "top")
+        box.update(**{first: at - 0.5, last: at + 0.5})

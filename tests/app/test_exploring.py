@@ -107,6 +107,22 @@ def test_two_cubes_follow_each_other(server: Server, browser: Browser) -> None:
         page.screenshot(path=SCREENS / "two_1440_light.png")
 
 
+def test_points_and_maps_are_clicked(server: Server, browser: Browser) -> None:
+    with opened(browser, link(server, "made-before", tab="samples", layer=1)) as page:
+        for figure, across, up, what in ((0, 0.5, 0.4, "sample=[0-9]+"), (1, 0.3, 0.15, "layer=[345]")):
+            drawn(page, figure + 1)
+            expect(page.locator(".MuiSkeleton-root")).to_have_count(0, timeout=LONG)
+            page.wait_for_timeout(1000)
+            shown = page.locator(".bk-Figure").nth(figure)
+            shown.scroll_into_view_if_needed()
+            box = shown.bounding_box()
+            assert box is not None
+            page.mouse.click(box["x"] + across * box["width"], box["y"] + up * box["height"])
+            page.wait_for_url(re.compile(what), timeout=LONG)
+        page.wait_for_timeout(1500)
+        page.screenshot(path=SCREENS / "tokens_1440_light.png")
+
+
 def test_files_and_the_python_of_a_plot(server: Server, browser: Browser, tmp_path: Path) -> None:
     with opened(browser, link(server, "made-before", tab="updates")) as page:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])

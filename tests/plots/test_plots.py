@@ -132,6 +132,6 @@ def test_the_projection_is_that_of_scikit_learn(cube: xr.Dataset) -> None:
     from sklearn.decomposition import PCA
 
     picture = plots.projection(cube, 2)
-    points = np.concatenate([part.array() for part in picture])
+    points = np.concatenate([part.dframe()[["first", "second"]].to_numpy() for part in picture])
     wanted = PCA(2).fit_transform(cube.pooled.sel(layer=2).values.astype(np.float64))
     np.testing.assert_allclose(np.sort(np.abs(points), axis=0), np.sort(np.abs(wanted), axis=0), atol=1e-6)
