@@ -115,6 +115,8 @@ class Page:
         for widget in (self._first, self._second):
             if widget.options != names:
                 widget.options = names
+            if widget.value not in names:  # somebody deleted it
+                widget.value = ""
 
     def _open(self, *_events: Any) -> None:
         """Open what is chosen; a cube that is open already stays as it is."""
@@ -122,16 +124,16 @@ class Page:
         for place, widget in enumerate((self._first, self._second)):
             if not widget.value:
                 continue
-            run = services.jobs()[widget.value].path
-            explorer = next((own for own in open_before[place : place + 1] if own.path == run), None)
-            if explorer is None:
-                try:
+            try:
+                run = services.jobs()[widget.value].path
+                explorer = next((own for own in open_before[place : place + 1] if own.path == run), None)
+                if explorer is None:
                     explorer = Explorer(run, services.summaries())
-                except ActkitError as error:
-                    faults.append(str(error))
-                    continue
-                faults += self._set_up(explorer)
-            self._explorers.append(explorer)
+                    faults += self._set_up(explorer)
+            except ActkitError as error:
+                faults.append(str(error))
+            else:
+                self._explorers.append(explorer)
         self._said.param.update(title="; ".join(faults), visible=bool(faults))
         self._places.objects = [
             pn.Column(own, styles={"flex": "1 1 420px", "min-width": "0"}) for own in self._explorers

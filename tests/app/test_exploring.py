@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,15 @@ def test_points_and_maps_are_clicked(server: Server, browser: Browser) -> None:
             page.wait_for_url(re.compile(what), timeout=LONG)
         page.wait_for_timeout(1500)
         page.screenshot(path=SCREENS / "tokens_1440_light.png")
+
+
+def test_a_run_that_is_deleted_is_shown_no_longer(server: Server, browser: Browser) -> None:
+    run = write_cube(server.workspace / "goes", n_layers=4, n_samples=20)
+    with opened(browser, link(server, "goes")) as page:
+        drawn(page)
+        shutil.rmtree(run)
+        expect(page.locator(".bk-Figure")).to_have_count(0, timeout=LONG)
+        page.wait_for_url(lambda url: "goes" not in url, timeout=LONG)
 
 
 def test_files_and_the_python_of_a_plot(server: Server, browser: Browser, tmp_path: Path) -> None:
