@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config
+    from .exporting.export import export
     from .extraction.engine import extract, plan
     from .reporting import report
     from .stats.activating import top_activating
@@ -26,6 +27,7 @@ __all__ = [
     "adjacent_cka",
     "cka",
     "direction_cosines",
+    "export",
     "extract",
     "group_differential",
     "language_cka",
@@ -52,6 +54,7 @@ _HOMES = {
     "adjacent_cka": ".stats.cka",
     "cka": ".stats.cka",
     "direction_cosines": ".stats.directions",
+    "export": ".exporting.export",
     "extract": ".extraction.engine",
     "group_differential": ".stats.differential",
     "language_cka": ".stats.cka",

@@ -147,6 +147,21 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--figures", action="store_true", help="write each picture as PNG and SVG too")
     report.add_argument("--tables", action="store_true", help="write each table as CSV too")
     report.set_defaults(command=_report)
+
+    purpose = "write a run as files that other scripts read"
+    export = commands.add_parser("export", help=purpose, description=purpose)
+    export.add_argument("run", help="run folder")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=["pt", "npz", "batches", "safetensors", "arrow"],
+        help="which files",
+    )
+    export.add_argument("--out", required=True, help="a new folder")
+    export.add_argument("--layers", default="all", help="of one component (default: %(default)s)")
+    export.add_argument("--languages", help="english,arabic; all by default")
+    export.add_argument("--whiten", action="store_true", help="whiten each layer (npz)")
+    export.set_defaults(command=_export)
     return parser
 
 
@@ -305,6 +320,13 @@ def _report(path: str, **options: Any) -> int:
     from .reporting import report
 
     print(report(open_cube(path, partial=True), **options))
+    return 0
+
+
+def _export(run: str, languages: str | None, **options: Any) -> int:
+    from .exporting.export import export
+
+    print(export(run, languages=languages.split(",") if languages else None, **options))
     return 0
 
 

@@ -10,6 +10,7 @@ PARTS = (
     "stats/kernels",
     "plots",
     "reporting",
+    "exporting",
     "extraction",
     "extraction/models",
     "extraction/prompts",

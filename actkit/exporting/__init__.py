@@ -1,0 +1,1 @@
+"""Cubes as the files that other scripts read."""

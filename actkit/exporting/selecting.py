@@ -1,0 +1,132 @@
+"""What of a cube is exported, and how it is read: a block of samples at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ..errors import Fault, InputError, MissingError
+from ..layers import Spec, describe, parse, resolve
+from ..schema import COMPONENTS
+from ..store.reading import open_cube
+
+_BLOCK_BYTES = 64 * 10**6
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The layers of one component, and the samples of some languages.
+
+    Parameters
+    ----------
+    cube
+        From :func:`actkit.open_cube`.
+    component
+        ``residual``, ``attention`` or ``mlp``.
+    layers
+        Block indices.
+    rows
+        Language to the places of its samples.
+    """
+
+    cube: xr.Dataset
+    component: str
+    layers: tuple[int, ...]
+    rows: dict[str, np.ndarray]
+
+    @property
+    def hidden(self) -> int:
+        """The width of the model."""
+        return int(self.cube.sizes["hidden"])
+
+    @property
+    def every_row(self) -> np.ndarray:
+        """The places of all samples, in their order."""
+        return np.sort(np.concatenate(list(self.rows.values())))
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Return how many tokens are kept of each sample."""
+        return np.asarray(self.cube.n_tokens.values[rows])
+
+    def column(self, name: str, rows: np.ndarray) -> list[str]:
+        """Return a label of samples; empty strings where the cube has none of that name."""
+        if name not in self.cube.coords:
+            return [""] * len(rows)
+        return [str(value) for value in self.cube[name].values[rows]]
+
+    def blocks(self, layer: int, rows: np.ndarray, size: int | None = None) -> Iterator[np.ndarray]:
+        """Read a layer, dims ``(sample, token, hidden)``, float32, pads 0.
+
+        Parameters
+        ----------
+        layer
+            Block index.
+        rows
+            Places of samples; as many tokens as the longest of them has.
+        size
+            Samples in a block; what fits 64 MB by default.
+        """
+        n_tokens = int(self.lengths(rows).max(initial=1))
+        size = size or max(1, _BLOCK_BYTES // (4 * n_tokens * self.hidden))
+        array = self.cube[self.component].sel(layer=layer).isel(token=slice(n_tokens))
+        for start in range(0, len(rows), size):
+            own = rows[start : start + size]
+            values = array.isel(sample=own).transpose("sample", "token", "hidden").values.astype(np.float32)
+            values[np.arange(n_tokens) >= self.lengths(own)[:, None]] = 0
+            yield values
+
+
+def model_layers(cube: xr.Dataset) -> int:
+    """Return how many blocks the model has."""
+    return int(cube.attrs.get("model_layers", cube.layer.values.max() + 1))
+
+
+def select(run: str | Path, layers: Spec, languages: Sequence[str] | None) -> Selected:
+    """Choose what is exported.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    layers
+        As for an extraction, of one component; ``all`` is what the cube has.
+    languages
+        All by default.
+
+    Raises
+    ------
+    InputError, MissingError
+        Where the cube lacks what is asked for.
+    """
+    cube = open_cube(run)
+    asked, faults = parse(layers)
+    chosen: dict[str, tuple[int, ...]] = {}
+    if not faults:
+        chosen, faults = resolve(asked, dict.fromkeys(COMPONENTS, model_layers(cube)))
+    if not faults and len(chosen) != 1:
+        what = f"{' and '.join(chosen)} are several components" if chosen else "names no layer"
+        faults = [Fault("layers", what, "export one component at a time")]
+    names = list(dict.fromkeys(cube.language.values.astype(str).tolist()))
+    unknown = [name for name in languages or [] if name not in names]
+    faults += [
+        Fault("languages", f"{name!r} is not in the cube", f"it has {', '.join(names)}") for name in unknown
+    ]
+    if faults:
+        raise InputError(faults)
+    ((component, wanted),) = chosen.items()
+    if component not in cube:
+        raise MissingError(
+            f"the cube has no `{component}` of every token; extract it with `{component}` among `save`"
+        )
+    kept = cube.layer.values[cube[f"has_{component}"].values].tolist()
+    if str(layers).strip() in ("all", f"{component}_all"):
+        wanted = tuple(kept)
+    if lacking := sorted(set(wanted) - set(kept)):
+        raise MissingError(
+            f"the cube has no {component} of layers {describe(lacking)}; it has {describe(kept)}"
+        )
+    texts = cube.language.values.astype(str)
+    rows = {name: np.flatnonzero(texts == name) for name in names if name in (languages or names)}
+    return Selected(cube, component, wanted, rows)
