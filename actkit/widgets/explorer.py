@@ -1,19 +1,16 @@
 """Look at a cube: norms, groups, alignment of layers, updates, samples; one layer is chosen everywhere."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import holoviews as hv
 import numpy as np
-import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 import param
 import xarray as xr
-from bokeh.events import Tap
-from bokeh.models.annotations import BoxAnnotation
 
 from .. import plots
 from ..stats import parts
@@ -22,6 +19,7 @@ from ..store.layout import open_group
 from ..store.reading import open_cube
 from .background import in_background
 from .cards import Card, Picture
+from .marks import Marks
 from .samples import SampleList
 from .style import ACCORDION, STYLE
 from .summaries import Summaries
@@ -30,8 +28,6 @@ NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
 _FEWEST_FOR_TRANSITIONS = 4
 _WIDTH = 170  # of a choice: two beside each other on a phone
-_SHADE: dict[str, Any] = {"fill_alpha": 0.15, "fill_color": "#888888", "line_alpha": 0}
-_FRAME: dict[str, Any] = {"fill_alpha": 0.0, "line_color": "#d55e00", "line_width": 2}
 
 
 class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
@@ -82,7 +78,12 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)
         self._defaults = {name: getattr(self, name) for name in self.CHOICES if name not in ("layer", "tab")}
-        self._marks: list[tuple[BoxAnnotation, str, str]] = []
+        self._marks = Marks(
+            known,
+            self.layer,
+            lambda layer: setattr(self, "layer", layer),
+            lambda sample: setattr(self, "sample", sample),
+        )
         self._cards: list[Card] = []
         self._is_shown = self._is_whole = False
         self._build(labels, known)
@@ -211,8 +212,8 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._what.object = f"<h2>{name} <span class='figures'>{escape(told)}</span></h2>"
         missing = self._missing()
         wanted = [] if missing else self._wanted()
-        self._marks.clear()
-        self._cards = [Card(picture, self.mark) for picture in wanted]
+        self._marks.boxes.clear()
+        self._cards = [Card(picture, self._marks.draw) for picture in wanted]
         listed = [self._sample_list()] if self.tab == "samples" else []
         said = [pmui.Alert(title=missing, severity="info", sizing_mode="stretch_width")] if missing else []
         self._plots.objects = [*said, *listed, *(card.view for card in self._cards)]
@@ -359,49 +360,9 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             return self._cube
         return self._cube.isel(sample=np.flatnonzero(np.isin(self._cube.language.values, self.languages)))
 
-    # one layer, everywhere
-
-    def mark(self, plot: Any, element: Any, axes: str) -> None:
-        """Mark the layer in a figure, and let clicks choose another, or a sample; a hook of HoloViews."""
-        figure = plot.state
-        if axes == "points":
-            points = pd.concat([own.dframe() for own in element.traverse(specs=[hv.Points])])
-            figure.on_event(Tap, lambda event: self._tapped_point(event.x, event.y, points))
-            return
-        places = self._places(axes)
-        for axis in axes:
-            box = BoxAnnotation(level="underlay", **_SHADE)
-            if axes != "x":  # of a map, which hides what lies below it
-                box.update(level="overlay", **_FRAME)
-            figure.add_layout(box)
-            self._marks.append((box, axis, axes))
-            _place(box, axis, places.get(self.layer))
-        figure.on_event(Tap, lambda event: self._tapped(event.y if axes == "y" else event.x, places))
-
-    def _places(self, axes: str) -> dict[int, int]:
-        """Return where layers lie on an axis: at their number, or of a map at their place."""
-        layers = self._cube.layer.values.tolist()
-        return {layer: layer if axes == "x" else at for at, layer in enumerate(layers)}
-
-    def _tapped(self, at: float | None, places: dict[int, int]) -> None:
-        if at is not None and np.isfinite(at):
-            self.layer = min(places, key=lambda layer: abs(places[layer] - at))
-
-    def _tapped_point(self, x: float | None, y: float | None, points: pd.DataFrame) -> None:
-        """Choose the sample that is nearest, as the figure shows distances."""
-        if x is None or y is None:
-            return
-        own = points[["first", "second"]]
-        away = ((own - [x, y]) / (own.max() - own.min())) ** 2
-        self.sample = int(points["sample"].iloc[away.sum(axis=1).to_numpy().argmin()])
-
-    def _place_marks(self) -> None:
-        for box, axis, axes in self._marks:
-            _place(box, axis, self._places(axes).get(self.layer))
-
     def _mark(self, event: Any) -> None:
         self._layer.value = event.new
-        pn.state.execute(self._place_marks)  # Bokeh's models may be touched under the document's lock alone
+        pn.state.execute(partial(self._marks.move, event.new))  # where the document is locked
         if self.tab == "samples":
             self._redraw()
 
@@ -413,10 +374,3 @@ def _language_dims(statistic: str) -> tuple[str, ...]:
 def _arguments(*names: str, **options: Any) -> str:
     """Write the arguments of a call."""
     return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])
-
-
-def _place(box: BoxAnnotation, axis: str, at: int | None) -> None:
-    box.visible = at is not None
-    if at is not None:
-        first, last = ("left", "right") if axis == "x" else ("bottom", "top")
-        box.update(**{first: at - 0.5, last: at + 0.5})

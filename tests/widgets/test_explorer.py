@@ -9,6 +9,7 @@ import pytest
 
 from actkit import open_cube
 from actkit.testing import synthetic, write_cube
+from actkit.widgets import explorer as explorer_module
 from actkit.widgets.explorer import Explorer
 from actkit.widgets.samples import SampleList
 
@@ -38,27 +39,28 @@ def test_a_layer_is_marked_everywhere_and_a_click_chooses_it(run: Path) -> None:
     explorer.show()
     for pane in panes(explorer):
         pane.get_root()  # as a browser has it drawn
-    marks = explorer._marks
+    marks = explorer._marks.boxes
     assert len(marks) == 1 + 2 * 2  # neighbours; rows and columns of two languages
     assert {mark.left for mark, axis, _ in marks if axis == "x"} == {0.5}
     assert {mark.bottom for mark, axis, _ in marks if axis == "y"} == {0.5}
-    explorer._tapped(3.8, explorer._places("x"))
+    explorer._marks.tapped(3.8, "x")
     assert explorer.layer == 4
     assert explorer._layer.value == 4
     assert {mark.left for mark, axis, _ in marks if axis == "x"} == {3.5}
-    explorer._tapped(float("nan"), explorer._places("x"))
+    explorer._marks.tapped(float("nan"), "x")
     assert explorer.layer == 4
 
 
-def test_a_layer_of_a_map_is_where_it_is_drawn(tmp_path: Path) -> None:
-    explorer = Explorer(write_cube(tmp_path / "run", n_layers=4), tab="samples", sample=1, layer=3)
-    explorer._cube = explorer._cube.sel(layer=[1, 3])  # as of a run of some layers
+def test_a_layer_of_a_map_is_where_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = open_cube(write_cube(tmp_path / "run", n_layers=4)).sel(layer=[1, 3])
+    monkeypatch.setattr(explorer_module, "open_cube", lambda *_path, **_options: some)
+    explorer = Explorer(tmp_path / "run", tab="samples", sample=1, layer=3)
     explorer.show()
     for pane in panes(explorer):
         pane.get_root()
-    ((mark, axis, axes),) = explorer._marks
+    ((mark, axis, axes),) = explorer._marks.boxes
     assert (axis, axes, mark.bottom, mark.top) == ("y", "y", 0.5, 1.5)
-    explorer._tapped(0.2, explorer._places("y"))
+    explorer._marks.tapped(0.2, "y")
     assert explorer.layer == 1
 
 
@@ -70,9 +72,9 @@ def test_a_point_that_is_clicked_is_a_sample(run: Path) -> None:
     assert sorted(points["sample"]) == list(range(48))
     for at in (0, 17, 47):
         one = points.iloc[at]
-        explorer._tapped_point(one["first"] + 1e-6, one["second"] - 1e-6, points)
+        explorer._marks.tapped_point(one["first"] + 1e-6, one["second"] - 1e-6, points)
         assert explorer.sample == one["sample"]
-    explorer._tapped_point(None, None, points)
+    explorer._marks.tapped_point(None, None, points)
     assert explorer.sample == points.iloc[47]["sample"]
 
 
