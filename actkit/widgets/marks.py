@@ -9,8 +9,15 @@ import pandas as pd
 from bokeh.events import Tap
 from bokeh.models.annotations import BoxAnnotation
 
-_SHADE: dict[str, Any] = {"fill_alpha": 0.15, "fill_color": "#888888", "line_alpha": 0}
-_FRAME: dict[str, Any] = {"fill_alpha": 0.0, "line_color": "#d55e00", "line_width": 2}
+_SHADE: dict[str, Any] = {"level": "underlay", "fill_alpha": 0.15, "fill_color": "#888888", "line_alpha": 0}
+# of a map, which hides what lies below it
+_FRAME: dict[str, Any] = {
+    "level": "overlay",
+    "fill_alpha": 0,
+    "line_alpha": 1,
+    "line_color": "#d55e00",
+    "line_width": 2,
+}
 
 
 class Marks:
@@ -52,10 +59,9 @@ class Marks:
             points = pd.concat([own.dframe() for own in element.traverse(specs=[hv.Points])])
             figure.on_event(Tap, lambda event: self.tapped_point(event.x, event.y, points))
             return
+        look = _SHADE if axes == "x" else _FRAME
         for axis in axes:
-            box = BoxAnnotation(level="underlay", **_SHADE)
-            if axes != "x":  # of a map, which hides what lies below it
-                box.update(level="overlay", **_FRAME)
+            box = BoxAnnotation(**look)
             figure.add_layout(box)
             self.boxes.append((box, axis, axes))
             self._place(box, axis, axes)

@@ -43,6 +43,7 @@ def test_a_layer_is_marked_everywhere_and_a_click_chooses_it(run: Path) -> None:
     assert len(marks) == 1 + 2 * 2  # neighbours; rows and columns of two languages
     assert {mark.left for mark, axis, _ in marks if axis == "x"} == {0.5}
     assert {mark.bottom for mark, axis, _ in marks if axis == "y"} == {0.5}
+    assert all(mark.fill_alpha > 0 if axes == "x" else mark.line_alpha == 1 for mark, _, axes in marks)
     explorer._marks.tapped(3.8, "x")
     assert explorer.layer == 4
     assert explorer._layer.value == 4
