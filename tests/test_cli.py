@@ -19,7 +19,7 @@ from actkit.cli import main
 from actkit.config import Config
 from actkit.testing import write_cube
 
-COMMANDS = ("demo", "extract", "plan", "info", "verify", "report")
+COMMANDS = ("demo", "extract", "plan", "info", "verify", "report", "export")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
