@@ -28,6 +28,8 @@ from actkit.store.layout import CUBE
 from actkit.store.runs import CONFIG, LOG
 from actkit.testing import contents
 
+Processes = Callable[[], list[psutil.Process]]
+
 KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCD"
 NAMES = {
     "samples",
@@ -96,6 +98,13 @@ def told(wandb_files: Path) -> Callable[[], list[Told]]:
 
 
 @pytest.fixture
+def processes() -> Processes:
+    """Find the processes of this test; others of the same worker may have left some, such as Python's own."""
+    before = set(psutil.Process().children(recursive=True))
+    return lambda: [process for process in psutil.Process().children(recursive=True) if process not in before]
+
+
+@pytest.fixture
 def options(tiny_model: Path, prompts: Path, tmp_path: Path) -> dict[str, Any]:
     """Six prompts in windows of two, a batch each."""
     asked = {"model": tiny_model, "data": prompts, "out": tmp_path / "some-run", "device": "cpu"}
@@ -117,10 +126,6 @@ def stored(content: bytes) -> Iterator[bytes]:
         if part in (1, 4):  # whole, or the last part
             yield record
             record = b""
-
-
-def processes() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
 
 
 def opened(pid: int | str, number: int) -> str:
@@ -152,6 +157,7 @@ def test_a_run_is_told_as_it_was(
     prompts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    processes: Processes,
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -238,7 +244,10 @@ def test_each_session_is_a_run_of_one_group(
 
 @pytest.mark.slow
 def test_a_service_that_cannot_be_reached_holds_nothing_up(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    processes: Processes,
 ) -> None:
     with socket.socket() as closed:  # nobody listens there
         closed.bind(("127.0.0.1", 0))
@@ -326,7 +335,10 @@ def test_only_the_newest_event_is_told_and_always_the_last(
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_that_dies_or_hangs_is_left(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sent: signal.Signals
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    processes: Processes,
+    sent: signal.Signals,
 ) -> None:
     caplog.set_level(logging.INFO, "actkit")
     tracker = Tracker(OFFLINE, {})
@@ -378,7 +390,7 @@ def test_a_process_that_cannot_begin(
     assert warnings(caplog) == [f"Weights & Biases: {what}; the run goes on without it"]
 
 
-def test_nothing_is_started_where_nothing_is_asked_for() -> None:
+def test_nothing_is_started_where_nothing_is_asked_for(processes: Processes) -> None:
     with tracked(Config(model="m", data="d", out="o"), [0], Shape(1, 2, 3, 4)) as listeners:
         assert listeners == []
         assert processes() == []
