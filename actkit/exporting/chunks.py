@@ -23,19 +23,17 @@ def write_npz(chosen: Selected, out: Path, *, whiten: bool = False) -> None:
         whitener = _fitted(chosen, layer) if whiten else None
         if whitener is not None:
             whitener.save(out / f"layer_{layer}_whitening.npz")
-        for number, values in enumerate(chosen.blocks(layer, rows, _CHUNK)):
-            own = rows[number * _CHUNK :][: len(values)]
-            mask = np.arange(values.shape[1]) < chosen.lengths(own)[:, None]
+        for number, block in enumerate(chosen.blocks(layer, rows, _CHUNK)):
+            values = block.values
             if whitener is not None:
                 dims = ("sample", "token", "hidden")
                 values = whitener.transform(xr.DataArray(values, dims=dims)).values.astype(np.float32)
-                values[~mask] = 0
-            ids = np.where(mask, chosen.cube.token_id.values[own][:, : values.shape[1]], 0)
+                values[~block.held] = 0
             np.savez_compressed(
                 folder / f"chunk_{number:06d}.npz",
                 activations=values,
-                attention_mask=mask.astype(np.int64),
-                token_ids=ids.astype(np.int64),
+                attention_mask=block.held.astype(np.int64),
+                token_ids=block.token_ids.astype(np.int64),
             )
 
 
@@ -48,7 +46,6 @@ def write_batches(chosen: Selected, out: Path) -> None:
     """Write the last content token of each sample, in batches, and what they are."""
     rows = chosen.every_row
     vectors = parts.vectors(chosen.cube, "last")
-    names = np.asarray(chosen.column("sample_id", rows))
     batches = []
     for layer in chosen.layers:
         for number, start in enumerate(range(0, len(rows), _BATCH)):
@@ -57,7 +54,7 @@ def write_batches(chosen: Selected, out: Path) -> None:
             np.savez(
                 out / file,
                 activations=vectors.sel(layer=layer).isel(sample=own).transpose("sample", "hidden").values,
-                task_id=names[start : start + _BATCH],
+                task_id=np.asarray(chosen.column("sample_id", own)),
                 sample_idx=chosen.cube.sample.values[own],
             )
             batches.append({"batch_id": number, "layer": layer, "file": file, "n_samples": len(own)})

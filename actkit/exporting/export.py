@@ -13,7 +13,14 @@ from .selecting import Selected, select
 from .streams import write_arrow, write_safetensors
 from .tensors import write_pt
 
-FORMATS = ("pt", "npz", "batches", "safetensors", "arrow")
+_WRITERS: dict[str, Callable[[Selected, Path], None]] = {
+    "pt": write_pt,
+    "npz": write_npz,
+    "batches": write_batches,
+    "safetensors": write_safetensors,
+    "arrow": write_arrow,
+}
+FORMATS = tuple(_WRITERS)
 
 
 def export(
@@ -56,16 +63,9 @@ def export(
     StorageError
         Where the disk refuses.
     """
-    writers: dict[str, Callable[[Selected, Path], None]] = {
-        "pt": write_pt,
-        "npz": partial(write_npz, whiten=whiten),
-        "batches": write_batches,
-        "safetensors": write_safetensors,
-        "arrow": write_arrow,
-    }
     out = Path(out)
     faults = []
-    if format not in writers:
+    if format not in FORMATS:
         faults.append(Fault("format", f"{format!r} is unknown", f"one of {', '.join(FORMATS)}"))
     if whiten and format != "npz":
         faults.append(
@@ -76,12 +76,13 @@ def export(
     if faults:
         raise InputError(faults)
     chosen = select(run, layers, languages)
+    write = partial(write_npz, whiten=True) if whiten else _WRITERS[format]
     building = out.with_name(f".{out.name}.partial")
     with storage_errors("cannot export to"):
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         try:
-            writers[format](chosen, building)
+            write(chosen, building)
             building.rename(out)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)

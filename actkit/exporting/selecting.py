@@ -16,6 +16,28 @@ _BLOCK_BYTES = 64 * 10**6
 
 
 @dataclass(frozen=True)
+class Block:
+    """Samples of a layer that are read at once.
+
+    Parameters
+    ----------
+    rows
+        Their places in the cube, dims ``(sample,)``.
+    values
+        Dims ``(sample, token, hidden)``, float32, pads 0.
+    held
+        Which positions hold a token, dims ``(sample, token)``.
+    token_ids
+        Pads 0, dims ``(sample, token)``.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+    held: np.ndarray
+    token_ids: np.ndarray
+
+
+@dataclass(frozen=True)
 class Selected:
     """The layers of one component, and the samples of some languages.
 
@@ -46,9 +68,9 @@ class Selected:
         """The places of all samples, in their order."""
         return np.sort(np.concatenate(list(self.rows.values())))
 
-    def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Return how many tokens are kept of each sample."""
-        return np.asarray(self.cube.n_tokens.values[rows])
+    def n_tokens(self, rows: np.ndarray) -> int:
+        """Return how many tokens the longest of samples has."""
+        return int(self.cube.n_tokens.values[rows].max(initial=1))
 
     def column(self, name: str, rows: np.ndarray) -> list[str]:
         """Return a label of samples; empty strings where the cube has none of that name."""
@@ -56,8 +78,8 @@ class Selected:
             return [""] * len(rows)
         return [str(value) for value in self.cube[name].values[rows]]
 
-    def blocks(self, layer: int, rows: np.ndarray, size: int | None = None) -> Iterator[np.ndarray]:
-        """Read a layer, dims ``(sample, token, hidden)``, float32, pads 0.
+    def blocks(self, layer: int, rows: np.ndarray, size: int | None = None) -> Iterator[Block]:
+        """Read a layer.
 
         Parameters
         ----------
@@ -66,16 +88,22 @@ class Selected:
         rows
             Places of samples; as many tokens as the longest of them has.
         size
-            Samples in a block; what fits 64 MB by default.
+            Samples that are read at once; what fits 64 MB by default.
         """
-        n_tokens = int(self.lengths(rows).max(initial=1))
+        n_tokens = self.n_tokens(rows)
         size = size or max(1, _BLOCK_BYTES // (4 * n_tokens * self.hidden))
         array = self.cube[self.component].sel(layer=layer).isel(token=slice(n_tokens))
         for start in range(0, len(rows), size):
             own = rows[start : start + size]
+            held, ids = self.tokens(own, n_tokens)
             values = array.isel(sample=own).transpose("sample", "token", "hidden").values.astype(np.float32)
-            values[np.arange(n_tokens) >= self.lengths(own)[:, None]] = 0
-            yield values
+            values[~held] = 0
+            yield Block(own, values, held, ids)
+
+    def tokens(self, rows: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return which positions of samples hold a token, and the tokens' ids; dims ``(sample, token)``."""
+        held = np.arange(n_tokens) < self.cube.n_tokens.values[rows][:, None]
+        return held, np.where(held, self.cube.token_id.values[rows][:, :n_tokens], 0)
 
 
 def model_layers(cube: xr.Dataset) -> int:

@@ -12,14 +12,14 @@ import numpy as np
 
 from .selecting import Selected, model_layers
 
-CHECKPOINTS = "layer_checkpoints"
+_CHECKPOINTS = "layer_checkpoints"
 
 
 def write_pt(chosen: Selected, out: Path) -> None:
     """Write a file for each layer and language, one with all layers for each language, and the metadata."""
     import torch
 
-    (out / CHECKPOINTS).mkdir()
+    (out / _CHECKPOINTS).mkdir()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
     model = str(chosen.cube.attrs["model"])
     for language, rows in chosen.rows.items():
@@ -35,7 +35,7 @@ def write_pt(chosen: Selected, out: Path) -> None:
             for layer, array in arrays.items():
                 tensors[layer] = torch.from_numpy(array)
                 told = {"layer": layer, "activations": tensors[layer], **both}
-                torch.save(told, out / CHECKPOINTS / f"layer_{layer}_{language}.pt")
+                torch.save(told, out / _CHECKPOINTS / f"layer_{layer}_{language}.pt")
             whole = {
                 "activations": tensors,
                 "layers": list(tensors),
@@ -50,15 +50,14 @@ def write_pt(chosen: Selected, out: Path) -> None:
 def _staged(out: Path, chosen: Selected, rows: np.ndarray) -> Iterator[dict[int, np.ndarray]]:
     """Lend layers as arrays that lie in a file: torch wants each whole, and memory may not hold one."""
     path = out / ".staged"
-    n_tokens = int(chosen.lengths(rows).max(initial=1))
-    shape = (len(chosen.layers), len(rows), n_tokens, chosen.hidden)
+    shape = (len(chosen.layers), len(rows), chosen.n_tokens(rows), chosen.hidden)
     array = np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
     try:
         for place, layer in enumerate(chosen.layers):
             start = 0
             for block in chosen.blocks(layer, rows):
-                array[place, start : start + len(block)] = block
-                start += len(block)
+                array[place, start : start + len(block.rows)] = block.values
+                start += len(block.rows)
         yield {layer: array[place] for place, layer in enumerate(chosen.layers)}
     finally:
         del array

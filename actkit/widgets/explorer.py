@@ -21,10 +21,10 @@ from .background import in_background
 from .cards import Card, Picture
 from .marks import Marks
 from .samples import SampleList
-from .style import ACCORDION, STYLE
+from .style import ACCORDION, STYLE, short_model
 from .summaries import Summaries
 
-NONE = "(none)"
+_NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
 _FEWEST_FOR_TRANSITIONS = 4
 _WIDTH = 170  # of a choice: two beside each other on a phone
@@ -93,7 +93,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _build(self, labels: list[str], layers: list[int]) -> None:
         names = self._language_names()
-        choices = {NONE: "", **{name: name for name in labels}}
+        choices = {_NONE: "", **{name: name for name in labels}}
         self._layer = pmui.DiscreteSlider(label="Layer", options=layers, value=self.layer)
         widgets = {
             "by": pmui.Select(label="Groups", options=choices, value=self.by),
@@ -206,7 +206,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     def lay_out(self) -> None:
         """Make places for what is chosen, which is drawn later."""
         cube = self._cube
-        model = "/".join(str(cube.attrs.get("model", "")).split("/")[-2:])
+        model = short_model(cube.attrs.get("model", ""))
         told = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}"
         name = escape(self.path.name)
         self._what.object = f"<h2>{name} <span class='figures'>{escape(told)}</span></h2>"

@@ -34,3 +34,8 @@ ACCORDION = {"& .title": {"fontSize": "1rem"}}
 def heading(text: str) -> Any:
     """Return the title of a part of a page."""
     return pn.pane.HTML(f"<h2>{text}</h2>", stylesheets=[STYLE], margin=(0, 6))
+
+
+def short_model(name: object) -> str:
+    """Return the end of a model's id or path, which tells it from others."""
+    return "/".join(str(name).split("/")[-2:])

@@ -11,7 +11,7 @@ import panel_material_ui as pmui
 from actkit.errors import ActkitError
 from actkit.estimates import readable_bytes
 from actkit.widgets.gauges import Gauge, measure
-from actkit.widgets.style import STYLE, heading
+from actkit.widgets.style import STYLE, heading, short_model
 
 from ..jobs import Jobs, Run, State
 
@@ -185,7 +185,7 @@ def _started(run: Run) -> float:
 
 
 def _what(run: Run) -> str:
-    model = "/".join(str(run.asked.get("model", "")).split("/")[-2:])
+    model = short_model(run.asked.get("model", ""))
     data = str(run.asked.get("data", "")).rsplit("/", 1)[-1]
     layers = run.asked.get("layers", "all")
     return f"{model} on {data}, layers {layers}" if model else "a cube that was brought here"
