@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .exporting.export import export
     from .extraction.engine import extract, plan
+    from .importing.importing import import_files
     from .reporting import report
     from .stats.activating import top_activating
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -30,6 +31,7 @@ __all__ = [
     "export",
     "extract",
     "group_differential",
+    "import_files",
     "language_cka",
     "layer_norms",
     "layer_updates",
@@ -57,6 +59,7 @@ _HOMES = {
     "export": ".exporting.export",
     "extract": ".extraction.engine",
     "group_differential": ".stats.differential",
+    "import_files": ".importing.importing",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
     "layer_updates": ".stats.norms",

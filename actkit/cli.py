@@ -12,13 +12,11 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-import psutil
 import xarray as xr
 
 from .config import Config
 from .errors import ActkitError, Fault, FaultsError
 from .estimates import readable_bytes
-from .layers import describe_all
 from .schema import DIMS, VISION
 from .stats.norms import layer_norms
 from .store.checking import verify
@@ -141,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         "--by", help="label column of two groups (default: gender, or the first with two values)"
     )
     report.add_argument(
-        "--pairs", help="label column of samples that are not independent (default: image_id)"
+        "--pairs",
+        help="label column of samples that are not independent (default: what twins share, else image_id)",
     )
     report.add_argument("--values", default="pooled", choices=["pooled", "last"], help="default: %(default)s")
     report.add_argument("--figures", action="store_true", help="write each picture as PNG and SVG too")
@@ -157,6 +156,19 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--languages", help="english,arabic; all by default")
     export.add_argument("--whiten", action="store_true", help="whiten each layer (npz)")
     export.set_defaults(command=_export)
+
+    purpose = "make a run of files that another script wrote"
+    imports = commands.add_parser("import", help=purpose, description=purpose)
+    imports.add_argument("folder", help="folder with the files")
+    imports.add_argument("--format", required=True, help="pt, npz or batches")
+    imports.add_argument("--out", required=True, help="run folder to make")
+    imports.add_argument("--model", help="name of the model, where the files tell none")
+    imports.add_argument("--language", help="that of all samples, where the files name none (npz, batches)")
+    imports.add_argument("--data", help="file with a row for each sample: its text, and labels")
+    for option in ("text_column", "text_columns", "language_column", "id_column", "labels"):
+        described = _escape(Config.model_fields[option].description)
+        imports.add_argument(f"--{option.replace('_', '-')}", metavar=option[0].upper(), help=described)
+    imports.set_defaults(command=_import)
     return parser
 
 
@@ -230,50 +242,8 @@ def _plan(config: str | None, trial: bool, json: bool, **options: Any) -> int:
 def _planned(config: str | None, trial: bool, options: Mapping[str, Any]) -> Rows:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for an extraction
     from .extraction.engine import plan
-    from .extraction.knobs import knobs
-    from .extraction.memory import device_bytes
 
-    prepared = plan(config, trial=trial, **options)
-    cut, estimate, scan = prepared.plan, prepared.estimate, prepared.scan
-    blocks = sum(map(len, prepared.layers.values()))
-    waste, window = cut.padded_tokens / cut.tokens, min(cut.window, cut.shape.sample)
-    most = f" of up to {prepared.batch_tokens:,} tokens" if prepared.config.batch_size == "auto" else ""
-    available = psutil.virtual_memory().available
-    lacking = " now, which is too little" if estimate.host > available else ""
-    rows = [
-        (
-            "model",
-            f"{prepared.checkpoint.name}, {prepared.architecture.n_layers} layers × {cut.shape.hidden}",
-        ),
-        ("layers kept", f"{blocks}: {describe_all(prepared.layers)}"),
-        ("samples", f"{cut.shape.sample:,} in {', '.join(scan.languages)}"),
-        *([("skipped", f"{len(scan.skipped):,} rows")] if scan.skipped else []),
-        ("tokens", f"{cut.tokens:,}, longest prompt {cut.lengths.max()}, padded {waste:.2f}×"),
-        ("truncated", f"{int(prepared.measure.truncated.sum()):,} samples"),
-        ("windows", f"{cut.n_windows:,} of {window} samples, {cut.n_batches:,} batches{most}"),
-        (
-            "disk",
-            f"about {readable_bytes(estimate.disk)} ({readable_bytes(estimate.dense)} dense), "
-            f"{readable_bytes(prepared.free)} free",
-        ),
-        (
-            "host memory",
-            f"about {readable_bytes(estimate.host)}, {readable_bytes(available)} available{lacking}",
-        ),
-    ]
-    if estimate.device is not None:
-        there = readable_bytes(device_bytes(prepared.config) or 0)
-        rows.append(("device memory", f"about {readable_bytes(estimate.device)} of {there}"))
-    if estimate.time is not None:
-        rows.append(("time", f"about {estimate.time}"))
-    else:
-        rows.append(
-            ("time", "unknown: too little memory for a trial" if trial else "unknown without a trial")
-        )
-    helping = {what: knobs(prepared, prepared, what, rates=prepared.rates) for what in ("time", "disk")}
-    if best := [f"for {what}, {found[0].leads_to(what)}" for what, found in helping.items() if found]:
-        rows.append(("helps most", "; ".join(best)))
-    return rows
+    return plan(config, trial=trial, **options).told()
 
 
 def _info(path: str) -> int:
@@ -322,6 +292,25 @@ def _export(run: str, languages: str | None, **options: Any) -> int:
     from .exporting.export import export
 
     print(export(run, languages=languages.split(",") if languages else None, **options))
+    return 0
+
+
+def _import(folder: str, **options: Any) -> int:
+    from .importing.importing import import_files
+
+    with _terminable():
+        cube = import_files(folder, **options)
+    path, empty = cube_path(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
+    _print_pairs(
+        [
+            ("cube", str(path)),
+            ("shape", _shape(cube)),
+            ("languages", _counts(cube.language.values.tolist())),
+            *([("empty", f"{empty:,} samples without tokens")] if empty else []),
+            ("on disk", readable_bytes(_bytes_on_disk(path))),
+        ]
+    )
+    print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
     return 0
 
 

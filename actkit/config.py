@@ -226,7 +226,7 @@ class Config(BaseModel):
             raise ValueError(f"write {grammar.GRAMMAR}")
         _, faults = grammar.parse(value)
         if faults:
-            raise ValueError("; ".join(f"{fault.what} ({fault.mend})" for fault in faults))
+            raise ValueError("; ".join(fault.told for fault in faults))
         return str(value) if isinstance(value, str | int) else " ".join(map(str, value))
 
     @field_validator("languages", "labels", "save", "categories", mode="before")

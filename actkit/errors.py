@@ -29,8 +29,13 @@ class Fault:
     what: str
     mend: str = ""
 
+    @property
+    def told(self) -> str:
+        """What it is and how to mend it, for a reader who sees where."""
+        return self.what + (f" ({self.mend})" if self.mend else "")
+
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" + (f" ({self.mend})" if self.mend else "")
+        return f"{self.where}: {self.told}"
 
 
 class ActkitError(Exception):

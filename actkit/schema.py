@@ -154,7 +154,7 @@ VARIABLES: dict[str, Variable] = {
             "token_id",
             ("sample", "token"),
             "int32",
-            "Vocabulary index; 0 at pads, -1 for a mean.",
+            "Vocabulary index; 0 at pads, -1 for a mean, and where an import does not tell.",
             coord=True,
         ),
         Variable(
@@ -193,7 +193,9 @@ VARIABLES: dict[str, Variable] = {
         _known("text", ("sample",), "str", "The text, as it was given."),
         _known("prompt_tokens", ("sample",), "int32", "Number of tokens of the prompt, as the model saw it."),
         _known("truncated", ("sample",), "bool", "Whether max_tokens cut the text."),
-        _known("batch", ("sample",), "int32", "The batch that computed the sample."),
+        _known(
+            "batch", ("sample",), "int32", "The batch that computed the sample; -1 where it was imported."
+        ),
         _known(
             "committed", ("sample",), "bool", "Whether the sample's window is safely stored: the only ledger."
         ),
@@ -258,7 +260,7 @@ def markdown_table(variables: Iterable[Variable] = VARIABLES.values()) -> str:
     >>> print(markdown_table([VARIABLES["batch"]]))
     | variable | dims | dtype | meaning |
     |---|---|---|---|
-    | `batch` | sample | int32 | The batch that computed the sample. |
+    | `batch` | sample | int32 | The batch that computed the sample; -1 where it was imported. |
     """
     rows = ["| variable | dims | dtype | meaning |", "|---|---|---|---|"]
     rows += [f"| `{v.name}` | {', '.join(v.dims)} | {v.dtype} | {v.meaning} |" for v in variables]

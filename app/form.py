@@ -1,16 +1,13 @@
 """The form of an extraction, drawn from the config's own model; decisions alone, no widgets."""
 
-import json
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from actkit.config import Config, check
 from actkit.errors import Fault, InputError
-from actkit.layers import describe, parse, resolve
 
 from .choices import data_files, data_of, model_of, models
 from .settings import Settings
@@ -21,7 +18,6 @@ APART = frozenset(
 )
 FIRST = ("languages", "batch_size", "tokens", "max_tokens", "limit", "storage")
 COLUMNS = ("text_column", "language_column", "id_column", "labels")
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
 
 
 Kind = Literal["text", "choice", "switch"]
@@ -146,8 +142,7 @@ def read_form(
     for fault in faults:
         name = fault.where.split(".")[0].split(" ")[0]
         name = name if name in known else ""
-        line = fault.what + (f" ({fault.mend})" if fault.mend else "")
-        line = line if name else f"{fault.where}: {line}"
+        line = fault.told if name else str(fault)
         by_field[name] = f"{by_field[name]}; {line}" if name in by_field else line
     return (None if faults else config), by_field, asked
 
@@ -182,57 +177,3 @@ def from_options(settings: Settings, asked: Mapping[str, Any]) -> tuple[dict[str
         else:
             faults.append(Fault(name, "is no option", "leave it out"))
     return values, faults
-
-
-def layer_counts(model: str) -> dict[str, int]:
-    """Return how many blocks a model has, by component, as its configuration says; {} if unknown."""
-    path = _configuration(model)
-    try:
-        told = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
-        return {}
-    text = told.get("text_config") or told.get("llm_config") or told
-    n_layers = next((text[name] for name in _COUNTS if isinstance(text.get(name), int)), None)
-    if n_layers is None:
-        return {}
-    counts = dict.fromkeys(("residual", "attention", "mlp"), n_layers)
-    vision = told.get("vision_config") or {}
-    tower = next((vision[name] for name in _COUNTS if isinstance(vision.get(name), int)), None)
-    return counts | ({} if tower is None else {"vision": tower})
-
-
-def _configuration(model: str) -> Path | None:
-    if Path(model).is_absolute():
-        return Path(model) / "config.json"
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    found = try_to_load_from_cache(model, "config.json")
-    return Path(found) if isinstance(found, str) else None
-
-
-def echo(spec: str, counts: Mapping[str, int]) -> tuple[str, str, tuple[int, ...]]:
-    """Say what a layer specification means.
-
-    Returns
-    -------
-    meaning : str
-        Such as "34 layers: 0-33".
-    fault : str
-        What is wrong with it, or "".
-    layers : tuple of int
-        The blocks whose residual is kept.
-    """
-    parts, faults = parse(spec or "all")
-    if faults or not counts:
-        return "", "; ".join(f"{fault.what} ({fault.mend})" for fault in faults), ()
-    layers, faults = resolve(parts, counts)
-    if faults:
-        return "", "; ".join(f"{fault.what} ({fault.mend})" for fault in faults), ()
-    told = [
-        ("" if name == "residual" else f"{name}: ")
-        + f"{len(own)} layer{'' if len(own) == 1 else 's'}: {describe(own)}"
-        for name, own in layers.items()
-    ]
-    return "; ".join(told), "", layers.get("residual", ())

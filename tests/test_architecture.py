@@ -11,6 +11,7 @@ PARTS = (
     "plots",
     "reporting",
     "exporting",
+    "importing",
     "extraction",
     "extraction/models",
     "extraction/prompts",

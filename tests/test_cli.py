@@ -19,7 +19,7 @@ from actkit.cli import main
 from actkit.config import Config
 from actkit.testing import write_cube
 
-COMMANDS = ("demo", "extract", "plan", "info", "verify", "report", "export")
+COMMANDS = ("demo", "extract", "plan", "info", "verify", "report", "export", "import")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -198,7 +198,7 @@ def test_plan_says_when_too_little_memory_is_available(
 def test_plan_names_the_memory_of_a_device(
     tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("sizing", "knobs", "memory"):
+    for module in ("sizing", "knobs", "memory", "telling"):
         monkeypatch.setattr(f"actkit.extraction.{module}.device_bytes", lambda _: 80 * 10**9)
     options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run", "--no-trial")
     code, out, err = run("plan", *options)

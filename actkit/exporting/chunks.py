@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from ..stats import parts
 from ..stats.whitening import Whitener
 from .selecting import Selected
 
@@ -45,7 +44,11 @@ def _fitted(chosen: Selected, layer: int) -> Whitener:
 def write_batches(chosen: Selected, out: Path) -> None:
     """Write the last content token of each sample, in batches, and what they are."""
     rows = chosen.every_row
-    vectors = parts.vectors(chosen.cube, "last")
+    cube = chosen.cube
+    vectors = cube["last"].transpose("layer", "sample", "hidden")
+    # what an import kept of the names and numbers that the samples had
+    named = "task_id" if "task_id" in cube.coords else "sample_id"
+    numbers = (cube.sample_idx if "sample_idx" in cube.coords else cube.sample).values
     batches = []
     for layer in chosen.layers:
         for number, start in enumerate(range(0, len(rows), _BATCH)):
@@ -53,13 +56,13 @@ def write_batches(chosen: Selected, out: Path) -> None:
             file = f"layer_{layer}_batch_{number:06d}.npz"
             np.savez(
                 out / file,
-                activations=vectors.sel(layer=layer).isel(sample=own).transpose("sample", "hidden").values,
-                task_id=np.asarray(chosen.column("sample_id", own)),
-                sample_idx=chosen.cube.sample.values[own],
+                activations=vectors.sel(layer=layer).isel(sample=own).values,
+                task_id=np.asarray(chosen.column(named, own)),
+                sample_idx=numbers[own],
             )
             batches.append({"batch_id": number, "layer": layer, "file": file, "n_samples": len(own)})
     told = {
-        "model_name": str(chosen.cube.attrs["model"]),
+        "model_name": str(cube.attrs["model"]),
         "layers_extracted": list(chosen.layers),
         "hidden_dim": chosen.hidden,
         "num_layers_extracted": len(chosen.layers),

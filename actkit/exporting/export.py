@@ -75,10 +75,10 @@ def export(
         faults.append(Fault("out", f"{out} is there already", "name a new folder"))
     if faults:
         raise InputError(faults)
-    chosen = select(run, layers, languages)
+    chosen = select(run, layers, languages, last=format == "batches")
     write = partial(write_npz, whiten=True) if whiten else _WRITERS[format]
     building = out.with_name(f".{out.name}.partial")
-    with storage_errors("cannot export to"):
+    with storage_errors("cannot export to", "nothing of it was kept"):
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         try:

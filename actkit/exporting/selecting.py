@@ -1,6 +1,6 @@
 """What of a cube is exported, and how it is read: a block of samples at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import xarray as xr
 from ..errors import Fault, InputError, MissingError
 from ..layers import Spec, describe, parse, resolve
 from ..schema import COMPONENTS
+from ..stats import parts
 from ..store.reading import open_cube
 
 _BLOCK_BYTES = 64 * 10**6
@@ -68,6 +69,11 @@ class Selected:
         """The places of all samples, in their order."""
         return np.sort(np.concatenate(list(self.rows.values())))
 
+    @property
+    def row_names(self) -> list[str]:
+        """Names of the columns that say what a sample is, the labels among them."""
+        return ["sample_id", "language", "text", *parts.label_names(self.cube)]
+
     def n_tokens(self, rows: np.ndarray) -> int:
         """Return how many tokens the longest of samples has."""
         return int(self.cube.n_tokens.values[rows].max(initial=1))
@@ -106,12 +112,28 @@ class Selected:
         return held, np.where(held, self.cube.token_id.values[rows][:, :n_tokens], 0)
 
 
+def where_labels(cube: xr.Dataset, where: Mapping[str, str] | None) -> np.ndarray:
+    """Return the places of the samples that have the given values of labels, or of ``language``.
+
+    Raises
+    ------
+    InputError
+        Where there is no such label, or no such sample.
+    """
+    chosen = np.ones(cube.sizes["sample"], dtype=bool)
+    for name, value in (where or {}).items():
+        chosen &= parts.column(cube, name, "where").astype(str) == str(value)
+    if not chosen.any():
+        raise InputError([Fault("where", f"no sample has {dict(where or {})}", "look at the cube's labels")])
+    return np.flatnonzero(chosen)
+
+
 def model_layers(cube: xr.Dataset) -> int:
     """Return how many blocks the model has."""
     return int(cube.attrs.get("model_layers", cube.layer.values.max() + 1))
 
 
-def select(run: str | Path, layers: Spec, languages: Sequence[str] | None) -> Selected:
+def select(run: str | Path, layers: Spec, languages: Sequence[str] | None, *, last: bool = False) -> Selected:
     """Choose what is exported.
 
     Parameters
@@ -122,6 +144,8 @@ def select(run: str | Path, layers: Spec, languages: Sequence[str] | None) -> Se
         As for an extraction, of one component; ``all`` is what the cube has.
     languages
         All by default.
+    last
+        Whether the last content token of each sample is all that is exported.
 
     Raises
     ------
@@ -144,7 +168,11 @@ def select(run: str | Path, layers: Spec, languages: Sequence[str] | None) -> Se
     if faults:
         raise InputError(faults)
     ((component, wanted),) = chosen.items()
-    if component not in cube:
+    if last and component != "residual":
+        raise InputError([Fault("layers", f"names {component}", "a batch holds the residual stream alone")])
+    if last:
+        parts.require(cube, "last")
+    elif component not in cube:
         raise MissingError(
             f"the cube has no `{component}` of every token; extract it with `{component}` among `save`"
         )

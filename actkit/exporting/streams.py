@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..stats import parts
 from .selecting import Selected
 
 
@@ -41,7 +40,7 @@ def write_arrow(chosen: Selected, out: Path) -> None:
     import pyarrow as pa
 
     rows = chosen.every_row
-    names = ["sample_id", "language", "text", *parts.label_names(chosen.cube)]
+    names = chosen.row_names
     vector = pa.list_(pa.float32(), chosen.hidden)
     fields = [*(pa.field(name, pa.string()) for name in names), pa.field("token_ids", pa.list_(pa.int32()))]
     schema = pa.schema([*fields, pa.field("activations", pa.list_(vector))])

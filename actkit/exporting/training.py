@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..errors import Fault, InputError, MissingError
+from ..errors import MissingError
 from ..stats import parts
 from ..store.reading import open_cube
+from .selecting import where_labels
 
 _BLOCK = 64  # samples that are read together
 _MIXED = 4  # blocks whose tokens are shuffled together
@@ -68,14 +69,7 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         cube = parts.captured(cube, component)
         if layer not in cube.layer.values:
             raise MissingError(f"the cube has no {component} of layer {layer}")
-        chosen = np.ones(cube.sizes["sample"], dtype=bool)
-        for name, value in (where or {}).items():
-            chosen &= parts.column(cube, name, "where").astype(str) == str(value)
-        if not chosen.any():
-            raise InputError(
-                [Fault("where", f"no sample has {dict(where or {})}", "look at the cube's labels")]
-            )
-        self._rows = np.flatnonzero(chosen)
+        self._rows = where_labels(cube, where)
 
     def set_epoch(self, epoch: int) -> None:
         """Take another order; with workers, before the loader is iterated."""

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .models.loading import Architecture, check_model_options, read_architecture
 from .prompts.encoding import load_encoder
 from .selection import Rules, layer_axis
 from .sizing import Sized, size_up
+from .telling import tell_plan
 from .tracking import check_tracking
 from .vision import check_vision
 
@@ -71,6 +73,19 @@ class Prepared(Checked, Sized):
             self.config.on_nonfinite,
             self.measure.first_is_content,
         )
+
+    def told(self) -> list[tuple[str, str]]:
+        """Say in words what it will be and take: of what each line is, and what it says."""
+        return tell_plan(self, self, free=self.free, rates=self.rates)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<14}{what}" for name, what in self.told())
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        cells = "<tr><th style='{0}'>{1}</th><td style='{0}'>{2}</td></tr>"
+        rows = [cells.format("text-align: start", escape(name), escape(what)) for name, what in self.told()]
+        return f"<table>{''.join(rows)}</table>"
 
     def coords(self) -> dict[str, np.ndarray]:
         """Return the coordinates that are known before the model runs, but for those of the rows."""

@@ -72,12 +72,15 @@ def of_groups(found: xr.Dataset) -> list[str]:
             f"{own.auroc_sd.values[at]:.3f}, "
             f"p {_p(float(own.p.values[at]))} over all layers)"
         )
-        words, first = float(own.auroc_tfidf), float(own.auroc_embedding)
-        simple = max(value for value in (words, first, float(own.auroc_length)) if np.isfinite(value))
-        sentence += f"; without the model: TF-IDF of the text {words:.3f}"
-        sentence += f", the embedding {first:.3f}" if np.isfinite(first) else ""
-        sentence += f", length {float(own.auroc_length):.3f}."
-        if simple >= auroc[at] - own.auroc_sd.values[at]:
+        simple = {
+            "TF-IDF of the text": float(own.auroc_tfidf),
+            "the embedding": float(own.auroc_embedding),
+            "length": float(own.auroc_length),
+        }
+        simple = {what: value for what, value in simple.items() if np.isfinite(value)}
+        told = ", ".join(f"{what} {value:.3f}" for what, value in simple.items())
+        sentence += f"; without the model: {told}."
+        if max(simple.values()) >= auroc[at] - own.auroc_sd.values[at]:
             sentence += (
                 " The text alone does about as well or better, so that this proves nothing of the layers."
             )

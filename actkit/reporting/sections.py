@@ -80,14 +80,14 @@ class Choice:
 def choose(cube: xr.Dataset, by: str | None, pairs: str | None, values: str) -> Choice:
     """Decide what is compared where nobody said so: `gender` or another label of two values."""
     labels = parts.label_names(cube)
-    if pairs is None and "image_id" in labels:
-        pairs = "image_id"
     for name in (by, pairs):
         if name:
             parts.column(cube, name, "by" if name == by else "pairs")
     if by is None:
         both = [name for name in sorted(labels, key=lambda name: name != "gender") if _has_two(cube, name)]
         by = both[0] if both else ""
+    if pairs is None:
+        pairs = parts.pairing_label(cube, by) or None
     return Choice(by, pairs, values)
 
 

@@ -52,7 +52,7 @@ def report(
     by
         The label column of two groups; by default `gender`, or the first with two values; "" for none.
     pairs
-        The label column of samples that are not independent; `image_id` by default, where there is one.
+        The label column of samples that are not independent; by default what twins share, else `image_id`.
     values
         ``pooled`` or ``last``.
     figures

@@ -5,12 +5,14 @@ from typing import Any
 
 import dask.base
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from ..errors import Fault, InputError, MissingError
 from ..schema import TokenKind, content_mask
 
 POOLINGS = ("pooled", "last")
+_FEW = 4  # samples of a language that a scene, a translation or a template has at most
 Z95 = 1.959963984540054  # standard errors on either side of a 95% interval
 _KINDS = {
     "special": TokenKind.SPECIAL,
@@ -134,6 +136,40 @@ def by_language(
 def label_names(cube: xr.Dataset | xr.DataArray) -> list[str]:
     """Return the label columns of a cube."""
     return [str(name) for name, coord in cube.coords.items() if coord.attrs.get("label")]
+
+
+def pairing_label(cube: xr.Dataset, by: str) -> str:
+    """Return the label of samples that are probably not independent, where nobody said which.
+
+    That is the label which a few samples of different groups share, such as twins; else `image_id`; else
+    none, "".
+
+    Parameters
+    ----------
+    cube
+        It.
+    by
+        The label of the groups; "" for none.
+
+    Examples
+    --------
+    >>> from actkit import open_cube
+    >>> from actkit.testing import write_cube
+    >>> cube = open_cube(write_cube(n_samples=8))
+    >>> pairing_label(cube.assign_coords(scene=("sample", list("aaaabbbb"), {"label": True})), "gender")
+    'scene'
+    >>> pairing_label(cube, "gender")  # an image shows one of them
+    'image_id'
+    """
+    labels = label_names(cube)
+    best, most = "image_id" if "image_id" in labels else "", 0
+    for name in [name for name in labels if name != by] if by in labels else []:
+        table = pd.DataFrame({key: cube[key].values for key in ("language", by, name)})
+        groups = table.groupby(["language", name])[by]
+        shared = (groups.nunique() > 1).mean()
+        if shared > 0.5 and groups.size().mean() <= _FEW and groups.ngroups > most:
+            best, most = name, groups.ngroups
+    return best
 
 
 def column(cube: xr.Dataset | xr.DataArray, name: str, where: str) -> np.ndarray:

@@ -33,11 +33,9 @@ def multi_resolution(
     -------
     xarray.Dataset
         Of each variable ``x`` with a dimension ``layer``: ``x``; ``x_few``, computed from the few alone (NaN
-        at
-        other layers); ``x_missed``, by how much all of them differ from a straight line between the few, at
-        most,
-        and ``x_missed_at``, the layer where that is; ``x_peak`` and ``x_peak_few``, the layers of the
-        largest value.
+        at other layers); ``x_missed``, by how much all of them differ from a straight line between the few,
+        at most, and ``x_missed_at``, the layer where that is; ``x_peak`` and ``x_peak_few``, the layers of
+        the largest value.
 
     Raises
     ------

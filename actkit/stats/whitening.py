@@ -51,6 +51,8 @@ class Whitener:
     >>> back = whitener.inverse(white)
     >>> bool(abs(back - cube.residual.sel(layer=1)).max() < 1e-5)
     True
+    >>> whitener  # doctest: +ELLIPSIS
+    Whitener(method='zca', eps_rel=1e-06, layer=1, ...; rank 8 of 8, condition ...)
     """
 
     moments: Moments
@@ -60,6 +62,10 @@ class Whitener:
     condition: float
     settings: dict[str, Any]
     samples: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"Whitener({told}; rank {self.rank} of {len(self.mean)}, condition {self.condition:.3g})"
 
     @property
     def mean(self) -> np.ndarray:

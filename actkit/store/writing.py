@@ -27,15 +27,21 @@ ROW_COORDS = ("sample_id", "language", "text")
 
 
 @contextmanager
-def storage_errors(doing: str) -> Iterator[None]:
-    """Turn what the operating system refuses into a :class:`StorageError` that says what was done."""
+def storage_errors(doing: str, kept: str = "committed windows are safe, rerun to continue") -> Iterator[None]:
+    """Turn what the operating system refuses into a :class:`StorageError`.
+
+    Parameters
+    ----------
+    doing
+        What was done.
+    kept
+        What of it is there, and how to go on.
+    """
     try:
         yield
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        raise StorageError(
-            f"{doing}{where}: {error.strerror or error}; committed windows are safe, rerun to continue"
-        ) from error
+        raise StorageError(f"{doing}{where}: {error.strerror or error}; {kept}") from error
 
 
 def create_cube(

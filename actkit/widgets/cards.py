@@ -18,7 +18,7 @@ import xarray as xr
 from .. import plots
 from ..errors import ActkitError
 from ..reporting.writing import table_of
-from .style import STYLE
+from .style import html
 
 _SKELETON = 300
 # browsers lend the clipboard to pages of this machine and of https alone; others have the old way
@@ -89,7 +89,7 @@ class Card:
             )
             for label, kind in files
         ]
-        self._code = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", visible=False)
+        self._code = html(sizing_mode="stretch_width", visible=False)
         self._python = pmui.Button(label="Python", icon="code", size="small", variant="text")
         self._python.on_click(self._turn_code)
         self._copy = pmui.Button(

@@ -20,8 +20,9 @@ from ..store.reading import open_cube
 from .background import in_background
 from .cards import Card, Picture
 from .marks import Marks
+from .markup import short_model
 from .samples import SampleList
-from .style import ACCORDION, STYLE, short_model
+from .style import ACCORDION, html
 from .summaries import Summaries
 
 _NONE = "(none)"
@@ -72,8 +73,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._cube = open_cube(self.path, partial=True)
         labels = parts.label_names(self._cube)
         chosen.setdefault("by", next((name for name in ("gender", "label") if name in labels), ""))
-        pairs = (name for name in ("image_id", "pair_group") if name in labels)
-        chosen.setdefault("pairs", next(pairs, ""))
+        chosen.setdefault("pairs", parts.pairing_label(self._cube, chosen["by"]))
         known = self._cube.layer.values.tolist()
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)
@@ -89,6 +89,8 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._build(labels, known)
 
     def __panel__(self) -> Any:
+        if not self._is_shown and pn.state.curdoc is None:  # a page of a server says itself when it is ready
+            self.show()
         return self._view
 
     def _build(self, labels: list[str], layers: list[int]) -> None:
@@ -121,7 +123,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         )
         self._tabs.link(self, value="tab")
         self.param.watch(lambda event: self._tabs.param.update(value=event.new), "tab")
-        self._what = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
+        self._what = html(sizing_mode="stretch_width")
         self._plots = pn.FlexBox(sizing_mode="stretch_width", gap="12px")
         self.choices = pmui.Accordion(
             ("Choices", pn.FlexBox(*widgets.values())),
@@ -142,7 +144,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What a link must hold: the layer, the tab, and what is not as it was at first."""
+        """What a link must hold, that is the layer, the tab, and what is not as it was at first."""
         own = {name: getattr(self, name) for name in self.CHOICES}
         return {name: value for name, value in own.items() if value != self._defaults.get(name)}
 

@@ -17,13 +17,15 @@ from actkit.config import Config
 from actkit.errors import ActkitError, Fault, InputError
 from actkit.layers import COMPONENTS, describe_all
 from actkit.tables import FORMATS
+from actkit.widgets import markup
 from actkit.widgets.background import in_background
-from actkit.widgets.style import ACCORDION, STYLE, heading
+from actkit.widgets.layer_choice import echo, layer_counts
+from actkit.widgets.style import ACCORDION, heading, html
 from actkit.yaml_files import read_yaml
 
 from ..choices import BUNDLED_DATA, BUNDLED_MODEL, Preview, data_files, data_of, models, preview
 from ..confining import inside
-from ..form import COLUMNS, FIRST, Option, echo, from_options, layer_counts, options, read_form
+from ..form import COLUMNS, FIRST, Option, from_options, options, read_form
 from ..jobs import Jobs
 from ..planning import Planned, Planner
 from ..settings import Settings
@@ -80,7 +82,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         self._components = pmui.CheckButtonGroup(
             label="Components", options=[], value=["residual"], size="small", margin=(6, 6)
         )
-        self._meaning = pn.pane.HTML("", stylesheets=[STYLE], margin=(0, 8))
+        self._meaning = html(margin=(0, 8))
         self._fields: dict[str, Any] = {option.name: _widget(option) for option in options()}
         for name in ("text_column", "language_column", "id_column"):
             self._fields[name] = pmui.Select(label=_label(name), options=[], **_WIDE)
@@ -93,9 +95,12 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         self._estimate = pmui.Button(
             label="Estimate the time", variant="outlined", icon="schedule", size="large"
         )
-        self._planned = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(6, 6))
-        self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
-        self._preview = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width", margin=(6, 6))
+        self._planned = html(sizing_mode="stretch_width", margin=(6, 6))
+        # apart: a check that goes on in another thread must not wipe out the answer to a click
+        self._wrong, self._said = (
+            pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width") for _ in range(2)
+        )
+        self._preview = html(sizing_mode="stretch_width", margin=(6, 6))
         self._upload = Upload(
             label="Upload a file of prompts",
             accept=",".join(FORMATS),
@@ -157,6 +162,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         return pn.Column(
             heading("What it will take"),
             self._planned,
+            self._wrong,
             self._said,
             self._name,
             pn.FlexBox(self._start, self._estimate, self._save, self._load, gap="8px"),
@@ -276,7 +282,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         if "layers" in faults:
             self._layers.param.update(error_state=True, helper_text=faults["layers"])
         wrong = [text for name, text in faults.items() if name == "" or "error_state" not in own[name].param]
-        self._say(wrong[0] if wrong else "")
+        self._wrong.param.update(title=wrong[0] if wrong else "", visible=bool(wrong))
         if faults.keys() & self._rest:
             self._more.active = [0]
         self._start.disabled = self._estimate.disabled = bool(faults)
@@ -319,6 +325,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         except (ActkitError, OSError) as error:
             self._say(str(error))
             return
+        self._say("")
         self._data.options = list(data_files(self._settings))
         self._data.value = path.name
 
@@ -388,12 +395,8 @@ def _table(found: Preview) -> str:
 
 def _rows(found: Planned) -> str:
     if found.heading:
-        faults = "".join(f"<li>{escape(str(fault))}</li>" for fault in found.faults)
-        return f"<div role='alert'><p>{escape(found.heading)}</p><ul>{faults}</ul></div>"
-    body = "".join(
-        f"<tr><th scope='row'>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in found.rows
-    )
-    return f"<table class='plan'><tbody>{body}</tbody></table>"
+        return markup.faults(found.faults, heading=found.heading)
+    return markup.pairs(found.rows)
 
 
 def _fresh_name() -> str:

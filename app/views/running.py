@@ -1,6 +1,5 @@
 """The runs of the workspace: one card each, with progress, gauges, log and what can be done."""
 
-import time
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -9,9 +8,9 @@ import panel as pn
 import panel_material_ui as pmui
 
 from actkit.errors import ActkitError
-from actkit.estimates import readable_bytes
-from actkit.widgets.gauges import Gauge, measure
-from actkit.widgets.style import STYLE, heading, short_model
+from actkit.widgets import markup
+from actkit.widgets.gauges import measure
+from actkit.widgets.style import heading, html
 
 from ..jobs import Jobs, Run, State
 
@@ -21,7 +20,7 @@ class Gauges(pn.viewable.Viewer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._view = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
+        self._view = html(sizing_mode="stretch_width")
         self.update(0)
 
     def __panel__(self) -> Any:
@@ -29,18 +28,7 @@ class Gauges(pn.viewable.Viewer):  # type: ignore[misc]
 
     def update(self, process_bytes: int) -> None:
         """Measure again."""
-        self._view.object = "".join(_gauge(gauge) for gauge in measure(process_bytes))
-
-
-def _gauge(gauge: Gauge) -> str:
-    busy = "" if gauge.utilisation is None else f", {gauge.utilisation}% busy"
-    told = f"{readable_bytes(gauge.used)} of {readable_bytes(gauge.total)}{busy}"
-    return (
-        f"<div class='gauge'><span>{escape(gauge.label)}</span><span>{told}</span>"
-        f"<div class='bar' role='meter' aria-label='{escape(gauge.label, quote=True)}' aria-valuemin='0' "
-        f"aria-valuemax='100' aria-valuenow='{gauge.share * 100:.0f}'>"
-        f"<div style='width:{gauge.share * 100:.1f}%'></div></div></div>"
-    )
+        self._view.object = markup.gauges(measure(process_bytes))
 
 
 class RunCard(pn.viewable.Viewer):  # type: ignore[misc]
@@ -49,11 +37,11 @@ class RunCard(pn.viewable.Viewer):  # type: ignore[misc]
     def __init__(self, jobs: Jobs, run: Run, explore: Callable[[str], None]) -> None:
         super().__init__()
         self._jobs, self.run = jobs, run
-        self._title = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
-        self._bar = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
-        self._figures = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
+        self._title = html(sizing_mode="stretch_width")
+        self._bar = html(sizing_mode="stretch_width")
+        self._figures = html(sizing_mode="stretch_width")
         self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
-        self._log = pn.pane.HTML("", stylesheets=[STYLE], sizing_mode="stretch_width")
+        self._log = html(sizing_mode="stretch_width")
         self._is_log_open = False
         self._log_button = pmui.Button(label="Log", icon="article", size="small", variant="text")
         names: tuple[tuple[str, str, Callable[[], object]], ...] = (
@@ -101,12 +89,9 @@ class RunCard(pn.viewable.Viewer):  # type: ignore[misc]
         """Show what it is now."""
         self.run = run
         state = run.state
-        self._title.object = (
-            f"<h3>{escape(run.name)} <span class='state {state}'>{state}</span></h3>"
-            f"<span class='figures'>{escape(_what(run))}</span>"
-        )
-        self._bar.object = _progress(run)
-        self._figures.object = _figures(run)
+        self._title.object = markup.title(run.name, state, _what(run))
+        self._bar.object = markup.bar(run.name, run.progress)
+        self._figures.object = markup.figures(run.status, is_running=state is State.RUNNING)
         self._explore.disabled = not run.has_cube
         self._buttons["Cancel"].visible = state.is_active
         can_go_on = state in (State.CANCELLED, State.INTERRUPTED, State.FAILED)
@@ -185,38 +170,7 @@ def _started(run: Run) -> float:
 
 
 def _what(run: Run) -> str:
-    model = short_model(run.asked.get("model", ""))
+    model = markup.short_model(run.asked.get("model", ""))
     data = str(run.asked.get("data", "")).rsplit("/", 1)[-1]
     layers = run.asked.get("layers", "all")
     return f"{model} on {data}, layers {layers}" if model else "a cube that was brought here"
-
-
-def _progress(run: Run) -> str:
-    share = run.progress * 100
-    return (
-        f"<div class='bar' role='progressbar' aria-label='{escape(run.name, quote=True)}' aria-valuemin='0' "
-        f"aria-valuemax='100' aria-valuenow='{share:.0f}'><div style='width:{share:.1f}%'></div></div>"
-    )
-
-
-def _figures(run: Run) -> str:
-    told, parts = run.status, []
-    if total := told.get("total_samples"):
-        parts.append(f"{told.get('samples', 0):,} of {total:,} samples")
-    if run.state is State.RUNNING and told.get("state") != "running":
-        parts.append(str(told.get("state")))
-    if told.get("samples_per_second"):
-        parts.append(f"{told['samples_per_second']:,.1f} samples/s")
-        parts.append(f"{told.get('tokens_per_second', 0):,.0f} tokens/s")
-    if run.state is State.RUNNING and told.get("eta_seconds") is not None:
-        parts.append(f"{_minutes(told['eta_seconds'])} left")
-    for name in ("allocated", "reserved"):
-        if size := (told.get("device_bytes") or {}).get(name):
-            parts.append(f"{readable_bytes(size)} {name} on the device")
-    if updated := told.get("updated"):
-        parts.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)))
-    return f"<span class='figures'>{escape(' · '.join(parts))}</span>"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -7,7 +7,7 @@ import pytest
 from actkit.config import Config
 from actkit.demo import CAPTIONS, MODEL
 from app.choices import BUNDLED_DATA, BUNDLED_MODEL
-from app.form import APART, COLUMNS, FIRST, echo, from_options, layer_counts, options, read_form
+from app.form import APART, COLUMNS, FIRST, from_options, options, read_form
 from app.settings import Settings
 
 CHOSEN = {"model": BUNDLED_MODEL, "data": BUNDLED_DATA}
@@ -98,15 +98,3 @@ def test_a_file_may_ask_for_what_the_app_does_not_offer(settings: Settings, tmp_
     values, faults = from_options(settings, asked)
     assert values == {"data": BUNDLED_DATA}
     assert [fault.where for fault in faults] == ["model", "image_root", "speed"]
-
-
-def test_layers_are_said_back() -> None:
-    counts = layer_counts(str(MODEL))
-    assert counts == {"residual": 10, "attention": 10, "mlp": 10}
-    assert echo("", counts) == ("10 layers: 0-9", "", tuple(range(10)))
-    assert echo("0-3 mlp_all", counts) == ("4 layers: 0-3; mlp: 10 layers: 0-9", "", (0, 1, 2, 3))
-    assert echo("-1", counts)[0] == "1 layer: 9"
-    assert echo("12", counts)[1] == "`12`: the model has no layer 12 (it has 10 layers, 0–9)"
-    assert echo("x", counts)[1].startswith("cannot read `x`")
-    assert echo("all", {}) == ("", "", ())
-    assert layer_counts("/nowhere") == layer_counts("nobody/knows-it") == {}

@@ -16,7 +16,8 @@ from actkit.cli import main
 from actkit.errors import ActkitError, InputError, MissingError, StorageError
 from actkit.exporting import tensors
 from actkit.exporting.export import FORMATS, export
-from actkit.testing import write_cube
+from actkit.schema import TokenKind
+from actkit.testing import synthetic, write_cube
 
 LANGUAGES = ("english", "arabic")
 
@@ -132,6 +133,18 @@ def test_batches_hold_the_last_content_token(run: Path, cube: xr.Dataset, tmp_pa
         assert file["sample_idx"].tolist() == own.sample.values.tolist()
 
 
+def test_a_sample_without_content_has_no_last_token(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    made = synthetic(n_samples=8, window=8)
+    made.values["token_kind"][3][made.values["token_kind"][3] != TokenKind.PAD] = TokenKind.SPECIAL
+    made.values["last"][:, 3] = np.nan
+    made.create(tmp_path / "run").write(0, made.part(0))
+    export(tmp_path / "run", tmp_path / "out", format="batches")
+    for layer in range(3):
+        file = np.load(tmp_path / "out" / f"layer_{layer}_batch_000000.npz")
+        np.testing.assert_array_equal(file["activations"], made.values["last"][layer])
+
+
 def test_safetensors_are_what_the_library_reads(run: Path, cube: xr.Dataset, tmp_path: Path) -> None:
     export(run, tmp_path / "out", format="safetensors", layers="3")
     exact, held = padless(cube, 3)
@@ -162,6 +175,7 @@ def test_datasets_opens_arrow(run: Path, cube: xr.Dataset, tmp_path: Path) -> No
         ({"format": "pt", "layers": "9"}, InputError, "9"),
         ({"format": "pt", "layers": "mlp_1"}, MissingError, "no `mlp`"),
         ({"format": "pt", "layers": "1 mlp_1"}, InputError, "one component at a time"),
+        ({"format": "batches", "layers": "mlp_1"}, InputError, "a batch holds the residual stream alone"),
         ({"format": "pt", "languages": ["klingon"]}, InputError, "'klingon' is not in the cube"),
         ({"format": "pt", "whiten": True}, InputError, "export npz"),
     ],

@@ -75,8 +75,13 @@ def probe(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.
 
 
 def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
-    """Do as :func:`probe`, from how often characters stand together: what the words alone tell."""
+    """Do as :func:`probe`, from how often characters stand together: what the words alone tell.
+
+    NaN where no text has any.
+    """
     array = np.array(texts, dtype=object)
+    if not any(text.strip() for text in texts):
+        return np.full((2, len(folds)), np.nan)
 
     def fit(train: np.ndarray) -> Pipeline:
         counts = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True)

@@ -89,6 +89,7 @@ def test_texts_tell_by_their_characters() -> None:
     assert probe_texts(texts, labels, folds)[0].mean() > 0.99
     same = [f"they walk {i % 7} times" for i in range(60)]
     assert abs(probe_texts(same, labels, folds)[0].mean() - 0.5) < 0.25
+    assert np.isnan(probe_texts([""] * 60, labels, folds)).all()
 
 
 def test_transfer_trains_on_one_side_and_tests_on_held_out_groups_of_each() -> None:

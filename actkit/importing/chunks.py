@@ -1,0 +1,192 @@
+"""NumPy files of some samples each: the layout ``npz``, of all tokens, and ``batches``, of the last ones."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import Fault
+from .arrays import NumberedFiles, RowStream, examine, missing_numbers
+from .found import PATTERNS, Found, brief, missing_layers
+
+_METADATA = "metadata.json"
+_CHUNK = re.compile(r"layer_(\d+)/chunk_(\d+)\.npz")
+_BATCH = re.compile(r"layer_(\d+)_batch_(\d+)\.npz")
+_Paths = dict[int, dict[int, Path]]
+
+
+class StreamReader:
+    """Reads all layers side by side, each from its first file to its last.
+
+    Parameters
+    ----------
+    paths
+        The files of each layer, in the order of their samples.
+    held
+        Which positions hold a token, dims ``(sample, token)``, of each file; None where there are no tokens.
+    """
+
+    def __init__(self, paths: Sequence[Sequence[Path]], held: Sequence[np.ndarray] | None) -> None:
+        self._streams = [RowStream(own) for own in paths]
+        self._held = held
+
+    def fill(self, samples: range, out: np.ndarray) -> None:
+        """Do as :class:`~actkit.importing.found.Reader` says."""
+        for stream, into in zip(self._streams, out, strict=True):
+            at = 0
+            for number, rows, values in stream.take(len(samples)):
+                vectors = values if self._held is None else values[self._held[number][rows]]
+                into[at : at + len(vectors)] = vectors
+                at += len(vectors)
+
+    def close(self) -> None:
+        """Close its files."""
+        for stream in self._streams:
+            stream.close()
+
+
+def read_npz(folder: Path, language: str) -> tuple[Found | None, list[Fault]]:
+    """Check a folder of ``layer_{l}/chunk_{k}.npz``.
+
+    Parameters
+    ----------
+    folder
+        It.
+    language
+        That of all samples: such files name none.
+
+    Returns
+    -------
+    found : Found or None
+        Positions that the mask leaves out, on whichever side, are pads.
+    faults : list of Fault
+        Everything that is wrong with it.
+    """
+    paths, faults = _paths(folder, "npz", _CHUNK)
+    faults += [
+        Fault(path.name, "says that what lies here is whitened", "import what the model computed")
+        for path in sorted(folder.glob("layer_*_whitening.npz"))
+    ]
+    own = {"attention_mask": ("sample", "token"), "token_ids": ("sample", "token")}
+    dims = ("sample", "token", "hidden")
+    files, more = examine(folder, paths, dims=dims, beside=own, optional=["token_ids"])
+    faults += more
+    masks = (files.beside["attention_mask"] if files else None) or []
+    odd = [number for number, mask in enumerate(masks) if not np.isin(mask, (0, 1)).all()]
+    faults += [
+        Fault(f"chunk {number}", "`attention_mask` has other values than 0 and 1", "write 1 at tokens")
+        for number in odd
+    ]
+    if files is None or faults:
+        return None, faults
+    held = [mask.astype(bool) for mask in masks]
+    ids = files.beside["token_ids"]
+    lengths = np.concatenate([mask.sum(axis=1) for mask in held])
+    found = Found(
+        layers=tuple(files.paths),
+        hidden=files.hidden,
+        lengths=lengths,
+        languages=[language] * len(lengths),
+        ids=None,
+        labels={},
+        said=_said(files),
+        reader=StreamReader(list(files.paths.values()), held),
+        token_ids=None if ids is None else np.concatenate(list(map(_where, ids, held))).astype(np.int32),
+    )
+    return found, []
+
+
+def read_batches(folder: Path, language: str) -> tuple[Found | None, list[Fault]]:
+    """Check a folder of ``layer_{l}_batch_{k}.npz`` and ``metadata.json``, which may be missing.
+
+    Parameters
+    ----------
+    folder
+        It.
+    language
+        That of all samples: such files name none.
+
+    Returns
+    -------
+    found : Found or None
+    faults : list of Fault
+        Everything that is wrong with it.
+    """
+    paths, faults = _paths(folder, "batches", _BATCH)
+    told, more = _metadata(folder)
+    faults += more
+    beside = {"task_id": ("sample",), "sample_idx": ("sample",)}
+    files, more = examine(folder, paths, dims=("sample", "hidden"), beside=beside)
+    faults += more
+    if files is not None:
+        faults += _contradictions(told, files)
+    if files is None or faults:
+        return None, faults
+    ids, places = (np.concatenate(files.beside[name] or []).tolist() for name in beside)
+    found = Found(
+        layers=tuple(files.paths),
+        hidden=files.hidden,
+        lengths=np.ones(len(ids), dtype=np.int64),
+        languages=[language] * len(ids),
+        ids=list(map(str, ids)),
+        labels={"task_id": ids, "sample_idx": places},
+        said={**({"model": str(told["model_name"])} if "model_name" in told else {}), **_said(files)},
+        reader=StreamReader(list(files.paths.values()), None),
+        only_last=True,
+    )
+    return found, []
+
+
+def _paths(folder: Path, format: str, named: re.Pattern[str]) -> tuple[_Paths, list[Fault]]:
+    """Return the files of each layer by their numbers."""
+    paths: _Paths = {}
+    faults = []
+    for path in sorted(folder.glob(PATTERNS[format][0])):
+        where = path.relative_to(folder).as_posix()
+        match = named.fullmatch(where)
+        if match is None:
+            faults.append(Fault(where, "its name tells no layer and number", "rename it, or move it away"))
+        elif int(match[2]) in paths.setdefault(int(match[1]), {}):
+            faults.append(Fault(where, f"is number {int(match[2])} once more", "keep one of the two"))
+        else:
+            paths[int(match[1])][int(match[2])] = path
+    return dict(sorted(paths.items())), faults + missing_numbers(paths)
+
+
+def _said(files: NumberedFiles) -> dict[str, str | int]:
+    return {"stored_dtype": " ".join(files.dtypes)}
+
+
+def _where(values: np.ndarray, held: np.ndarray) -> np.ndarray:
+    return np.asarray(values[held])
+
+
+def _metadata(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
+    try:
+        told = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError) as error:
+        return {}, [Fault(_METADATA, f"cannot be read: {brief(error)}", "mend it, or move it away")]
+    if not isinstance(told, dict):
+        return {}, [Fault(_METADATA, f"holds a {type(told).__name__}, not an object", "move it away")]
+    return told, []
+
+
+def _contradictions(told: dict[str, Any], files: NumberedFiles) -> list[Fault]:
+    """Compare what the metadata say with the files."""
+    listed = told.get("layers_extracted")
+    wanted = [layer for layer in listed if isinstance(layer, int)] if isinstance(listed, list) else []
+    faults = missing_layers({"the folder": files.paths}, wanted)
+    counts = {
+        "hidden_dim": files.hidden,
+        "total_samples": sum(map(len, files.beside["task_id"] or [])),
+    }
+    return faults + [
+        Fault(_METADATA, f"says {name} {told[name]}, the files have {count}", "mend it, or move it away")
+        for name, count in counts.items()
+        if told.get(name, count) != count
+    ]

@@ -1,0 +1,209 @@
+"""The layout ``pt``, of scripts with forward hooks: a tensor for each language and layer."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import Fault
+from .found import PATTERNS, Found, Shapes, brief, missing_layers
+from .mapping import LanguageFiles, TensorReader, edges, try_load
+
+_CHECKPOINTS, _WHOLES = PATTERNS["pt"]
+_CHECKPOINT = re.compile(r"layer_(\d+)_(.+)\.pt")
+_WHOLE = re.compile(r"activations_(.+)_all_layers\.pt")
+_METADATA = "extraction_metadata.json"
+_DIMS = ("sample", "token", "hidden")
+_LABELS = {"genders": "gender", "image_ids": "image_id"}
+_SAVE_AGAIN = "load it as it was saved, and save tensors, lists, texts and numbers alone"
+_WRITE_AGAIN = "write it again"
+_Files = dict[str, dict[int, Path]]
+
+
+def read_pt(folder: Path) -> tuple[Found | None, list[Fault]]:
+    """Check a folder of PyTorch files, and find which positions hold tokens.
+
+    Parameters
+    ----------
+    folder
+        With ``layer_checkpoints/layer_{l}_{language}.pt``, or ``activations_{language}_all_layers.pt``; of a
+        language that has both, the former are read.
+
+    Returns
+    -------
+    found : Found or None
+    faults : list of Fault
+        Everything that is wrong with it.
+
+    Notes
+    -----
+    Such files do not say which positions are pads. Vectors that are 0 in all layers, after the last other
+    one of their sample or before the first, are taken for pads.
+    """
+    files, faults = _files(folder)
+    told, more = _metadata(folder)
+    looked = _Looked(folder, Shapes([*faults, *more]))
+    for language, own in files.items():
+        looked.at(language, own)
+    listed = told.get("layers_extracted")
+    wanted = [layer for layer in listed if isinstance(layer, int)] if isinstance(listed, list) else []
+    faults = [*looked.shapes.faults, *missing_layers(files, wanted)]
+    if faults:
+        return None, faults
+    languages, start = [], 0
+    for part in looked.languages:
+        begins, ends = edges(part)
+        languages.append(replace(part, start=start, begins=begins, ends=ends))
+        start += part.shape[0]
+    labels = {name: values for name, values in looked.labels.items() if any(map(_says, values))}
+    ids = labels.get("image_id")
+    layers = tuple(languages[0].files)
+    found = Found(
+        layers=layers,
+        hidden=languages[0].shape[2],
+        lengths=np.concatenate([part.lengths for part in languages]),
+        languages=[part.name for part in languages for _ in range(part.shape[0])],
+        ids=None if ids is None else list(map(str, ids)),
+        labels=labels,
+        said={**_said(told, layers), **looked.said, "stored_dtype": " ".join(sorted(looked.dtypes))},
+        reader=TensorReader(languages),
+    )
+    return found, []
+
+
+def _files(folder: Path) -> tuple[_Files, list[Fault]]:
+    """Return the file of each language and layer."""
+    files: _Files = {}
+    faults = []
+    for path in sorted(folder.glob(_CHECKPOINTS)):
+        named = _CHECKPOINT.fullmatch(path.name)
+        if named is None:
+            where, what = str(path.relative_to(folder)), "its name tells no layer and language"
+            faults.append(Fault(where, what, "call it layer_{l}_{language}.pt, or move it away"))
+        elif int(named[1]) in files.setdefault(named[2], {}):
+            where, what = str(path.relative_to(folder)), f"is layer {int(named[1])} once more"
+            faults.append(Fault(where, what, "keep one of the two"))
+        else:
+            files[named[2]][int(named[1])] = path
+    for path in sorted(folder.glob(_WHOLES)):
+        named = _WHOLE.fullmatch(path.name)
+        if named is None or named[1] in files:
+            continue
+        told, what = try_load(path)
+        held = told.get("activations", {})
+        if not what and not (isinstance(held, dict) and held and all(type(layer) is int for layer in held)):
+            what = "`activations` is no dict of layer to tensor"
+        if what:
+            faults.append(Fault(path.name, what, _SAVE_AGAIN))
+        else:
+            files[named[1]] = dict.fromkeys(held, path)
+    return {name: dict(sorted(files[name].items())) for name in sorted(files)}, faults
+
+
+def _metadata(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
+    try:
+        told = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError) as error:
+        return {}, [Fault(_METADATA, f"cannot be read: {brief(error)}", "mend it, or move it away")]
+    if not isinstance(told, dict):
+        return {}, [Fault(_METADATA, f"holds a {type(told).__name__}, not an object", "move it away")]
+    method = str(told.get("methodology", ""))
+    if method.endswith("exported by actkit") and not method.startswith("residual "):
+        return told, [Fault(_METADATA, f"says `{method}`", "import what was exported of `residual`")]
+    return told, []
+
+
+def _said(told: dict[str, Any], layers: tuple[int, ...]) -> dict[str, str | int]:
+    """Return what the metadata say of the run, as attributes."""
+    said: dict[str, str | int] = {}
+    for name, own in (("model", "model"), ("methodology", "methodology"), ("extraction_date", "extracted")):
+        if isinstance(value := told.get(name), str):
+            said[own] = value
+    count = told.get("num_layers")
+    if type(count) is int and count > max(layers):
+        said["model_layers"] = count
+    return said
+
+
+class _Looked:
+    """What was found in the files that were looked at."""
+
+    def __init__(self, folder: Path, shapes: Shapes) -> None:
+        self.folder, self.shapes = folder, shapes
+        self.languages: list[LanguageFiles] = []
+        self.labels: dict[str, list[Any]] = {}
+        self.said: dict[str, str | int] = {}
+        self.dtypes: set[str] = set()
+
+    def at(self, language: str, files: dict[int, Path]) -> None:
+        """Check every file of a language."""
+        shape, labels = None, None
+        for path in dict.fromkeys(files.values()):
+            where = str(path.relative_to(self.folder))
+            told, what = try_load(path)
+            if not what and "activations" not in told:
+                what = "holds no `activations`"
+            if what:
+                self.shapes.faults.append(Fault(where, what, _SAVE_AGAIN))
+                continue
+            self._says_what_it_is(where, told, [layer for layer, own in files.items() if own == path])
+            for layer in (layer for layer, own in files.items() if own == path):
+                shape = self._shape(where, language, told["activations"], layer) or shape
+            if shape is not None:
+                own_labels = self._labels(where, told, shape[0])
+                self.shapes.same(language, where, "labels", own_labels, "write them again, from one table")
+                labels = labels or own_labels
+        if shape is not None and labels is not None:
+            self.shapes.same("", language, "labels named", sorted(labels), "write them for each language")
+            self.languages.append(LanguageFiles(language, files, shape))
+            for name, values in labels.items():
+                self.labels.setdefault(name, []).extend(values)
+
+    def _says_what_it_is(self, where: str, told: dict[str, Any], layers: list[int]) -> None:
+        if "layer" in told and [told["layer"]] != layers:
+            what = f"says that it is layer {told['layer']}"
+            self.shapes.faults.append(Fault(where, what, "give it the name of its layer"))
+        if isinstance(model := told.get("model"), str):
+            self.shapes.same("", where, "model", model)
+            self.said["model"] = model
+        if isinstance(size := told.get("hidden_size"), int):
+            self.shapes.same("", where, "hidden size", size)
+
+    def _shape(self, where: str, language: str, held: Any, layer: int) -> tuple[int, int, int] | None:
+        """Check the tensor of a layer, and return its shape."""
+        tensor, shapes = held.get(layer) if isinstance(held, dict) else held, self.shapes
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            what = f"`activations` is a {type(tensor).__name__}, not a dense tensor"
+            shapes.faults.append(Fault(where, what, _SAVE_AGAIN))
+            return None
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if not shapes.activations(where, tensor.shape, dtype, _DIMS):
+            return None
+        samples, tokens, hidden = tensor.shape
+        shapes.same(language, where, "shape", (samples, tokens, hidden), "write all layers from one run")
+        shapes.same("", where, "hidden size", hidden)
+        self.dtypes.add(dtype)
+        return samples, tokens, hidden
+
+    def _labels(self, where: str, told: dict[str, Any], n_samples: int) -> dict[str, list[Any]]:
+        labels = {}
+        for name, label in _LABELS.items():
+            values = told.get(name)
+            values = values.tolist() if isinstance(values, torch.Tensor) else values
+            if isinstance(values, list | tuple) and len(values) == n_samples:
+                labels[label] = list(values)
+            elif values is not None:
+                count = f"{len(values)} entries" if isinstance(values, list | tuple) else "no list"
+                what = f"`{name}` is {count}, where `activations` has {n_samples} samples"
+                self.shapes.faults.append(Fault(where, what, _WRITE_AGAIN))
+        return labels
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value != ""

@@ -1,0 +1,111 @@
+"""Pieces of HTML that notebooks and the app show alike: how far a run is, how full memory is."""
+
+import time
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from ..errors import Fault
+from ..estimates import readable_bytes, readable_seconds
+from .gauges import Gauge
+
+STYLE = """
+h2 { font-size: 1.4em; font-weight: normal; margin: 8px 0 0; }
+.preview { overflow-x: auto; max-width: 100%; }
+.preview table { min-width: 900px; }
+table { border-collapse: collapse; font-size: 0.9em; }
+th, td { text-align: start; padding: 2px 10px 2px 0; vertical-align: top; }
+.bar { height: 8px; border-radius: 4px; background: rgba(128,128,128,0.25); overflow: hidden; margin: 4px 0; }
+.bar > div { height: 100%; background: #0072b2; }
+.gauge { display: grid; grid-template-columns: 1fr auto; font-size: 0.9em; margin: 4px 4px 4px 0; }
+.gauge .bar { grid-column: 1 / -1; }
+.log, .code { max-height: 240px; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
+.log, .code { font-size: 0.8em; }
+.figures { font-size: 0.85em; }
+h2 .figures { font-size: 0.6em; }
+h3 { font-size: 1.05em; margin: 4px 0; overflow-wrap: anywhere; }
+.state { font-size: 0.8em; font-weight: normal; padding: 2px 8px; border-radius: 10px; }
+.state { color: #fff; background: #595959; }
+.state.running { background: #005b96; }
+.state.done { background: #00674b; }
+.state.failed { background: #a3290b; }
+.state.cancelled, .state.interrupted { background: #7a5200; }
+"""
+
+
+def title(name: str, state: str, what: str) -> str:
+    """Name a run, with its state, and say what it is."""
+    badge = f"<span class='state {state}'>{escape(state)}</span>"
+    return f"<h3>{escape(name)} {badge}</h3><span class='figures'>{escape(what)}</span>"
+
+
+def bar(label: str, share: float, *, role: str = "progressbar") -> str:
+    """Draw a share, from 0 to 1."""
+    told = f"aria-label='{escape(label, quote=True)}' aria-valuemin='0' aria-valuemax='100'"
+    return (
+        f"<div class='bar' role='{role}' {told} aria-valuenow='{share * 100:.0f}'>"
+        f"<div style='width:{share * 100:.1f}%'></div></div>"
+    )
+
+
+def gauges(measured: Iterable[Gauge]) -> str:
+    """Draw how full the memories are."""
+    return "".join(_gauge(gauge) for gauge in measured)
+
+
+def _gauge(gauge: Gauge) -> str:
+    busy = "" if gauge.utilisation is None else f", {gauge.utilisation}% busy"
+    told = f"{readable_bytes(gauge.used)} of {readable_bytes(gauge.total)}{busy}"
+    drawn = bar(gauge.label, gauge.share, role="meter")
+    return f"<div class='gauge'><span>{escape(gauge.label)}</span><span>{told}</span>{drawn}</div>"
+
+
+def figures(status: Mapping[str, Any], *, is_running: bool) -> str:
+    """Write how far a run is, and how fast.
+
+    Parameters
+    ----------
+    status
+        The names of :class:`actkit.extraction.progress.Progress`; ``updated`` is a time.
+    is_running
+        Whether what it says of the time left still holds.
+    """
+    told = []
+    if total := status.get("total_samples"):
+        told.append(f"{status.get('samples', 0):,} of {total:,} samples")
+    if is_running and status.get("state") != "running":
+        told.append(str(status.get("state")))
+    if status.get("samples_per_second"):
+        told.append(f"{status['samples_per_second']:,.1f} samples/s")
+        told.append(f"{status.get('tokens_per_second', 0):,.0f} tokens/s")
+    if is_running and status.get("eta_seconds") is not None:
+        told.append(f"{readable_seconds(status['eta_seconds'])} left")
+    for name in ("allocated", "reserved"):
+        if size := (status.get("device_bytes") or {}).get(name):
+            told.append(f"{readable_bytes(size)} {name} on the device")
+    if updated := status.get("updated"):
+        told.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)))
+    return f"<span class='figures'>{escape(' · '.join(told))}</span>"
+
+
+def counts(samples: Mapping[str, int]) -> str:
+    """Write how many samples there are of each kind."""
+    told = " · ".join(f"{name} {count:,}" for name, count in samples.items())
+    return f"<div class='figures'>{escape(told)}</div>"
+
+
+def pairs(lines: Iterable[tuple[str, str]]) -> str:
+    """Write lines of which each has a name."""
+    rows = (f"<tr><th scope='row'>{escape(name)}</th><td>{escape(what)}</td></tr>" for name, what in lines)
+    return f"<table>{''.join(rows)}</table>"
+
+
+def faults(found: Iterable[Fault], heading: str) -> str:
+    """List what is wrong, and how to mend it."""
+    listed = "".join(f"<li>{escape(str(fault))}</li>" for fault in found)
+    return f"<div role='alert'><p>{escape(heading)}</p><ul>{listed}</ul></div>"
+
+
+def short_model(name: object) -> str:
+    """Return the end of a model's id or path, which tells it from others."""
+    return "/".join(str(name).split("/")[-2:])
