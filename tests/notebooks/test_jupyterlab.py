@@ -1,0 +1,185 @@
+"""The first notebooks in a real JupyterLab: progress moves, and what was interrupted is resumed."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+import bokeh
+import panel
+import panel_material_ui
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+import actkit
+from tests.browser import CHROMIUM, FLAGS
+
+ROOT = Path(__file__).parents[2]
+SCREENS = ROOT / "build" / "screens"
+LONG = 120_000  # milliseconds, on a machine with other work
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A server of its own, with nobody's settings, and a copy of the notebooks."""
+    home = tmp_path_factory.mktemp("lab")
+    work = home / "work"
+    shutil.copytree(ROOT / "notebooks", work, ignore=shutil.ignore_patterns("runs", ".ipynb_checkpoints"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"ip": "127.0.0.1", "port": port, "token": "", "password": "", "allow_root": True}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--ServerApp.root_dir={work}"]
+    command += [
+        f"--ServerApp.{name}={value}" if value != "" else f"--ServerApp.{name}="
+        for name, value in options.items()
+    ]
+    command += ["--LabApp.news_url=None"]
+    own = {
+        name: str(home / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR")
+    }
+    own |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "spaces"), "ACTKIT_WORKSPACE": str(home / "workspace")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where `panel` is
+    told = {**os.environ, **own, "HF_HUB_OFFLINE": "1", "PATH": path}
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=told, cwd=ROOT)
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while True:
+            with suppress(OSError), urlopen(f"{url}/api/status", timeout=5):
+                break
+            assert time.monotonic() < deadline, (home / "server.log").read_text()
+            time.sleep(0.2)
+        try:
+            yield url, work
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that gets what a notebook takes from CDNs out of the packages: the same files."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.route(re.compile(r"^https://"), from_packages)
+    yield page
+    page.close()
+
+
+def from_packages(route: Route) -> None:
+    path = unquote(urlsplit(route.request.url).path)
+    if path.startswith("/bokeh/"):
+        name = Path(path).name.replace(f"-{bokeh.__version__}", "")
+        file = Path(bokeh.__file__).parent / "server/static/js" / name
+    elif path.startswith("/panel-material-ui/"):
+        file = Path(panel_material_ui.__file__).parent / "dist" / Path(path).name
+    else:
+        file = Path(panel.__file__).parent / "dist" / path.partition("/dist/")[2]
+    if file.is_file():
+        route.fulfill(path=file)
+    else:
+        route.abort()
+
+
+def run_all(page: Page, url: str, name: str) -> None:
+    page.goto(f"{url}/lab/tree/{name}?reset")
+    # the kernel is there, and waits
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=LONG)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+
+
+def state(page: Page) -> Locator:
+    return page.locator(".actkit .state")
+
+
+def cell(page: Page, text: str) -> Locator:
+    return page.locator(".cm-line", has_text=text).first
+
+
+def test_a_run_is_watched_interrupted_and_resumed(lab: tuple[str, Path], page: Page) -> None:
+    url, work = lab
+    run_all(page, url, "01_extract.ipynb")
+    expect(page.get_by_label("layers")).to_have_value("all", timeout=LONG)
+    expect(state(page)).to_have_text("running", timeout=LONG)
+    figures = page.locator(".actkit .figures", has_text=re.compile("[1-9][0-9,]* of 2,000 samples"))
+    expect(figures).to_be_visible(timeout=LONG)
+    state(page).scroll_into_view_if_needed()
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENS / "jupyterlab_running.png")
+    expect(page.get_by_role("meter").first).to_be_visible()
+    page.locator('[data-jp-item-name="interrupt"]').click()
+    expect(state(page)).to_have_text("interrupted", timeout=LONG)
+    expect(page.get_by_text("run the cell again to go on")).to_be_visible()
+    page.screenshot(path=SCREENS / "jupyterlab_interrupted.png")
+    kept = actkit.open_cube(work / "runs/captions", partial=True).sizes["sample"]
+    assert kept < 2_000
+
+    cell(page, "cube = actkit.extract(**form.options").click()
+    page.keyboard.press("Control+Enter")
+    expect(state(page)).to_have_text("done", timeout=LONG)
+    expect(page.get_by_text("2,000 of 2,000 samples")).to_be_visible()
+    page.screenshot(path=SCREENS / "jupyterlab_done.png")
+    log = (work / "runs/captions/log.txt").read_text()
+    assert f"{2_000 - kept:d} of 2000 samples are to be computed" in log
+    assert actkit.verify(work / "runs/captions").faults == ()
+
+
+def test_the_form_says_what_is_wrong(lab: tuple[str, Path], page: Page) -> None:
+    url, _ = lab
+    page.goto(f"{url}/lab/tree/01_extract.ipynb?reset")
+    expect(page.get_by_text(re.compile(r"Python 3 \(ipykernel\) \| (Idle|Busy)"))).to_be_visible(timeout=LONG)
+    for text in ("%env OMP", "form = ExtractionForm"):
+        cell(page, text).click()
+        page.keyboard.press("Control+Enter")
+    layers = page.get_by_label("layers")
+    expect(layers).to_have_value("all", timeout=LONG)
+    layers.fill("0-12")
+    layers.press("Enter")
+    expect(page.get_by_text("the model has no layer 12")).to_be_visible(timeout=LONG)
+    layers.fill("mlp_0-3 2")
+    layers.press("Enter")
+    page.get_by_role("button", name="Plan").click()
+    expect(page.get_by_text("5: 2 mlp_0-3")).to_be_visible(timeout=LONG)
+
+
+def test_plots_and_the_explorer_are_drawn(lab: tuple[str, Path], page: Page) -> None:
+    url, _ = lab
+    run_all(page, url, "02_layer_norms.ipynb")
+    expect(page.get_by_role("button", name="CKA")).to_be_visible(timeout=LONG)
+    page.get_by_role("button", name="CKA").scroll_into_view_if_needed()
+    page.get_by_role("button", name="CKA").click()
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=LONG)
+    page.get_by_role("button", name="Python", exact=True).first.click()
+    expect(page.get_by_text("actkit.plots.adjacent_cka(")).to_be_visible(timeout=LONG)
+    expect(page.locator(".bk-Figure").last).to_be_visible(timeout=LONG)
+    page.screenshot(path=SCREENS / "jupyterlab_explorer.png")
+
+
+def test_the_app_is_served_beside_it(lab: tuple[str, Path], page: Page) -> None:
+    url, _ = lab
+    page.goto(f"{url}/panel/app", timeout=LONG)
+    expect(page.get_by_text("10: 0-9")).to_be_visible(timeout=LONG)  # a plan, made by a process of its own
+    expect(page.get_by_role("button", name="Start")).to_be_enabled(timeout=LONG)
