@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo app test check format bench matrix clean
+.PHONY: install demo app test test-core check docs format bench matrix clean
 
 install: $(VENV)/.installed
 
@@ -30,11 +30,23 @@ app: install
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# what a user of the core alone has: no torch, no app, no notebook
+test-core: build/core/.installed
+	build/core/bin/python tests/core_alone.py
+
+build/core/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/core
+	build/core/bin/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install
+	$(BIN)/sphinx-build --fail-on-warning --quiet --builder html docs build/docs
 
 format: install
 	$(BIN)/ruff format .

@@ -57,8 +57,7 @@ def group_differential(
         - ``p``, the largest of all layers counted, and ``auroc_bound``, which 95% of the permutations
           stay below at every layer; both of a least-squares probe, whose AUROC is ``auroc_ridge``;
         - ``effect``, the squared distance of the means over the variance within the groups, without what
-        chance adds,
-          ``effect_se`` (jackknife), ``effect_low`` and ``effect_high`` (95%);
+          chance adds, ``effect_se`` (jackknife), ``effect_low`` and ``effect_high`` (95%);
         - with ``hidden``: ``direction``, the difference of the means (second label less the first) at
           length 1, and ``d``, Cohen's d; ``d_bound``, which 95% of the permutations stay below anywhere.
 

@@ -25,7 +25,7 @@ def direction_cosines(
     cube
         From :func:`actkit.open_cube`.
     by, pairs, labels, values
-        As for :func:`~actkit.stats.differential.group_differential`.
+        As for :func:`actkit.group_differential`.
     splits
         How often samples are cut into halves, which tells how well a direction is known.
     seed
@@ -43,7 +43,7 @@ def direction_cosines(
     Raises
     ------
     InputError
-        As :func:`~actkit.stats.differential.group_differential`.
+        As :func:`actkit.group_differential`.
 
     Notes
     -----

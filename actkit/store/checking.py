@@ -48,7 +48,7 @@ def _strict(key: str, found: Buffer | None) -> Buffer | None:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found.
+    """What :func:`actkit.verify` found.
 
     Parameters
     ----------
