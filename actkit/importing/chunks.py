@@ -1,6 +1,5 @@
 """NumPy files of some samples each: the layout ``npz``, of all tokens, and ``batches``, of the last ones."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from ..errors import Fault
 from .arrays import NumberedFiles, RowStream, examine, missing_numbers
-from .found import PATTERNS, Found, brief, missing_layers
+from .found import PATTERNS, Found, metadata, missing_layers
 
 _METADATA = "metadata.json"
 _CHUNK = re.compile(r"layer_(\d+)/chunk_(\d+)\.npz")
@@ -116,7 +115,7 @@ def read_batches(folder: Path, language: str) -> tuple[Found | None, list[Fault]
         Everything that is wrong with it.
     """
     paths, faults = _paths(folder, "batches", _BATCH)
-    told, more = _metadata(folder)
+    told, more = metadata(folder / _METADATA)
     faults += more
     beside = {"task_id": ("sample",), "sample_idx": ("sample",)}
     files, more = examine(folder, paths, dims=("sample", "hidden"), beside=beside)
@@ -162,18 +161,6 @@ def _said(files: NumberedFiles) -> dict[str, str | int]:
 
 def _where(values: np.ndarray, held: np.ndarray) -> np.ndarray:
     return np.asarray(values[held])
-
-
-def _metadata(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
-    try:
-        told = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, []
-    except (OSError, ValueError) as error:
-        return {}, [Fault(_METADATA, f"cannot be read: {brief(error)}", "mend it, or move it away")]
-    if not isinstance(told, dict):
-        return {}, [Fault(_METADATA, f"holds a {type(told).__name__}, not an object", "move it away")]
-    return told, []
 
 
 def _contradictions(told: dict[str, Any], files: NumberedFiles) -> list[Fault]:

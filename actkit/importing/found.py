@@ -1,8 +1,10 @@
 """What a folder of files holds, once nothing is at fault with it."""
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,6 +126,19 @@ def missing_layers(held: Mapping[str, Collection[int]], wanted: Iterable[int] = 
         for part, own in held.items()
         if (lacking := every - set(own))
     ]
+
+
+def metadata(path: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """Read the file of a folder that says what the others are; empty where there is none."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError) as error:
+        return {}, [Fault(path.name, f"cannot be read: {brief(error)}", "mend it, or move it away")]
+    if not isinstance(told, dict):
+        return {}, [Fault(path.name, f"holds a {type(told).__name__}, not an object", "move it away")]
+    return told, []
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The layout ``pt``, of scripts with forward hooks: a tensor for each language and layer."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import Fault
-from .found import PATTERNS, Found, Shapes, brief, missing_layers
+from .found import PATTERNS, Found, Shapes, metadata, missing_layers
 from .mapping import LanguageFiles, TensorReader, edges, try_load
 
 _CHECKPOINTS, _WHOLES = PATTERNS["pt"]
@@ -105,18 +104,11 @@ def _files(folder: Path) -> tuple[_Files, list[Fault]]:
 
 
 def _metadata(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
-    try:
-        told = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, []
-    except (OSError, ValueError) as error:
-        return {}, [Fault(_METADATA, f"cannot be read: {brief(error)}", "mend it, or move it away")]
-    if not isinstance(told, dict):
-        return {}, [Fault(_METADATA, f"holds a {type(told).__name__}, not an object", "move it away")]
+    told, faults = metadata(folder / _METADATA)
     method = str(told.get("methodology", ""))
     if method.endswith("exported by actkit") and not method.startswith("residual "):
-        return told, [Fault(_METADATA, f"says `{method}`", "import what was exported of `residual`")]
-    return told, []
+        faults.append(Fault(_METADATA, f"says `{method}`", "import what was exported of `residual`"))
+    return told, faults
 
 
 def _said(told: dict[str, Any], layers: tuple[int, ...]) -> dict[str, str | int]:
