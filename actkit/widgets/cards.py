@@ -103,7 +103,7 @@ class Card:
             min_width=320,
             margin=(4, 4),
             sizing_mode="stretch_width",
-            styles={"flex": "1 1 420px", "max-width": "100%"},
+            styles={"flex": "1 1 520px", "max-width": "100%"},
         )
 
     def draw(self) -> None:
