@@ -140,7 +140,7 @@ def test_a_run_is_watched_interrupted_and_resumed(lab: tuple[str, Path], page: P
     run_all(page, url, "01_extract.ipynb")
     expect(page.get_by_label("layers")).to_have_value("all", timeout=LONG)
     expect(state(page)).to_have_text("running", timeout=LONG)
-    figures = page.locator(".actkit .figures", has_text=re.compile("[1-9][0-9,]* of 2,000 samples"))
+    figures = page.locator(".actkit .figures", has_text=re.compile(r"([6-9]\d\d|1,\d{3}) of 2,000 samples"))
     expect(figures).to_be_visible(timeout=LONG)
     state(page).scroll_into_view_if_needed()
     SCREENS.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def test_a_run_is_watched_interrupted_and_resumed(lab: tuple[str, Path], page: P
     expect(page.get_by_text("run the cell again to go on")).to_be_visible()
     page.screenshot(path=SCREENS / "jupyterlab_interrupted.png")
     kept = actkit.open_cube(work / "runs/slow", partial=True).sizes["sample"]
-    assert kept < 2_000
+    assert 0 < kept < 2_000
 
     cell(page, "cube = actkit.extract(**form.options").click()
     page.keyboard.press("Control+Enter")
