@@ -187,7 +187,7 @@ def test_plots_and_the_explorer_are_drawn(lab: tuple[str, Path], page: Page) -> 
     expect(page.get_by_role("button", name="CKA")).to_be_visible(timeout=LONG)
     page.get_by_role("button", name="CKA").scroll_into_view_if_needed()
     page.get_by_role("button", name="CKA").click()
-    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=LONG)
+    expect(page.get_by_text("english, without 3 dimensions")).to_be_visible(timeout=LONG)  # of its legend
     page.get_by_role("button", name="Python", exact=True).first.click()
     expect(page.get_by_text("actkit.plots.adjacent_cka(")).to_be_visible(timeout=LONG)
     expect(page.locator(".bk-Figure").last).to_be_visible(timeout=LONG)
