@@ -1,7 +1,7 @@
 """What a run is asked for, chosen in a notebook."""
 
 from html import escape
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets
 
@@ -14,7 +14,6 @@ from .watching import styled
 _FIELDS = (
     "model", "data", "out", "layers", "languages", "tokens", "storage", "max_tokens", "batch_size", "limit"
 )  # fmt: skip
-_CHOICES = {"tokens": ["all", "last", "content", "mean"], "storage": ["exact", "bfloat16", "float16"]}
 
 
 class ExtractionForm(ipywidgets.VBox):  # type: ignore[misc]
@@ -82,10 +81,10 @@ class ExtractionForm(ipywidgets.VBox):  # type: ignore[misc]
 def _field(name: str, value: Any) -> Any:
     own = Config.model_fields[name]
     default = "" if own.default is None or own.is_required() else str(own.default)
-    kind = ipywidgets.Dropdown if name in _CHOICES else ipywidgets.Text
-    own_way = {"options": _CHOICES[name]} if name in _CHOICES else {"placeholder": str(own.description)}
+    choices = get_args(own.annotation) if get_origin(own.annotation) is Literal else ()
+    kind = ipywidgets.Dropdown if choices else ipywidgets.Text
     return kind(
-        **own_way,
+        **({"options": choices} if choices else {"placeholder": str(own.description)}),
         value=default if value is None else str(value),
         description=name.replace("_", " "),
         tooltip=str(own.description),
