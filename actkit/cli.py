@@ -162,6 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     imports.add_argument("folder", help="folder with the files")
     imports.add_argument("--format", required=True, help="pt, npz or batches")
     imports.add_argument("--out", required=True, help="run folder to make")
+    imports.add_argument(
+        "--layers", default="all", help="of those that the files have (default: %(default)s)"
+    )
+    imports.add_argument("--languages", help="english,arabic; all by default (pt)")
     imports.add_argument("--model", help="name of the model, where the files tell none")
     imports.add_argument("--language", help="that of all samples, where the files name none (npz, batches)")
     imports.add_argument("--data", help="file with a row for each sample: its text, and labels")
@@ -295,11 +299,11 @@ def _export(run: str, languages: str | None, **options: Any) -> int:
     return 0
 
 
-def _import(folder: str, **options: Any) -> int:
+def _import(folder: str, languages: str | None, **options: Any) -> int:
     from .importing.importing import import_files
 
     with _terminable():
-        cube = import_files(folder, **options)
+        cube = import_files(folder, languages=languages.split(",") if languages else None, **options)
     path, empty = cube_path(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
     _print_pairs(
         [

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import Fault
+from ..layers import Spec
 from .arrays import NumberedFiles, RowStream, examine, missing_numbers
-from .found import PATTERNS, Found, metadata, missing_layers
+from .found import PATTERNS, Found, choose_layers, listed_layers, metadata, missing_layers
 
 _METADATA = "metadata.json"
 _CHUNK = re.compile(r"layer_(\d+)/chunk_(\d+)\.npz")
@@ -47,7 +48,7 @@ class StreamReader:
             stream.close()
 
 
-def read_npz(folder: Path, language: str) -> tuple[Found | None, list[Fault]]:
+def read_npz(folder: Path, language: str, layers: Spec = "all") -> tuple[Found | None, list[Fault]]:
     """Check a folder of ``layer_{l}/chunk_{k}.npz``.
 
     Parameters
@@ -56,6 +57,8 @@ def read_npz(folder: Path, language: str) -> tuple[Found | None, list[Fault]]:
         It.
     language
         That of all samples: such files name none.
+    layers
+        Which of them; all by default.
 
     Returns
     -------
@@ -64,7 +67,7 @@ def read_npz(folder: Path, language: str) -> tuple[Found | None, list[Fault]]:
     faults : list of Fault
         Everything that is wrong with it.
     """
-    paths, faults = _paths(folder, "npz", _CHUNK)
+    paths, faults = _paths(folder, "npz", _CHUNK, layers)
     faults += [
         Fault(path.name, "says that what lies here is whitened", "import what the model computed")
         for path in sorted(folder.glob("layer_*_whitening.npz"))
@@ -98,7 +101,7 @@ def read_npz(folder: Path, language: str) -> tuple[Found | None, list[Fault]]:
     return found, []
 
 
-def read_batches(folder: Path, language: str) -> tuple[Found | None, list[Fault]]:
+def read_batches(folder: Path, language: str, layers: Spec = "all") -> tuple[Found | None, list[Fault]]:
     """Check a folder of ``layer_{l}_batch_{k}.npz`` and ``metadata.json``, which may be missing.
 
     Parameters
@@ -107,6 +110,8 @@ def read_batches(folder: Path, language: str) -> tuple[Found | None, list[Fault]
         It.
     language
         That of all samples: such files name none.
+    layers
+        Which of them; all by default.
 
     Returns
     -------
@@ -114,14 +119,14 @@ def read_batches(folder: Path, language: str) -> tuple[Found | None, list[Fault]
     faults : list of Fault
         Everything that is wrong with it.
     """
-    paths, faults = _paths(folder, "batches", _BATCH)
+    paths, faults = _paths(folder, "batches", _BATCH, layers)
     told, more = metadata(folder / _METADATA)
     faults += more
     beside = {"task_id": ("sample",), "sample_idx": ("sample",)}
     files, more = examine(folder, paths, dims=("sample", "hidden"), beside=beside)
     faults += more
     if files is not None:
-        faults += _contradictions(told, files)
+        faults += _contradictions(told, files, layers)
     if files is None or faults:
         return None, faults
     ids, places = (np.concatenate(files.beside[name] or []).tolist() for name in beside)
@@ -139,7 +144,7 @@ def read_batches(folder: Path, language: str) -> tuple[Found | None, list[Fault]
     return found, []
 
 
-def _paths(folder: Path, format: str, named: re.Pattern[str]) -> tuple[_Paths, list[Fault]]:
+def _paths(folder: Path, format: str, named: re.Pattern[str], layers: Spec) -> tuple[_Paths, list[Fault]]:
     """Return the files of each layer by their numbers."""
     paths: _Paths = {}
     faults = []
@@ -152,7 +157,9 @@ def _paths(folder: Path, format: str, named: re.Pattern[str]) -> tuple[_Paths, l
             faults.append(Fault(where, f"is number {int(match[2])} once more", "keep one of the two"))
         else:
             paths[int(match[1])][int(match[2])] = path
-    return dict(sorted(paths.items())), faults + missing_numbers(paths)
+    kept, unknown = choose_layers(paths, layers)
+    paths = {layer: paths[layer] for layer in sorted(paths) if layer in kept}
+    return paths, [*faults, *unknown, *missing_numbers(paths)]
 
 
 def _said(files: NumberedFiles) -> dict[str, str | int]:
@@ -163,11 +170,9 @@ def _where(values: np.ndarray, held: np.ndarray) -> np.ndarray:
     return np.asarray(values[held])
 
 
-def _contradictions(told: dict[str, Any], files: NumberedFiles) -> list[Fault]:
+def _contradictions(told: dict[str, Any], files: NumberedFiles, layers: Spec) -> list[Fault]:
     """Compare what the metadata say with the files."""
-    listed = told.get("layers_extracted")
-    wanted = [layer for layer in listed if isinstance(layer, int)] if isinstance(listed, list) else []
-    faults = missing_layers({"the folder": files.paths}, wanted)
+    faults = missing_layers({"the folder": files.paths}, listed_layers(told, layers))
     counts = {
         "hidden_dim": files.hidden,
         "total_samples": sum(map(len, files.beside["task_id"] or [])),

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import Fault, InputError
-from ..layers import describe
+from ..layers import Spec, describe, parse, resolve
 
 # files that a folder of each layout has
 PATTERNS = {
@@ -116,6 +116,32 @@ class Shapes:
             what = f"`activations` holds {dtype}, which float32 does not keep exactly"
             self.faults.append(Fault(where, what, "convert it to float32"))
         return len(self.faults) == before
+
+
+def choose_layers(held: Iterable[int], wanted: Spec) -> tuple[tuple[int, ...], list[Fault]]:
+    """Return which of the layers that files have are wanted, and what is wrong with the wish."""
+    every = tuple(sorted(set(held)))
+    if _wants_all(wanted) or not every:
+        return every, []
+    parts, faults = parse(wanted)
+    chosen, more = resolve(parts, {"residual": every[-1] + 1})
+    kept = chosen.get("residual", ())
+    if lacking := sorted(set(kept) - set(every)):
+        what = f"the files have no layers {describe(lacking)}"
+        more.append(Fault("layers", what, f"they have {describe(every)}"))
+    return kept, faults + more
+
+
+def listed_layers(told: Mapping[str, Any], wanted: Spec) -> list[int]:
+    """Return the layers that metadata say there are, where all of them are wanted."""
+    listed = told.get("layers_extracted")
+    if not _wants_all(wanted) or not isinstance(listed, list):
+        return []
+    return [layer for layer in listed if isinstance(layer, int)]
+
+
+def _wants_all(wanted: Spec) -> bool:
+    return str(wanted).strip() == "all"
 
 
 def missing_layers(held: Mapping[str, Collection[int]], wanted: Iterable[int] = ()) -> list[Fault]:

@@ -1,6 +1,7 @@
 """Import a folder of files, all of it or nothing."""
 
 import shutil
+from collections.abc import Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from ..errors import Fault, InputError
+from ..layers import Spec
 from ..sources import NO_LANGUAGE
 from ..store.reading import open_cube
 from ..store.runs import check_folder
@@ -27,6 +29,8 @@ def import_files(
     *,
     format: str,
     out: str | Path,
+    layers: Spec = "all",
+    languages: Sequence[str] | None = None,
     model: str | None = None,
     language: str | None = None,
     data: str | Path | None = None,
@@ -48,6 +52,8 @@ def import_files(
         content token of each sample, ``layer_{l}_batch_{k}.npz``.
     out
         Run folder to make; nothing is there until all of it is.
+    layers, languages
+        Which of those that the files have; all by default. Only ``pt`` names languages.
     model
         Name of the model, where the files tell none or a wrong one.
     language
@@ -94,12 +100,12 @@ def import_files(
         "id_column": id_column,
         "labels": labels,
     }
-    faults = _option_faults(format, out, language, data, columns)
+    faults = _option_faults(format, out, languages, language, data, columns)
     found, known = None, None
     if not folder.is_dir():
         faults.append(Fault(str(folder), "is no folder", "check the path"))
     elif format in FORMATS:
-        found, more = _read(folder, format, language)
+        found, more = _read(folder, format, layers, languages, language)
         faults += more
     if found is not None:
         known, more = from_files(found)
@@ -121,7 +127,12 @@ def import_files(
 
 
 def _option_faults(
-    format: str, out: Path, language: str | None, data: object, columns: dict[str, Any]
+    format: str,
+    out: Path,
+    languages: Sequence[str] | None,
+    language: str | None,
+    data: object,
+    columns: dict[str, Any],
 ) -> list[Fault]:
     faults = []
     if format not in FORMATS:
@@ -132,6 +143,8 @@ def _option_faults(
         faults += check_folder(out)
     if format == "pt" and language is not None:
         faults.append(Fault("language", "is in the names of pt files", "leave it out"))
+    if format != "pt" and languages is not None:
+        faults.append(Fault("languages", f"{format} files name none", "leave it out, or give `language`"))
     faults += [
         Fault(name, "is a column of `data`, which is not given", "give `data`, or leave it out")
         for name, value in columns.items()
@@ -140,7 +153,9 @@ def _option_faults(
     return faults
 
 
-def _read(folder: Path, format: str, language: str | None) -> tuple[Found | None, list[Fault]]:
+def _read(
+    folder: Path, format: str, layers: Spec, languages: Sequence[str] | None, language: str | None
+) -> tuple[Found | None, list[Fault]]:
     """Look at a folder."""
     looks = [name for name, patterns in PATTERNS.items() if any(map(any, map(folder.glob, patterns)))]
     if format not in looks:
@@ -150,9 +165,9 @@ def _read(folder: Path, format: str, language: str | None) -> tuple[Found | None
     if format == "pt":
         from .tensors import read_pt
 
-        return read_pt(folder)
+        return read_pt(folder, layers, languages)
     read = read_npz if format == "npz" else read_batches
-    return read(folder, language or NO_LANGUAGE)
+    return read(folder, language or NO_LANGUAGE, layers)
 
 
 def _write(out: Path, found: Found, known: Known, attrs: dict[str, str | int]) -> None:

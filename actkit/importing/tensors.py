@@ -1,6 +1,7 @@
 """The layout ``pt``, of scripts with forward hooks: a tensor for each language and layer."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from ..errors import Fault
-from .found import PATTERNS, Found, Shapes, metadata, missing_layers
+from ..layers import Spec
+from .found import PATTERNS, Found, Shapes, choose_layers, listed_layers, metadata, missing_layers
 from .mapping import LanguageFiles, TensorReader, edges, try_load
 
 _CHECKPOINTS, _WHOLES = PATTERNS["pt"]
@@ -23,7 +25,9 @@ _WRITE_AGAIN = "write it again"
 _Files = dict[str, dict[int, Path]]
 
 
-def read_pt(folder: Path) -> tuple[Found | None, list[Fault]]:
+def read_pt(
+    folder: Path, layers: Spec = "all", languages: Sequence[str] | None = None
+) -> tuple[Found | None, list[Fault]]:
     """Check a folder of PyTorch files, and find which positions hold tokens.
 
     Parameters
@@ -31,6 +35,8 @@ def read_pt(folder: Path) -> tuple[Found | None, list[Fault]]:
     folder
         With ``layer_checkpoints/layer_{l}_{language}.pt``, or ``activations_{language}_all_layers.pt``; of a
         language that has both, the former are read.
+    layers, languages
+        Which of them; all by default.
 
     Returns
     -------
@@ -44,32 +50,31 @@ def read_pt(folder: Path) -> tuple[Found | None, list[Fault]]:
     one of their sample or before the first, are taken for pads.
     """
     files, faults = _files(folder)
+    files, unknown = _narrowed(files, layers, languages)
     told, more = _metadata(folder)
-    looked = _Looked(folder, Shapes([*faults, *more]))
+    looked = _Looked(folder, Shapes([*faults, *unknown, *more]))
     for language, own in files.items():
         looked.at(language, own)
-    listed = told.get("layers_extracted")
-    wanted = [layer for layer in listed if isinstance(layer, int)] if isinstance(listed, list) else []
-    faults = [*looked.shapes.faults, *missing_layers(files, wanted)]
+    faults = [*looked.shapes.faults, *missing_layers(files, listed_layers(told, layers))]
     if faults:
         return None, faults
-    languages, start = [], 0
+    parts, start = [], 0
     for part in looked.languages:
         begins, ends = edges(part)
-        languages.append(replace(part, start=start, begins=begins, ends=ends))
+        parts.append(replace(part, start=start, begins=begins, ends=ends))
         start += part.shape[0]
     labels = {name: values for name, values in looked.labels.items() if any(map(_says, values))}
     ids = labels.get("image_id")
-    layers = tuple(languages[0].files)
+    kept = tuple(parts[0].files)
     found = Found(
-        layers=layers,
-        hidden=languages[0].shape[2],
-        lengths=np.concatenate([part.lengths for part in languages]),
-        languages=[part.name for part in languages for _ in range(part.shape[0])],
+        layers=kept,
+        hidden=parts[0].shape[2],
+        lengths=np.concatenate([part.lengths for part in parts]),
+        languages=[part.name for part in parts for _ in range(part.shape[0])],
         ids=None if ids is None else list(map(str, ids)),
         labels=labels,
-        said={**_said(told, layers), **looked.said, "stored_dtype": " ".join(sorted(looked.dtypes))},
-        reader=TensorReader(languages),
+        said={**_said(told, kept), **looked.said, "stored_dtype": " ".join(sorted(looked.dtypes))},
+        reader=TensorReader(parts),
     )
     return found, []
 
@@ -101,6 +106,21 @@ def _files(folder: Path) -> tuple[_Files, list[Fault]]:
         else:
             files[named[1]] = dict.fromkeys(held, path)
     return {name: dict(sorted(files[name].items())) for name in sorted(files)}, faults
+
+
+def _narrowed(files: _Files, layers: Spec, languages: Sequence[str] | None) -> tuple[_Files, list[Fault]]:
+    """Leave out what is not wanted."""
+    unknown = [name for name in languages or () if name not in files]
+    faults = [
+        Fault("languages", f"no file is of {name!r}", f"there are {', '.join(files)}") for name in unknown
+    ]
+    kept, more = choose_layers({layer for own in files.values() for layer in own}, layers)
+    chosen = {
+        name: {layer: path for layer, path in own.items() if layer in kept}
+        for name, own in files.items()
+        if languages is None or name in languages
+    }
+    return chosen, faults + more
 
 
 def _metadata(folder: Path) -> tuple[dict[str, Any], list[Fault]]:

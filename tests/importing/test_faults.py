@@ -256,3 +256,35 @@ def test_what_was_interrupted_is_begun_again(tmp_path: Path) -> None:
     assert main(["import", str(folder), "--format", "npz", "--out", str(tmp_path / "run")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "run"]
     assert actkit.verify(tmp_path / "run").ok
+
+
+@pytest.mark.parametrize(
+    ("format", "asked", "said"),
+    [
+        ("pt", {"layers": "0-5"}, "layers: `0-5`: the model has no layer 5 (it has 3 layers, 0–2)"),
+        ("pt", {"layers": "few"}, "layers: cannot read `few`"),
+        ("pt", {"languages": ["french"]}, "languages: no file is of 'french' (there are arabic, english)"),
+        (
+            "npz",
+            {"languages": ["english"]},
+            "languages: npz files name none",
+        ),
+        ("npz", {"layers": "7"}, "layers: `7`: the model has no layer 7"),
+        ("batches", {"layers": "mlp_1"}, "layers: `mlp_1`: the model has no `mlp` that can be captured"),
+    ],
+)
+def test_what_is_not_there_is_not_imported(
+    tmp_path: Path, format: str, asked: dict[str, Any], said: str
+) -> None:
+    save = {"pt": scripts.save_checkpoints, "npz": scripts.save_chunks, "batches": scripts.save_batches}
+    folder = save[format](tmp_path / "old")
+    assert said in told(folder, format, **asked)
+
+
+def test_a_gap_between_layers(tmp_path: Path) -> None:
+    folder = scripts.save_chunks(tmp_path / "old")
+    for path in folder.glob("layer_1/*"):
+        path.unlink()
+    assert "the files have no layers 1 (they have 0 2)" in told(folder, "npz", layers="0-1")
+    cube = actkit.import_files(folder, format="npz", out=tmp_path / "run", layers="0 2")
+    assert cube.layer.values.tolist() == [0, 2]

@@ -170,3 +170,21 @@ def test_the_shell_imports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(arguments) == 1
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_some_layers_are_imported_alone(run: Path, tmp_path: Path, format: str) -> None:
+    every = export(run, tmp_path / "every", format=format)
+    found = actkit.import_files(every, format=format, out=tmp_path / "run", layers="-1 1")
+    assert found.layer.values.tolist() == [1, 3]
+    again = export(tmp_path / "run", tmp_path / "again", format=format)
+    assert files(again) == files(export(run, tmp_path / "direct", format=format, layers="1 3"))
+
+
+def test_some_languages_are_imported_alone(run: Path, cube: xr.Dataset, tmp_path: Path) -> None:
+    every = export(run, tmp_path / "every", format="pt")
+    found = actkit.import_files(every, format="pt", out=tmp_path / "run", layers=2, languages=["arabic"])
+    assert set(found.language.values.tolist()) == {"arabic"}
+    theirs = cube.residual.sel(layer=2).isel(sample=(cube.language == "arabic").values)
+    longest = found.sizes["token"]
+    np.testing.assert_array_equal(found.residual.sel(layer=2).values, theirs.values[:, :longest])
