@@ -153,6 +153,10 @@ def test_a_run_is_watched_interrupted_and_resumed(lab: tuple[str, Path], page: P
     kept = actkit.open_cube(work / "runs/slow", partial=True).sizes["sample"]
     assert 0 < kept < 2_000
 
+    # the kernel drops what was queued behind the cell, and whatever comes while it does
+    expect(page.get_by_text("KeyboardInterrupt").first).to_be_visible(timeout=LONG)
+    expect(page.get_by_text("Python 3 (ipykernel) | Idle")).to_be_visible(timeout=LONG)
+    page.wait_for_timeout(2000)
     cell(page, "cube = actkit.extract(**form.options").click()
     page.keyboard.press("Control+Enter")
     expect(state(page)).to_have_text("done", timeout=LONG)
