@@ -23,16 +23,16 @@ from actkit.widgets.layer_choice import echo, layer_counts
 from actkit.widgets.style import ACCORDION, heading, html
 from actkit.yaml_files import read_yaml
 
-from ..choices import BUNDLED_DATA, BUNDLED_MODEL, Preview, data_files, data_of, models, preview
+from ..choices import BUNDLED_DATA, BUNDLED_MODEL, data_files, data_of, models, preview
 from ..confining import inside
-from ..form import COLUMNS, FIRST, Option, from_options, options, read_form
+from ..form import COLUMNS, FIRST, from_options, options, read_form
 from ..jobs import Jobs
 from ..planning import Planned, Planner
 from ..settings import Settings
 from ..uploading import Upload
+from .fields import WIDE, cell, table, widget_of
 
 _NONE = "(none)"
-_WIDE = {"sizing_mode": "stretch_width", "margin": (6, 6)}
 
 
 class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
@@ -68,9 +68,9 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         own = self._settings
         chooser = pmui.AutocompleteInput if own.typed_models else pmui.Select
         free = {"restrict": False} if own.typed_models else {}
-        self._model = chooser(label="Model", options=list(models(own)), **free, **_WIDE)
-        self._data = pmui.Select(label="Prompts", options=list(data_files(own)), **_WIDE)
-        self._layers = pmui.TextInput(label="Layers", value="all", **_WIDE)
+        self._model = chooser(label="Model", options=list(models(own)), **free, **WIDE)
+        self._data = pmui.Select(label="Prompts", options=list(data_files(own)), **WIDE)
+        self._layers = pmui.TextInput(label="Layers", value="all", **WIDE)
         self._strip = pmui.CheckButtonGroup(
             label="Layers by clicking",
             options=[],
@@ -83,14 +83,12 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             label="Components", options=[], value=["residual"], size="small", margin=(6, 6)
         )
         self._meaning = html(margin=(0, 8))
-        self._fields: dict[str, Any] = {option.name: _widget(option) for option in options()}
+        self._fields: dict[str, Any] = {option.name: widget_of(option) for option in options()}
         for name in ("text_column", "language_column", "id_column"):
-            self._fields[name] = pmui.Select(label=_label(name), options=[], **_WIDE)
-        self._fields["labels"] = pmui.MultiChoice(label="Labels", options=[], **_WIDE)
-        self._fields["languages"] = pmui.MultiChoice(
-            label="Languages", options=[], placeholder="all", **_WIDE
-        )
-        self._name = pmui.TextInput(label="Name of the run", value=_fresh_name(), **_WIDE)
+            self._fields[name] = pmui.Select(label=self._fields[name].label, options=[], **WIDE)
+        self._fields["labels"] = pmui.MultiChoice(label="Labels", options=[], **WIDE)
+        self._fields["languages"] = pmui.MultiChoice(label="Languages", options=[], placeholder="all", **WIDE)
+        self._name = pmui.TextInput(label="Name of the run", value=_fresh_name(), **WIDE)
         self._start = pmui.Button(label="Start", color="primary", icon="play_arrow", size="large")
         self._estimate = pmui.Button(
             label="Estimate the time", variant="outlined", icon="schedule", size="large"
@@ -128,8 +126,8 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             taker.param.watch(lambda event: self._say(event.new), "fault")
 
     def _lay_out(self) -> Any:
-        columns = pn.FlexBox(*(_cell(self._fields[name]) for name in COLUMNS))
-        first = pn.FlexBox(*(_cell(self._fields[name]) for name in FIRST))
+        columns = pn.FlexBox(*(cell(self._fields[name]) for name in COLUMNS))
+        first = pn.FlexBox(*(cell(self._fields[name]) for name in FIRST))
         rest = [name for name in self._fields if name not in (*FIRST, *COLUMNS)]
         self._rest = rest
         more = pn.FlexBox()
@@ -140,17 +138,17 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
 
         def fill(_event: Any) -> None:
             if not more.objects:
-                more.objects = [_cell(self._fields[name]) for name in rest]
+                more.objects = [cell(self._fields[name]) for name in rest]
 
         self._more.param.watch(fill, "active")
         return pn.Column(
             heading("What to run"),
-            pn.FlexBox(_cell(self._model, 420), _cell(self._data, 420)),
+            pn.FlexBox(cell(self._model, 420), cell(self._data, 420)),
             self._upload,
             self._preview,
             columns,
             heading("What to keep"),
-            pn.FlexBox(_cell(self._layers, 420), self._components),
+            pn.FlexBox(cell(self._layers, 420), self._components),
             self._strip,
             self._meaning,
             first,
@@ -263,7 +261,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         except (InputError, OSError) as error:
             self._preview.object = f"<p role='alert'>{escape(str(error))}</p>"
             return
-        self._preview.object = _table(found)
+        self._preview.object = table(found)
         with self._setting():
             columns = list(found.columns)
             self._fields["text_column"].param.update(options=columns, value=found.text)
@@ -361,36 +359,6 @@ def _read_upload(content: bytes) -> tuple[dict[str, Any], list[Fault]]:
         path.write_bytes(content)
         options, faults = read_yaml(path)
     return options, [replace(fault, where=fault.where.removeprefix(f"{folder}/")) for fault in faults]
-
-
-def _widget(option: Option) -> Any:
-    if option.kind == "switch":
-        return pmui.Switch(label=option.label, value=option.default == "true", margin=(12, 6))
-    if option.kind == "choice":
-        told = {choice or "by default": choice for choice in option.choices}
-        return pmui.Select(label=option.label, options=told, value=option.default, **_WIDE)
-    return pmui.TextInput(label=option.label, value=option.default, placeholder=option.default, **_WIDE)
-
-
-def _label(name: str) -> str:
-    return name.replace("_", " ").capitalize()
-
-
-def _cell(widget: Any, width: int = 240) -> Any:
-    """Let a field be as wide as a phone, or share a row."""
-    return pn.Column(widget, width_policy="max", max_width=width, min_width=min(width, 240), margin=0)
-
-
-def _table(found: Preview) -> str:
-    head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in found.columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td dir='auto'>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in found.rows
-    )
-    return (
-        f"<div class='preview' tabindex='0' role='region' aria-label='first rows'><table><thead><tr>{head}"
-        f"</tr></thead><tbody>{body}</tbody></table></div><p>{found.n_rows:,} rows</p>"
-    )
 
 
 def _rows(found: Planned) -> str:

@@ -1,15 +1,12 @@
 """What Weights & Biases is told of a run, read back from the files that it writes offline."""
 
-import json
 import logging
 import os
 import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from actkit.planning import Shape
 from actkit.store.layout import CUBE
 from actkit.store.runs import CONFIG, LOG
 from actkit.testing import contents
+from tests.extraction.wandb_logs import Told, read_log
 
 Processes = Callable[[], list[psutil.Process]]
 
@@ -44,17 +42,6 @@ NAMES = {
 OFFLINE = {"project": "test", "mode": "offline"}
 
 
-@dataclass
-class Told:
-    """One run, as Weights & Biases has it."""
-
-    about: dict[str, str] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, float]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    exit_code: int | None = None
-
-
 @pytest.fixture(autouse=True)
 def wandb_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the settings and keys of this machine out, and the files in."""
@@ -70,31 +57,8 @@ def wandb_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def told(wandb_files: Path) -> Callable[[], list[Told]]:
-    """Read every run back, with the records of the package."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    def values(items: Any) -> dict[str, Any]:
-        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
-
-    def read(path: Path) -> Told:
-        run = Told()
-        for data in stored(path.read_bytes()):
-            record = Record()
-            record.ParseFromString(data)
-            if record.HasField("run"):
-                own = record.run
-                run.about = {"project": own.project, "group": own.run_group, "name": own.display_name}
-                run.config |= {item.key: json.loads(item.value_json) for item in own.config.update}
-            elif record.HasField("history"):
-                row = values(record.history.item)
-                run.rows.append({name: value for name, value in row.items() if not name.startswith("_")})
-            elif record.HasField("summary"):
-                run.summary |= values(record.summary.update)
-            elif record.HasField("exit"):
-                run.exit_code = record.exit.exit_code
-        return run
-
-    return lambda: [read(path) for path in sorted(wandb_files.rglob("*.wandb"))]
+    """Read every run back."""
+    return lambda: [read_log(path) for path in sorted(wandb_files.rglob("*.wandb"))]
 
 
 @pytest.fixture
@@ -109,23 +73,6 @@ def options(tiny_model: Path, prompts: Path, tmp_path: Path) -> dict[str, Any]:
     """Six prompts in windows of two, a batch each."""
     asked = {"model": tiny_model, "data": prompts, "out": tmp_path / "some-run", "device": "cpu"}
     return {**asked, "window_samples": 2, "batch_size": 1}
-
-
-def stored(content: bytes) -> Iterator[bytes]:
-    """Yield what a log in the format of LevelDB holds: blocks of 32 kB, which cut records into parts."""
-    assert content.startswith(b":W&B")
-    place, record = 7, b""
-    while place < len(content):
-        left = 2**15 - place % 2**15
-        if left < 7:  # no header fits
-            place += left
-            continue
-        _, length, part = struct.unpack_from("<IHB", content, place)
-        record += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if part in (1, 4):  # whole, or the last part
-            yield record
-            record = b""
 
 
 def opened(pid: int | str, number: int) -> str:

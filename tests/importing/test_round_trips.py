@@ -55,7 +55,7 @@ def files(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_exportedcome_back(run: Path, tmp_path: Path, format: str) -> None:
+def test_what_was_exported_comes_back(run: Path, tmp_path: Path, format: str) -> None:
     first = export(run, tmp_path / "first", format=format)
     actkit.import_files(first, format=format, out=tmp_path / "run")
     again = export(tmp_path / "run", tmp_path / "again", format=format)
