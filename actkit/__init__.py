@@ -1,4 +1,4 @@
-"""Run prompts through any Hugging Face transformer, keep what every layer computed, look at it."""
+"""Run prompts through Hugging Face transformers, store the outputs of every layer, and analyse them."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -6,24 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config
-    from .exporting.export import export
-    from .extraction.engine import extract, plan
-    from .importing.importing import import_files
-    from .reporting import report
-    from .stats.activating import top_activating
+    from .exporters.run_export import export
+    from .extraction.preflight.preparation import RunPlan
+    from .extraction.run import extract, plan
+    from .importers.run_import import import_files
+    from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
+    from .stats.cross_language import transfer
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
+    from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
-    from .stats.resolution import multi_resolution
-    from .stats.transfer import transfer
+    from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
-    from .store.checking import verify
-    from .store.reading import open_cube, tokens
+    from .store.reader import open_cube, token_strings
+    from .store.verification import verify
 
 __all__ = [
     "Config",
+    "RunPlan",
     "Whitener",
     "adjacent_cka",
     "cka",
@@ -34,13 +36,13 @@ __all__ = [
     "import_files",
     "language_cka",
     "layer_norms",
+    "layer_subset",
     "layer_updates",
     "massive_activations",
-    "multi_resolution",
     "open_cube",
     "plan",
     "report",
-    "tokens",
+    "token_strings",
     "top_activating",
     "transfer",
     "transitions",
@@ -49,42 +51,43 @@ __all__ = [
 
 __version__ = version("actkit")
 
-# imported on first use: opening a cube needs no torch, and the command line starts at once
-_HOMES = {
+# imported on first use, so that opening a cube needs no torch and the command line starts quickly
+_MODULES = {
     "Config": ".config",
+    "RunPlan": ".extraction.preflight.preparation",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "cka": ".stats.cka",
     "direction_cosines": ".stats.directions",
-    "export": ".exporting.export",
-    "extract": ".extraction.engine",
+    "export": ".exporters.run_export",
+    "extract": ".extraction.run",
     "group_differential": ".stats.differential",
-    "import_files": ".importing.importing",
+    "import_files": ".importers.run_import",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
     "layer_updates": ".stats.norms",
     "massive_activations": ".stats.norms",
-    "multi_resolution": ".stats.resolution",
-    "open_cube": ".store.reading",
-    "plan": ".extraction.engine",
-    "report": ".reporting",
-    "tokens": ".store.reading",
-    "top_activating": ".stats.activating",
-    "transfer": ".stats.transfer",
+    "layer_subset": ".stats.layer_subset",
+    "open_cube": ".store.reader",
+    "plan": ".extraction.run",
+    "report": ".reports",
+    "token_strings": ".store.reader",
+    "top_activating": ".stats.top_activations",
+    "transfer": ".stats.cross_language",
     "transitions": ".stats.transitions",
-    "verify": ".store.checking",
+    "verify": ".store.verification",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "plots":
         return import_module(".plots", __name__)
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name], __name__), name)
+    value = getattr(import_module(_MODULES[name], __name__), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "plots"]

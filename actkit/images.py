@@ -1,10 +1,9 @@
-"""Images out of table cells, checked before anything is decoded."""
+"""Images from table cells, checked before anything is decoded."""
 
 import hashlib
 import io
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +12,14 @@ from typing import Any
 
 from PIL import Image, ImageFile
 
+from .regular_files import IrregularError, read_regular
+
 MOST_PIXELS = 100_000_000
 MOST_RATIO = 200
 MOST_BYTES = 512 * 2**20
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
-_NO_IMAGE = "is no image (PNG, JPEG, WebP, BMP, GIF or TIFF)"
+_NO_IMAGE = "is not an image (PNG, JPEG, WebP, BMP, GIF or TIFF)"
 _TOO_LARGE = f"is larger than {MOST_PIXELS // 10**6} megapixels (decompression bomb)"
 _TOO_LONG = f"is larger than {MOST_BYTES // 2**20} MB"
 _URL = re.compile(r"data:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -48,22 +49,22 @@ def read_image(value: Any, root: Path) -> tuple[Image.Image | None, str, str]:
         A path below `root`, the bytes of an image file, or a Hugging Face image: a mapping with
         ``bytes``, or else ``path``.
     root
-        The folder that no path may leave, neither by ``..`` nor by a link.
+        Folder that no path may leave, neither through ``..`` nor through a link.
 
     Returns
     -------
     image : PIL.Image.Image or None
-        RGB, upright as its EXIF orientation says, transparent pixels over white; of several frames
-        the first. ``None`` where there is a fault.
+        First frame in RGB, upright according to its EXIF orientation, with transparent pixels over white;
+        ``None`` if there is a fault.
     fault : str
-        What is wrong, in a few words that follow the name of the cell; empty where nothing is.
+        The fault, as a phrase that follows the name of the cell; empty if there is none.
     digest : str
-        SHA-256 of the encoded bytes; empty where none could be read.
+        SHA-256 of the encoded bytes; empty if none could be read.
 
     Examples
     --------
     >>> read_image(b"some text", Path("."))[1]
-    'is no image (PNG, JPEG, WebP, BMP, GIF or TIFF)'
+    'is not an image (PNG, JPEG, WebP, BMP, GIF or TIFF)'
     """
     content, fault = _content(value, root)
     if content is None:
@@ -73,7 +74,7 @@ def read_image(value: Any, root: Path) -> tuple[Image.Image | None, str, str]:
 
 
 def _content(value: Any, root: Path) -> tuple[bytes | None, str]:
-    """Get the encoded bytes, or say why there are none."""
+    """Return the encoded bytes, or a fault."""
     if isinstance(value, Mapping) and ("bytes" in value or "path" in value):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if value is None:
@@ -98,32 +99,24 @@ def _file(path: str | bytes, root: Path) -> tuple[bytes | None, str]:
     if _URL.match(path):
         return None, "is a URL; download it first"
     try:
-        # Not Path.resolve, which raises for links that form a ring.
+        # not Path.resolve, which raises for circular links
         inside = os.path.realpath(root)
         real = os.path.realpath(os.path.join(inside, path))
         if not Path(real).is_relative_to(inside):
             return None, f"lies outside {root}"
-        status = os.stat(real)
-        if stat.S_ISDIR(status.st_mode):
-            return None, "is a folder"
-        if not stat.S_ISREG(status.st_mode):
-            return None, "is no regular file"
-        if status.st_size > MOST_BYTES:
-            return None, _TOO_LONG
-        # The file may have become a pipe since: never wait for one, never read without end.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        with open(os.open(real, flags), "rb") as file:
-            return file.read(MOST_BYTES) or b"", ""
+        return read_regular(real, MOST_BYTES), ""
+    except IrregularError as error:
+        return None, str(error)
     except (FileNotFoundError, NotADirectoryError):
         return None, f"is missing: {shown}"
     except OSError as error:
         return None, f"cannot be read: {error.strerror}"
     except ValueError:
-        return None, f"is no path: {shown}"
+        return None, f"is not a path: {shown}"
 
 
 def _decode(content: bytes) -> tuple[Image.Image | None, str]:
-    """Decode all pixels of an image, once its size is known to be bearable."""
+    """Decode all pixels of an image, once its size has been checked."""
     if not content:
         return None, "has zero bytes"
     try:
@@ -131,10 +124,10 @@ def _decode(content: bytes) -> tuple[Image.Image | None, str]:
             with Image.open(io.BytesIO(content), formats=FORMATS) as checked:
                 if checked.width * checked.height > MOST_PIXELS:
                     return None, _TOO_LARGE
-                # processors scale the shorter side up, and the longer one with it
+                # processors scale the shorter side up, and the longer one in proportion
                 if max(checked.size) > MOST_RATIO * min(checked.size):
                     return None, f"is more than {MOST_RATIO} times as long as wide"
-                # Only PNG has checksums; its decoder does not look at them.
+                # only PNG has checksums, which decoding does not verify
                 checked.verify()
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 image.load()
@@ -154,7 +147,7 @@ def _decode(content: bytes) -> tuple[Image.Image | None, str]:
 
 @contextmanager
 def _quiet_and_strict() -> Iterator[None]:
-    """Silence what Pillow warns of, and let nobody's setting hide that a file is truncated."""
+    """Silence Pillow's warnings, and make it reject truncated files whatever its global setting."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -166,16 +159,16 @@ def _quiet_and_strict() -> Iterator[None]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image as its EXIF orientation says."""
+    """Rotate or flip the image according to its EXIF orientation."""
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # the notes are damaged, the pixels are not
+    except Exception:  # the metadata are damaged, the pixels are not
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Give 8-bit RGB over white, without notes: a kept EXIF orientation would be applied twice."""
+    """Return 8-bit RGB over white, without metadata: an EXIF orientation would be applied twice."""
     if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     alpha = image.convert("RGBA") if image.has_transparency_data else None

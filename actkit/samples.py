@@ -1,4 +1,4 @@
-"""The samples that a scan decided on, portion by portion."""
+"""Samples that a scan selected, read in portions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,31 +6,35 @@ from typing import Any
 
 import numpy as np
 
+from .chats import readable
 from .config import Config
+from .data_scan import Scan
 from .errors import ChangedError, Fault, InputError
 from .fingerprints import check_of, content_of
 from .labels import objects, typed
-from .scanning import Scan
 from .sources import Row, Source
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Some samples of a cube, in its order; every array has dims ``(sample,)``.
+    """Some samples of a cube, in order; every array has dims ``(sample,)``.
 
     Parameters
     ----------
     sample_id, language, text
-        Object arrays of str.
+        Object arrays of str; the ``text`` of a chat is the result of :func:`~actkit.chats.readable`.
+    prompts
+        Input of the model: texts or chats.
     labels
-        Name to values: object arrays of str, or int64, float64 or bool.
+        Name to values: object arrays of str, or int64, float64 or bool arrays.
     images
-        Cells of ``image_column``; None where none is asked for.
+        Cells of ``image_column``; None if there is no such column.
     """
 
     sample_id: np.ndarray
     language: np.ndarray
     text: np.ndarray
+    prompts: list[Any]
     labels: dict[str, np.ndarray]
     images: list[Any] | None
 
@@ -47,21 +51,21 @@ def portions(
     stop: int | None = None,
     size: int,
 ) -> Iterator[Samples]:
-    """Read the rows again and give the samples that a scan decided on.
+    """Read the rows again and yield the samples that a scan selected.
 
     Parameters
     ----------
     source, scan, config
-        As they were scanned.
+        Source, result and config of the scan.
     start, stop
-        The first sample to give, and the first not to give.
+        Index of the first sample, and of the first sample after the last.
     size
-        Samples of each portion; the last may have fewer.
+        Number of samples per portion; the last may have fewer.
 
     Raises
     ------
     ChangedError
-        If the data do not give the same rows as before.
+        If the rows differ from those scanned.
     """
     stop = len(scan) if stop is None else min(stop, len(scan))
     held: list[Row] = []
@@ -70,12 +74,12 @@ def portions(
     while at < stop:
         ordinal, row = next(rows, (-1, None))
         if row is None:
-            what = f"ended after {at} of {len(scan)} samples, which it did not before"
+            what = f"now ends after {at} of {len(scan)} samples"
             raise _changed(source.name, what)
         if ordinal < scan.accepted[at]:
             continue
         if row.fault is not None or check_of(content_of(row)) != scan.checks[at]:
-            raise _changed(row.where, "is not what it was when the samples were chosen")
+            raise _changed(row.where, "has changed since the samples were selected")
         held.append(row)
         at += 1
         if len(held) == size or at == stop:
@@ -91,7 +95,7 @@ def _again(source: Source) -> Iterator[Row]:
 
 
 def _changed(where: str, what: str) -> ChangedError:
-    fault = Fault(where, what, "leave the data alone while a run reads them, and start it again")
+    fault = Fault(where, what, "do not change the data during a run, and start it again")
     return ChangedError([fault], "the data changed while they were read")
 
 
@@ -100,7 +104,8 @@ def _samples(source: Source, scan: Scan, config: Config, rows: list[Row]) -> Sam
     return Samples(
         sample_id=objects([str(row.sample_id) for row in rows]),
         language=objects([row.language for row in rows]),
-        text=objects([row.text for row in rows]),
+        text=objects([readable(row.text) for row in rows]),
+        prompts=[row.text for row in rows],
         labels={
             name: typed(list(values), scan.label_dtypes[name])
             for name, values in zip(source.label_names, columns, strict=True)

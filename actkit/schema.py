@@ -1,8 +1,10 @@
-"""Every variable of a cube, declared once; and the token rules that its readers share."""
+"""Variables of a cube, each declared once, and the token rules that all readers share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -12,7 +14,7 @@ DIMS = ("layer", "sample", "token", "hidden")
 
 
 class TokenKind(IntEnum):
-    """What a position of the token axis holds."""
+    """Kind of token at a position."""
 
     PAD = 0
     SPECIAL = 1
@@ -23,14 +25,36 @@ class TokenKind(IntEnum):
     MEAN = 6
 
 
-MOMENTS = "moments.safetensors"  # of a run that gathers them, beside its cube
+# values of the cube's attribute `ids`: the origin of `sample_id`
+GIVEN_IDS = "data"  # from the data
+ROW_IDS = "rows"  # row numbers of one table, shared by the languages of a row
+ORDER_IDS = "order"  # numbers in the order of imported files, from 0 in each language
 
-# what was generated is no content: what a cube says of a prompt is the same with and without a generation
+WIDTH = "hidden_size"  # attribute of an opened cube: the width of the model, before any selection
+
+# former names of options, still found in run folders and cubes of earlier versions
+FORMER_OPTIONS = MappingProxyType({"tokens": "keep_tokens"})
+
+MOMENTS = "moments.safetensors"  # in the run folder, if the run accumulates moments
+
+# Generated tokens are not content, so statistics of a prompt are the same with and without generation.
 CONTENT_KINDS = (TokenKind.TEXT, TokenKind.IMAGE, TokenKind.MEAN)
 
 
 VISION = "vision"
-COMPONENTS = ("residual", "attention", "mlp")
+Component = Literal["residual", "attention", "mlp"]
+COMPONENTS: tuple[str, ...] = get_args(Component)
+
+
+def current_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a stored run by their current names.
+
+    Examples
+    --------
+    >>> current_options({"tokens": "last", "limit": 3})
+    {'keep_tokens': 'last', 'limit': 3}
+    """
+    return {FORMER_OPTIONS.get(name, name): value for name, value in options.items()}
 
 
 @dataclass(frozen=True)
@@ -40,13 +64,13 @@ class Variable:
     Parameters
     ----------
     name
-        Its path in the store: a name, after that of its group where it is in one.
+        Path in the store: the name, preceded by its group if it belongs to one.
     dims
-        Dimension names, outermost first; each group has its own ``layer``, ``token`` and ``hidden``.
+        Dimension names, outermost first; each group has separate ``layer``, ``token`` and ``hidden`` axes.
     dtype
         NumPy dtype name; ``str`` is variable-length UTF-8.
     meaning
-        One sentence, also stored as the attribute ``long_name``.
+        Description in one sentence, also stored as the attribute ``long_name``.
     coord
         Whether it is a coordinate rather than a data variable.
     by_window
@@ -62,7 +86,7 @@ class Variable:
 
     @property
     def group(self) -> str:
-        """The group that it is in; empty for the cube itself."""
+        """Name of its group; empty for the cube itself."""
         return self.name.rpartition("/")[0]
 
     @property
@@ -77,7 +101,7 @@ class Variable:
 
     @property
     def fill_value(self) -> float | int | bool | str:
-        """What positions that hold nothing read as."""
+        """Value of positions that hold no data."""
         if self.dtype == "str":
             return ""
         return float("nan") if np.dtype(self.dtype).kind == "f" else np.dtype(self.dtype).type(0).item()
@@ -93,7 +117,7 @@ class Variable:
 
 
 def _known(name: str, dims: tuple[str, ...], dtype: str, meaning: str) -> Variable:
-    """Return a coordinate that is known before the model runs."""
+    """Declare a coordinate that is known before the model runs."""
     return Variable(name, dims, dtype, meaning, coord=True, by_window=False)
 
 
@@ -110,75 +134,77 @@ VARIABLES: dict[str, Variable] = {
             "attention",
             DIMS,
             "float32",
-            "What the attention of block l adds to the stream, after post-norms; NaN where no token is.",
+            "Output of the attention of block l as added to the residual stream, after post-norms; NaN where "
+            "there is no token.",
         ),
         Variable(
             "mlp",
             DIMS,
             "float32",
-            "What the MLP of block l adds to the stream, after post-norms; NaN where no token is.",
+            "Output of the MLP of block l as added to the residual stream, after post-norms; NaN where there "
+            "is no token.",
         ),
         Variable(
             "embedding",
             ("sample", "token", "hidden"),
             "float32",
-            "What enters block 0; NaN where there is no token.",
+            "Input of block 0; NaN where there is no token.",
         ),
         Variable(
             "norm",
             ("layer", "sample", "token"),
             "float32",
-            "L2 norm over hidden of what `residual` keeps, before any rounding by `storage`.",
+            "L2 norm of `residual` over hidden, before any rounding by `storage`.",
         ),
         Variable(
             "pooled",
             ("layer", "sample", "hidden"),
             "float32",
-            "Mean of the block's output over content tokens; NaN where a sample has none.",
+            "Mean of the block's output over content tokens; NaN if a sample has none.",
         ),
         Variable(
             "last",
             ("layer", "sample", "hidden"),
             "float32",
-            "The block's output at the last content token; NaN where a sample has none.",
+            "Output of the block at the last content token; NaN if a sample has none.",
         ),
         Variable(
             "nonfinite",
             ("layer", "sample"),
             "int32",
-            "Number of NaN and Inf values met at real tokens in what was captured of the block; at the first "
-            "layer, in `embedding` too.",
+            "Number of NaN and Inf values at real tokens in everything captured of the block, and at the "
+            "first layer also in `embedding`.",
         ),
         Variable("n_tokens", ("sample",), "int32", "Number of positions that hold a token.", coord=True),
         Variable(
             "token_id",
             ("sample", "token"),
             "int32",
-            "Vocabulary index; 0 at pads, -1 for a mean, and where an import does not tell.",
+            "Vocabulary index; 0 for padding, -1 for a mean and for imports without token ids.",
             coord=True,
         ),
         Variable(
             "token_kind",
             ("sample", "token"),
             "int8",
-            "What the position holds: see flag_values and flag_meanings.",
+            "Kind of token, as listed in flag_values and flag_meanings.",
             coord=True,
         ),
         Variable(
             "token_text",
             ("sample", "token"),
             "str",
-            "The token's characters; one that is spread over several tokens stands at the last of them.",
+            "Text of the token; a character that spans several tokens is assigned to the last of them.",
             coord=True,
         ),
         Variable(
             "position",
             ("sample", "token"),
             "int32",
-            "Where the token stood in the prompt, from 0; -1 for a mean and at pads.",
+            "Index of the token in the prompt, from 0; -1 for a mean and for padding.",
             coord=True,
         ),
-        Variable("generated", ("sample",), "str", "The text that the model generated.", coord=True),
+        Variable("generated", ("sample",), "str", "Text generated by the model.", coord=True),
         _known("layer", ("layer",), "int64", "Index of the block, from 0."),
         *(
             _known(f"has_{name}", ("layer",), "bool", f"Whether `{name}` was captured at the layer.")
@@ -186,18 +212,29 @@ VARIABLES: dict[str, Variable] = {
         ),
         _known("sample", ("sample",), "int64", "Position in the cube, from 0."),
         _known(
-            "token", ("token",), "int64", "Index among the kept positions; 0 = first one that holds a token."
+            "token",
+            ("token",),
+            "int64",
+            "Index among the kept positions, from 0, the first that holds a token.",
         ),
         _known("sample_id", ("sample",), "str", "Name of the sample, unique within a language."),
         _known("language", ("sample",), "str", "Language of the text."),
-        _known("text", ("sample",), "str", "The text, as it was given."),
-        _known("prompt_tokens", ("sample",), "int32", "Number of tokens of the prompt, as the model saw it."),
-        _known("truncated", ("sample",), "bool", "Whether max_tokens cut the text."),
+        _known("text", ("sample",), "str", "Text of the sample, as in the data."),
         _known(
-            "batch", ("sample",), "int32", "The batch that computed the sample; -1 where it was imported."
+            "prompt_tokens", ("sample",), "int32", "Number of tokens of the prompt, as the model received it."
+        ),
+        _known("truncated", ("sample",), "bool", "Whether the text was truncated to max_tokens."),
+        _known(
+            "batch",
+            ("sample",),
+            "int32",
+            "Index of the batch that computed the sample; -1 if it was imported.",
         ),
         _known(
-            "committed", ("sample",), "bool", "Whether the sample's window is safely stored: the only ledger."
+            "committed",
+            ("sample",),
+            "bool",
+            "Whether the sample's window is safely stored; the only record of progress.",
         ),
         Variable(
             f"{VISION}/residual",
@@ -211,35 +248,41 @@ VARIABLES: dict[str, Variable] = {
             f"{VISION}/nonfinite",
             ("layer", "sample"),
             "int32",
-            "Number of NaN and Inf values met in the block's output.",
+            "Number of NaN and Inf values in the block's output.",
         ),
         Variable(f"{VISION}/n_tokens", ("sample",), "int32", "Number of patches.", coord=True),
-        _known(f"{VISION}/layer", ("layer",), "int64", "Index of the vision tower's block, from 0."),
+        _known(f"{VISION}/layer", ("layer",), "int64", "Index of the block of the vision tower, from 0."),
         _known(f"{VISION}/sample", ("sample",), "int64", "Position in the cube, from 0."),
-        _known(f"{VISION}/token", ("token",), "int64", "Index of the patch, as the processor orders them."),
+        _known(f"{VISION}/token", ("token",), "int64", "Index of the patch, in the order of the processor."),
     )
 }
 
 SAVABLE = ("residual", "embedding", "norm", "pooled", "last")
-# what is computed from `residual`, and absent where no layer of it is asked for
+# variables computed from `residual`, absent if no layer of it is captured
 OF_RESIDUAL = ("residual", "norm", "pooled", "last")
 
 
 def label(name: str, dtype: str) -> Variable:
-    """Return the variable of a label column of the data."""
-    return _known(name, ("sample",), dtype, f"Label column `{name}` of the data.")
+    """Return the variable of a label; numbers with gaps (``int64?``) become float64, dates (``day``) text."""
+    stored = "float64" if dtype.endswith("?") else "str" if dtype == "day" else dtype
+    return _known(name, ("sample",), stored, f"Label column `{name}` of the data.")
+
+
+def label_attrs(dtype: str) -> dict[str, str | bool]:
+    """Return the attributes that mark a label column, with its original type if gaps changed that."""
+    return {"label": True, **({"label_type": dtype.removesuffix("?")} if dtype.endswith("?") else {})}
 
 
 def content_mask(token_kind: xr.DataArray, *, first_is_content: bool) -> xr.DataArray:
-    """Tell content tokens from pads, special and template tokens.
+    """Return a mask of content tokens, as opposed to padding, special and template tokens.
 
     Parameters
     ----------
     token_kind
-        Dims ``(sample, token)``.
+        Kind of each token, dims ``(sample, token)``.
     first_is_content
-        Whether position 0 counts. It does not where the tokenizer puts no special token there:
-        attention sinks sit at position 0 all the same.
+        Whether position 0 counts. It does not if the tokenizer puts no special token there, because the
+        attention sink is at position 0 nevertheless.
 
     Returns
     -------
@@ -247,9 +290,9 @@ def content_mask(token_kind: xr.DataArray, *, first_is_content: bool) -> xr.Data
         Boolean, dims ``(sample, token)``.
     """
     mask = token_kind.isin([int(kind) for kind in CONTENT_KINDS])
-    # where only some positions are kept, `position` says where they stood
-    stood = token_kind.coords.get("position", token_kind.token)
-    return mask if first_is_content else mask & (stood != 0)
+    # if only some positions are kept, `position` holds their indices in the prompt
+    position = token_kind.coords.get("position", token_kind.token)
+    return mask if first_is_content else mask & (position != 0)
 
 
 def markdown_table(variables: Iterable[Variable] = VARIABLES.values()) -> str:
@@ -260,7 +303,7 @@ def markdown_table(variables: Iterable[Variable] = VARIABLES.values()) -> str:
     >>> print(markdown_table([VARIABLES["batch"]]))
     | variable | dims | dtype | meaning |
     |---|---|---|---|
-    | `batch` | sample | int32 | The batch that computed the sample; -1 where it was imported. |
+    | `batch` | sample | int32 | Index of the batch that computed the sample; -1 if it was imported. |
     """
     rows = ["| variable | dims | dtype | meaning |", "|---|---|---|---|"]
     rows += [f"| `{v.name}` | {', '.join(v.dims)} | {v.dtype} | {v.meaning} |" for v in variables]

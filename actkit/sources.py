@@ -1,39 +1,44 @@
-"""What a config's data hold: rows of any source, by what each column means; not checked yet."""
+"""Data sources of a config: rows of any file or dataset, by the meaning of their columns, not yet checked."""
 
 import os
+import re
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from .config import Config
 from .errors import Fault
+from .labels import is_gap, plain
+from .nested_fields import Data, NestedFields
 from .schema import VARIABLES, VISION
 from .streams import check_file_options, is_stream, open_stream
 from .tables import Record, read_table
 
 NO_LANGUAGE = "unspecified"
 _SHOWN_NAMES = 20
+# names under which pandas writes the index of a table
+_INDEX = re.compile(r"Unnamed: 0(\.\d+)*|__index_level_\d+__")
 
 
 class Row(NamedTuple):
-    """One candidate for a sample, its values as the data hold them.
+    """A candidate for a sample, with values as in the data.
 
     Parameters
     ----------
     where
-        The row as its user counts it: ``row 12 (line 13)``, or ``part-1.parquet, row 12``.
+        Location of the row as a user counts it: ``row 12 (line 13)``, or ``part-1.parquet, row 12``.
     text_column
-        The column that ``text`` comes from.
+        Column that ``text`` comes from.
     image
-        Cell of ``image_column``; None where none is asked for.
+        Cell of ``image_column``; None if there is no such column.
     category
-        Cell of ``category_column``, where rows are chosen by it.
+        Cell of ``category_column``, if rows are selected by category.
     labels
         Cells of the source's ``label_names``.
     fault
-        What kept the row from being read; the values are then empty.
+        Reason why the row cannot be read; the values are then empty.
     """
 
     where: str
@@ -47,58 +52,43 @@ class Row(NamedTuple):
     fault: Fault | None = None
 
 
-class Data(Protocol):
-    """A file or dataset: columns, and rows to be read as often as asked."""
-
-    @property
-    def columns(self) -> Collection[str]:
-        """Names of the columns, in the order of the data."""
-
-    @property
-    def digest(self) -> str | None:
-        """SHA-256 of the file; None for what is read as a stream."""
-
-    def records(self, names: Iterable[str]) -> Iterator[Record]:
-        """Give the cells of some columns, row by row."""
-
-    def holds_text(self, name: str) -> bool:
-        """Tell whether the cells of a column are text."""
-
-
 @dataclass
 class Source:
-    """What a config's data hold, and which of it is asked for.
+    """The data of a config, and the part of them that it requests.
 
     Parameters
     ----------
     name
-        Of the file, pattern or dataset.
+        Name of the file, pattern or dataset.
     digest
         SHA-256 of the file; None for a stream.
     label_names
         Columns to keep as labels.
     numbered
-        Whether samples are named by the numbers of their rows, which makes them unique.
+        Whether sample ids are row numbers, which are unique.
+    has_chats
+        Whether the texts are chats: lists of turns.
     faults
-        What is wrong with the columns, though rows can be read; a scan returns them with its own.
+        Faults of columns that do not keep rows from being read; a scan returns them with its own.
     """
 
     name: str
     digest: str | None
     label_names: tuple[str, ...]
     numbered: bool
+    has_chats: bool
     faults: tuple[Fault, ...]
     _data: Data
     _config: Config
     _unknown: list[Fault] = field(default_factory=list)
 
     def rows(self) -> Iterator[Row]:
-        """Give the candidate rows in order: those of the languages and categories asked for.
+        """Yield the rows of the requested languages and categories, in order.
 
         Raises
         ------
         InputError
-            If the data turn out to be damaged.
+            If the data are damaged.
         """
         config = self._config
         languages = _Choice("languages", "language", config.languages)
@@ -108,15 +98,15 @@ class Source:
                 yield Row(record.where, None, None, "", None, None, None, (), record.fault)
                 continue
             for row in self._of_record(number, record):
-                # both are asked: each has to know what there is
+                # no short circuit: both have to see every row
                 if languages.takes(row.language) & categories.takes(row.category):
                     yield row
         self._unknown = [*languages.unknown(), *categories.unknown()]
 
     def unknown(self) -> list[Fault]:
-        """Name the languages and categories asked for that no row has.
+        """Return a fault for each requested language or category that no row has.
 
-        Of a stream, known once :meth:`rows` was read to its end: rows yet unread may have them.
+        This is complete only after :meth:`rows` was read to its end, since later rows may have them.
         """
         if self.digest is not None:  # a file is at hand, whole
             deque(self.rows(), maxlen=0)
@@ -133,23 +123,23 @@ class Source:
 
     def _of_record(self, number: int, record: Record) -> Iterator[Row]:
         config, cells = self._config, record.cells
-        sample_id = number if self.numbered else cells[config.id_column]
+        sample_id = number if self.numbered else plain(cells[config.id_column])
         image = cells.get(config.image_column) if config.image_column else None
-        category = cells.get(config.category_column)
+        category = plain(cells.get(config.category_column))
         labels = tuple(cells[name] for name in self.label_names)
         if config.text_columns is not None:
             texts = list(config.text_columns.items())
         elif config.language_column in cells:
             texts = [(cells[config.language_column], config.text_column)]
         else:
-            (language,) = config.languages or (NO_LANGUAGE,)  # of several, the column is needed
+            (language,) = config.languages or (NO_LANGUAGE,)  # several languages require the column
             texts = [(language, config.text_column)]
         for language, column in texts:
             yield Row(record.where, sample_id, language, column, cells[column], image, category, labels)
 
 
 class _Choice:
-    """The names to keep, of languages or categories; None keeps all."""
+    """Filter of languages or categories by name; None keeps all."""
 
     def __init__(self, option: str, noun: str, names: tuple[str, ...] | None) -> None:
         self._option, self._noun, self._names = option, noun, names
@@ -159,7 +149,7 @@ class _Choice:
     def takes(self, value: Any) -> bool:
         if self._names is None:
             return True
-        if value is None:
+        if is_gap(value):
             return False
         name = str(value)
         if len(self._present) <= _SHOWN_NAMES:  # a stream may have millions
@@ -179,29 +169,30 @@ class _Choice:
 
 
 def open_source(config: Config) -> tuple[Source | None, list[Fault]]:
-    """Find the data that a config names, and the columns in it.
+    """Open the data of a config and find the columns.
 
     Parameters
     ----------
     config
-        Its ``data``, ``streaming``, ``split``, ``subset``, column, language, category and label
-        settings are used.
+        Config, of which ``data``, ``streaming``, ``split``, ``subset`` and the options of columns, languages,
+        categories and labels are used.
 
     Returns
     -------
     source : Source or None
     faults : list of Fault
-        Everything that keeps rows from being read; what else is wrong with the columns is kept in the
-        source, so that its rows can still be checked.
+        Faults that keep rows from being read; other faults of columns are stored in the source, so that its
+        rows can still be checked.
     """
-    data: Data | None
+    plain: Data | None
     if is_stream(config):
-        data, faults = open_stream(config)
+        plain, faults = open_stream(config)
     else:
-        data, faults = read_table(Path(config.data))
+        plain, faults = read_table(Path(config.data))
         faults += check_file_options(config)
-    if data is None:
+    if plain is None:
         return None, faults
+    data = NestedFields(plain, _named(config))
     faults += _check_columns(data, config)
     deciding = _text_columns(config)
     deciding += [config.language_column] if _chooses_language(config) else []
@@ -210,10 +201,20 @@ def open_source(config: Config) -> tuple[Source | None, list[Fault]]:
     if not set(deciding) <= set(data.columns):
         return None, faults
     names = tuple(name for name in _label_names(data, config) if name in data.columns)
-    # an id of the Hub is known by all of its name, a file by its last part
+    # a Hub id is shown in full, a file without its folder
     name = Path(config.data).name if os.path.exists(config.data) else config.data
     numbered = config.id_column not in data.columns
-    return Source(name, data.digest, names, numbered, tuple(faults), data, config), []
+    chats = [data.kind(column) == "list" for column in _text_columns(config)]
+    if any(chats) and not all(chats):
+        what = "some hold chats and others text"
+        faults.append(Fault("text_columns", what, "give columns of one kind"))
+    return Source(name, data.digest, names, numbered, any(chats), tuple(faults), data, config), []
+
+
+def _named(config: Config) -> list[str]:
+    """Return the columns that options name."""
+    named = [*_text_columns(config), config.language_column, config.id_column, config.category_column]
+    return [*named, *filter(None, [config.image_column]), *(config.labels or ())]
 
 
 def _text_columns(config: Config) -> list[str]:
@@ -221,12 +222,12 @@ def _text_columns(config: Config) -> list[str]:
 
 
 def _chooses_language(config: Config) -> bool:
-    """Tell whether rows are taken or left by their language."""
+    """Return whether rows are selected by language."""
     return config.text_columns is None and len(config.languages or ()) > 1
 
 
 def _by_category(config: Config) -> bool:
-    """Tell whether rows are taken or left by their category."""
+    """Return whether rows are selected by category."""
     return config.categories is not None or config.max_per_category is not None
 
 
@@ -237,20 +238,32 @@ def _label_names(data: Data, config: Config) -> list[str]:
     if config.text_columns is None:
         used.add(config.language_column)
     image = config.image_column
-    # the path of an image says something of the sample; its bytes are what the model gets
-    if image in data.columns and image is not None and not data.holds_text(image):
+    # the path of an image can describe the sample, but its bytes are only input of the model
+    if image in data.columns and image is not None and data.kind(image) != "text":
         used.add(image)
-    return [name for name in data.columns if name not in used]
+    return [name for name in default_labels(data) if name not in used]
 
 
-def _check_columns(data: Data, config: Config) -> list[Fault]:
-    present = f"it has {', '.join(data.columns)}"
+def default_labels(data: Data) -> list[str]:
+    """Return the columns that become labels by default: all but pandas indices and nested columns."""
+    first = next(iter(data.columns), None)
+    return [
+        name
+        for name in data.columns
+        if not (_INDEX.fullmatch(name) or name == first == "" or data.kind(name) in ("list", "object"))
+    ]
+
+
+def _check_columns(data: NestedFields, config: Config) -> list[Fault]:
+    present = f"it has {', '.join(name or '(one without a name)' for name in data.columns)}"
+    for name, fields in data.fields.items():
+        present += f"; `{name}` has {', '.join(f'{name}.{field}' for field in fields[:_SHOWN_NAMES])}"
     wanted = {"text_columns" if config.text_columns else "text_column": _text_columns(config)}
     if config.labels is not None:
         wanted["labels"] = list(config.labels)
     if config.image_column is not None:
         wanted["image_column"] = [config.image_column]
-    # an id, language or category column that nobody named or needs may be absent
+    # id, language and category columns may be absent unless they were named or are needed
     wanted |= {
         option: [getattr(config, option)]
         for option, needed in (
@@ -277,14 +290,14 @@ def _check_columns(data: Data, config: Config) -> list[Fault]:
 
 
 def _is_node_name(name: str) -> bool:
-    """Tell whether zarr can store an array of this name, and nowhere but in its group."""
+    """Return whether zarr can store an array under this name, directly in its group."""
     if not name.strip() or set(name) & set("/\\\0"):
         return False
     try:
         long = len(name.encode()) > 200
     except UnicodeEncodeError:  # half a surrogate pair
         return False
-    # `.partial` is what the store calls a file that it has not finished
+    # `.partial` is the store's suffix for unfinished files
     reserved = (
         not name.strip(".") or name == "zarr.json" or name.startswith("__") or name.endswith(".partial")
     )

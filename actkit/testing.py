@@ -1,36 +1,39 @@
-"""Synthetic cubes, written by the real store, and damage to them: for our tests, and for those of users."""
+"""Synthetic cubes written by the real store, and damage to them, for our tests and those of users."""
 
+import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .batch_plan import Plan, Shape, make_plan
 from .config import Config
-from .planning import Plan, Shape, make_plan
-from .schema import VARIABLES, TokenKind
+from .schema import GIVEN_IDS, VARIABLES, TokenKind
 from .store.layout import CUBE
 from .store.ragged import Ragged
-from .store.writing import CubeWriter, create_cube
+from .store.writer import CubeWriter, create_cube
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """All that a cube of random numbers is made of.
+    """Everything that a cube of random numbers consists of.
 
     Parameters
     ----------
     plan
-        Its shape and windows.
+        Shape and windows of the cube.
     coords
-        What :func:`~actkit.store.writing.create_cube` takes.
+        Coordinates for :func:`~actkit.store.writer.create_cube`.
     labels
         Values of the label columns, dims ``(sample,)``.
     rows
-        Values of the coordinates that say which samples these are, and of the labels.
+        Values of the coordinates that identify the samples, and of the labels.
     values
-        Every variable that is written by window, whole.
+        Every variable written window by window, for all windows.
+    model
+        Name of the model.
     """
 
     plan: Plan
@@ -38,9 +41,10 @@ class Synthetic:
     labels: dict[str, np.ndarray]
     rows: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
+    model: str = "synthetic"
 
     def create(self, run: Path) -> CubeWriter:
-        """Create the cube, without any window, in a folder that exists."""
+        """Create the cube without any window, in an existing folder."""
         create_cube(
             run,
             self.plan,
@@ -48,12 +52,17 @@ class Synthetic:
             coords=self.coords,
             labels=dict.fromkeys(self.labels, "str"),
             rows=[self.rows],
-            attrs={"model": "synthetic", "first_is_content": True},
+            attrs={
+                "model": self.model,
+                "first_is_content": True,
+                "ids": GIVEN_IDS,
+                "data_sha256": _digest({**self.coords, **self.rows, **self.values}),
+            },
         )
         return CubeWriter(run / CUBE, self.plan)
 
     def part(self, window: int) -> dict[str, np.ndarray | Ragged]:
-        """Return the values of one window, as :meth:`~actkit.store.writing.CubeWriter.write` takes them."""
+        """Return the values of one window in the form of :meth:`~actkit.store.writer.CubeWriter.write`."""
         rows = self.plan.samples_of(window)
         part: dict[str, np.ndarray | Ragged] = {}
         for name, array in self.values.items():
@@ -75,22 +84,26 @@ def synthetic(
     window: int = 4,
     languages: Sequence[str] = ("english", "arabic"),
     everything: bool = False,
+    model: str = "synthetic",
     seed: int = 0,
 ) -> Synthetic:
-    """Draw random numbers that obey the cube format.
+    """Draw a cube of random numbers that conforms to the cube format.
 
     Parameters
     ----------
     n_layers, n_samples, n_tokens, hidden
-        Its shape; prompts have between 2 and ``n_tokens`` tokens, the first one special.
+        Shape of the cube; prompts have between 2 and ``n_tokens`` tokens, the first one special.
     window
-        Most samples in a window.
+        Maximum number of samples in a window.
     languages
-        Taken in turn; each ``len(languages)`` samples share an ``image_id``, and genders alternate.
+        Languages of the samples, in turn; each ``len(languages)`` successive samples share an ``image_id``,
+        and genders alternate.
     everything
-        Whether it has every variable that a cube may have, those of a vision tower of two blocks too.
+        Whether to include every variable that a cube may have, with a vision tower of two blocks.
+    model
+        Name of the model.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, n_tokens + 1, n_samples).astype(np.int32)
@@ -103,11 +116,6 @@ def synthetic(
     real = np.arange(n_tokens)[None, :] < lengths[:, None]
     kinds = np.where(real, TokenKind.TEXT, TokenKind.PAD).astype(np.int8)
     kinds[:, 0] = TokenKind.SPECIAL
-    image = np.arange(n_samples) // len(languages)
-    labels = {
-        "gender": _strings(("male", "female")[i % 2] for i in image),
-        "image_id": _strings(f"image-{i:04d}" for i in image),
-    }
     coords = {
         "layer": np.arange(n_layers),
         "has_residual": np.ones(n_layers, dtype=bool),
@@ -116,29 +124,19 @@ def synthetic(
         "prompt_tokens": lengths,
         "truncated": np.zeros(n_samples, dtype=bool),
     }
-    values = {
-        **_values(plan, real, kinds, rng),
-        "n_tokens": lengths,
-        "token_id": np.where(real, rng.integers(1, 100, real.shape), 0).astype(np.int32),
-        "token_kind": kinds,
-        "token_text": np.where(real, _strings(f"ن{i}" for i in range(n_tokens)), ""),
-    }
+    values = _activations(plan, real, kinds, rng) | _tokens(lengths, real, kinds, rng)
     if vision is not None:
         coords |= {"has_attention": coords["has_residual"], "has_mlp": np.arange(n_layers) > 0}
         coords |= {f"vision/{dim}": np.arange(vision[dim]) for dim in ("layer", "sample", "token")}
-        values |= _further_values(values["residual"], real, vision, rng)
-    return Synthetic(
-        plan,
-        coords=coords,
-        labels=labels,
-        rows={
-            "sample_id": labels["image_id"],
-            "language": _strings(languages[i % len(languages)] for i in range(n_samples)),
-            "text": _strings(f"text {i} نص" for i in range(n_samples)),
-            **labels,
-        },
-        values=values,
-    )
+        values |= _optional_values(values["residual"], real) | _vision_values(vision, rng)
+    labels = _labels(n_samples, len(languages))
+    rows = {
+        "sample_id": labels["image_id"],
+        "language": _strings(languages[i % len(languages)] for i in range(n_samples)),
+        "text": _strings(f"text {i} نص" for i in range(n_samples)),
+        **labels,
+    }
+    return Synthetic(plan, coords=coords, labels=labels, rows=rows, values=values, model=model)
 
 
 def write_cube(
@@ -153,16 +151,16 @@ def write_cube(
     windows: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write a cube of random numbers that obeys the cube format.
+    """Write a cube of random numbers that conforms to the cube format.
 
     Parameters
     ----------
     run
-        Run folder to make; a new temporary one by default.
+        Run folder to create; a new temporary one by default.
     n_layers, n_samples, n_tokens, hidden, window, languages, seed
         As for :func:`synthetic`.
     windows
-        Which windows to write; all by default.
+        Windows to write; all by default.
 
     Returns
     -------
@@ -193,14 +191,14 @@ def write_cube(
 
 
 def flip_bit(path: Path, bit: int) -> None:
-    """Flip one bit of a file, as a failing disk does; a second time, and it is whole again.
+    """Flip one bit of a file, as a failing disk does; flipping it again restores the file.
 
     Parameters
     ----------
     path
         The file.
     bit
-        Counted from the start of the file; negative from its end.
+        Index of the bit, from the start of the file; negative from its end.
     """
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
@@ -208,12 +206,12 @@ def flip_bit(path: Path, bit: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file below a folder: two that are equal hold the same names and the same bytes."""
+    """Return the content of every file below a folder, by relative path, to compare folders."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def _values(
+def _activations(
     plan: Plan, real: np.ndarray, kinds: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     shape = plan.shape
@@ -233,11 +231,27 @@ def _values(
     }
 
 
-def _further_values(
-    residual: np.ndarray, real: np.ndarray, vision: Shape, rng: np.random.Generator
+def _tokens(
+    lengths: np.ndarray, real: np.ndarray, kinds: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Draw what only some cubes hold."""
-    patches = rng.standard_normal(tuple(vars(vision).values())).astype(np.float32)
+    return {
+        "n_tokens": lengths,
+        "token_id": np.where(real, rng.integers(1, 100, real.shape), 0).astype(np.int32),
+        "token_kind": kinds,
+        "token_text": np.where(real, _strings(f"ن{i}" for i in range(real.shape[1])), ""),
+    }
+
+
+def _labels(n_samples: int, n_languages: int) -> dict[str, np.ndarray]:
+    image = np.arange(n_samples) // n_languages
+    return {
+        "gender": _strings(("male", "female")[i % 2] for i in image),
+        "image_id": _strings(f"image-{i:04d}" for i in image),
+    }
+
+
+def _optional_values(residual: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the variables that only some cubes hold."""
     mlp = residual / 3
     mlp[0] = np.nan
     return {
@@ -245,12 +259,27 @@ def _further_values(
         "mlp": mlp,
         "position": np.where(real, np.arange(real.shape[1]), -1).astype(np.int32),
         "generated": _strings(f"جواب {i}" for i in range(len(real))),
+    }
+
+
+def _vision_values(vision: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    patches = rng.standard_normal(tuple(vars(vision).values())).astype(np.float32)
+    return {
         "vision/residual": patches,
         "vision/norm": np.linalg.norm(patches.astype(np.float64), axis=-1).astype(np.float32),
         "vision/pooled": patches.mean(axis=2, dtype=np.float64).astype(np.float32),
         "vision/nonfinite": np.zeros((vision.layer, vision.sample), dtype=np.int32),
         "vision/n_tokens": np.full(vision.sample, vision.token, dtype=np.int32),
     }
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return a digest of all values, so that cubes with different values have different seals."""
+    total = hashlib.sha256()
+    for array in arrays.values():
+        strings = array.dtype == object
+        total.update(repr(array.tolist()).encode() if strings else np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def _strings(values: object) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Options from YAML files: plain values, and nothing that runs."""
+"""Options from YAML files, restricted to plain values so that nothing is executed."""
 
 from pathlib import Path
 from typing import Any
@@ -6,24 +6,30 @@ from typing import Any
 import yaml
 
 from .errors import Fault
+from .regular_files import MB, read_regular
+
+MOST_BYTES = MB // 8
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], list[Fault]]:
-    """Read options from a YAML file, without running anything that it names.
+def read_yaml(path: Path, *, follow: bool = True) -> tuple[dict[str, Any], list[Fault]]:
+    """Read options from a YAML file, without executing anything in it.
 
     Parameters
     ----------
     path
-        The file: a mapping of option names to values.
+        Regular file of at most ``MOST_BYTES`` bytes with a mapping of option names to values.
+    follow
+        Whether to follow a link, because the user chose the path.
 
     Returns
     -------
     options : dict
     faults : list of Fault
-        Unreadable file, bad UTF-8, tags, repeated keys; with line numbers.
+        Unreadable file, invalid UTF-8, tags, repeated keys, with line numbers.
     """
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        text = read_regular(path, MOST_BYTES, follow=follow).decode("utf-8")
+        loaded = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         return {}, [Fault(str(path), f"cannot be read: {error.strerror}", "check the path")]
     except UnicodeDecodeError as error:
@@ -33,7 +39,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Fault]]:
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         return {}, [Fault(where, problem, "write plain name: value lines")]
-    except (ValueError, RecursionError) as error:  # a NUL in the path, a 13th month, endless brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a NUL character in the path, a 13th month, deeply nested brackets
         return {}, [Fault(str(path), f"cannot be read: {error}", "write plain name: value lines")]
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         return {}, [Fault(str(path), "is not a mapping of option names to values", "write name: value lines")]
@@ -41,7 +50,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Fault]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without tags, aliases and repeated keys."""
+    """YAML loader that rejects tags, aliases and repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]

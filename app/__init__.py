@@ -1,1 +1,1 @@
-"""The app: widgets, layout, sessions, limits and path checks; what a notebook could want is in `actkit`."""
+"""Web app: widgets, layout, sessions, limits and path checks; what a notebook could use is in `actkit`."""

@@ -1,4 +1,4 @@
-"""The form of an extraction, drawn from the config's own model; decisions alone, no widgets."""
+"""Logic of the extraction form, derived from the fields of `Config`; contains no widgets."""
 
 import types
 import typing
@@ -8,15 +8,19 @@ from typing import Any, Literal
 
 from actkit.config import Config, check
 from actkit.errors import Fault, InputError
+from actkit.schema import FORMER_OPTIONS
 
 from .choices import data_files, data_of, model_of, models
 from .settings import Settings
 
-# chosen in their own way, or nothing that a browser may say
+# have dedicated widgets, or must not be set from a browser
 APART = frozenset(
-    {"model", "data", "out", "layers", "image_root", "wandb", "streaming", "split", "subset", "revision"}
+    {
+        *("model", "adapter", "data", "out", "layers", "image_root", "wandb", "streaming", "split", "subset"),
+        "revision",
+    }
 )
-FIRST = ("languages", "batch_size", "tokens", "max_tokens", "limit", "storage")
+FIRST = ("languages", "batch_size", "keep_tokens", "max_tokens", "limit", "storage")
 COLUMNS = ("text_column", "language_column", "id_column", "labels")
 
 
@@ -25,20 +29,20 @@ Kind = Literal["text", "choice", "switch"]
 
 @dataclass(frozen=True)
 class Option:
-    """A field of the form.
+    """Description of a form field.
 
     Parameters
     ----------
     name
-        Of the config's field.
+        Name of the field of `Config`.
     kind
         ``text``, ``choice`` or ``switch``.
     choices
-        Of a choice; the first stands for the default.
+        Allowed values of a ``choice``; the first is the default.
     help
-        What it is.
+        Description of the field.
     default
-        As text.
+        Default value, as text.
     """
 
     name: str
@@ -49,7 +53,7 @@ class Option:
 
     @property
     def label(self) -> str:
-        """As its user reads it."""
+        """Label shown to users."""
         return self.name.replace("_", " ").capitalize()
 
 
@@ -59,22 +63,22 @@ def options() -> list[Option]:
 
 
 def _option(name: str) -> Option:
-    own = Config.model_fields[name]
-    default = shown(own.default)
-    members = _members(own.annotation)
+    field = Config.model_fields[name]
+    default = shown(field.default)
+    members = _members(field.annotation)
     kind: Kind = "text"
     choices: list[str] = []
-    if bool in members and own.default is not None:
+    if bool in members and field.default is not None:
         kind = "switch"
     elif bool in members:
         kind, choices = "choice", ["", "true", "false"]
     elif all(isinstance(member, str) for member in members - {None}):
-        kind, choices = "choice", list(dict.fromkeys([default, *_literals(own.annotation)]))
-    return Option(name, kind, tuple(choices), str(own.description), default)
+        kind, choices = "choice", list(dict.fromkeys([default, *_literals(field.annotation)]))
+    return Option(name, kind, tuple(choices), str(field.description), default)
 
 
 def _members(annotation: Any) -> set[Any]:
-    """Return what a value may be: types, the strings of a literal, or None."""
+    """Return the members of a type annotation: types, strings of a literal, and None."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return set().union(*(_members(part) for part in typing.get_args(annotation)))
     if typing.get_origin(annotation) is Literal:
@@ -89,13 +93,13 @@ def _literals(annotation: Any) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """Write a value of the config as the form, and the shell, read it."""
+    """Format a value of the config as the form and the shell accept it."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={shown(own)}" for name, own in value.items() if own is not None)
+        return ",".join(f"{name}={shown(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)
@@ -104,23 +108,23 @@ def shown(value: Any) -> str:
 def read_form(
     settings: Settings, values: Mapping[str, Any]
 ) -> tuple[Config | None, dict[str, str], Mapping[str, Any]]:
-    """Check what the form says.
+    """Validate the values of the form.
 
     Parameters
     ----------
     settings
-        Of the app.
+        Settings of the app.
     values
-        Field to what it holds; ``model`` and ``data`` as the lists show them. Empty ones stand for defaults.
+        Value by field; ``model`` and ``data`` as displayed in their lists. Empty values mean the default.
 
     Returns
     -------
     config : Config or None
-        Without `out`, which is ``-``.
+        The config, with ``-`` for `out`; None if there are faults.
     faults : dict
-        Field to what is wrong with it; ``""`` holds what belongs to none.
+        Error message by field; ``""`` holds errors that belong to no field.
     options : Mapping
-        What is asked beyond the defaults.
+        Options that differ from their defaults.
     """
     defaults = {option.name: option.default for option in options()} | {"layers": "all"}
     asked = {
@@ -135,45 +139,46 @@ def read_form(
         except InputError as error:
             faults += error.faults
             asked[name] = "-"
-    config, found = check({**asked, "out": "-"})
-    faults += found
+    config, config_faults = check({**asked, "out": "-"})
+    faults += config_faults
     by_field: dict[str, str] = {}
     known = {*defaults, "model", "data"}
     for fault in faults:
         name = fault.where.split(".")[0].split(" ")[0]
         name = name if name in known else ""
-        line = fault.told if name else str(fault)
+        line = fault.message if name else str(fault)
         by_field[name] = f"{by_field[name]}; {line}" if name in by_field else line
     return (None if faults else config), by_field, asked
 
 
 def from_options(settings: Settings, asked: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """Turn options, such as those of a YAML file, into what the form shows.
+    """Convert options, such as those of a YAML file, to values of the form.
 
     Returns
     -------
     values : dict
-        Field to what it holds.
+        Value by field.
     faults : list of Fault
-        Options that the app does not offer, and models and data that it cannot choose.
+        Options that the app does not offer, and unavailable models and data.
     """
     values: dict[str, Any] = {}
     faults: list[Fault] = []
     lists: dict[str, Mapping[str, Any]] = {"model": models(settings), "data": data_files(settings)}
     for name, value in asked.items():
         if name in lists:
-            told = [own for own, path in lists[name].items() if value in (own, str(path))]
-            if told:
-                values[name] = told[0]
+            matches = [choice for choice, path in lists[name].items() if value in (choice, str(path))]
+            if matches:
+                values[name] = matches[0]
             else:
-                faults.append(Fault(name, f"{value!r} cannot be chosen here", "choose one of the list"))
+                faults.append(Fault(name, f"{value!r} is not available here", "choose from the list"))
         elif name == "layers":
             values[name] = shown(value) if not isinstance(value, list) else " ".join(map(str, value))
         elif name in APART:
-            if name != "out":  # each run has its own
-                faults.append(Fault(name, "is not offered here", "start that run in a shell"))
+            if name != "out":  # determined by the name of the run
+                faults.append(Fault(name, "is not available in the app", "start the run from a shell"))
         elif name in Config.model_fields:
             values[name] = shown(value)
         else:
-            faults.append(Fault(name, "is no option", "leave it out"))
+            hint = f"did you mean {FORMER_OPTIONS[name]}?" if name in FORMER_OPTIONS else "remove it"
+            faults.append(Fault(name, "is not an option", hint))
     return values, faults

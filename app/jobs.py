@@ -1,37 +1,50 @@
-"""Runs of a workspace: started, cancelled, resumed, deleted. What they are is read from their folders."""
+"""Start, cancel, resume and delete the runs of a workspace; their state is read from their folders."""
 
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 
 from actkit.config import Config
 from actkit.errors import Fault, InputError, LockedError
+from actkit.regular_files import open_descriptor, read_tail
+from actkit.store.folders import Folder
 from actkit.store.layout import CUBE
-from actkit.store.runs import CONFIG, LOG, OUTPUT, check_folder, read_status, replace_text, write_status
+from actkit.store.run_folder import (
+    CONFIG,
+    LOG,
+    OUTPUT,
+    STATUS,
+    check_folder,
+    read_status,
+    replace_text,
+    unused,
+    write_status,
+)
+from actkit.store.writer import storage_errors
 from actkit.yaml_files import read_yaml
 
-from .confining import inside, run_name
+from . import processes
+from .allowed_paths import inside, run_name
 from .settings import Settings
 
 _CANCELLED = ".cancelled"
-_SUBMITTED = "submitted"  # by us, before the run itself says anything
-_ELSEWHERE = 120  # seconds after which a silent run on another machine counts as ended
+_SUBMITTED = "submitted"  # written by the app until the run reports its own state
 
 
 class State(StrEnum):
-    """What a run does."""
+    """State of a run."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -39,29 +52,34 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+    UNREADABLE = "unreadable"
 
     @property
     def is_active(self) -> bool:
-        """Whether it goes on by itself."""
+        """Whether the run is queued or running."""
         return self in (State.QUEUED, State.RUNNING)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, as it is now.
+    """Snapshot of a run folder.
 
     Parameters
     ----------
     name
-        Of its folder.
+        Name of the folder.
+    path
+        Path of the folder.
     state
-        What it does.
+        Current state.
     status
-        Its heartbeat: the fields of :class:`actkit.extraction.progress.Progress`.
+        Heartbeat, with the fields of :class:`actkit.store.run_folder.Status`.
     asked
-        The options of its config.
+        Options of its config.
     has_cube
-        Whether there is anything to look at.
+        Whether the folder contains a cube.
+    faults
+        Errors in files of the run.
     """
 
     name: str
@@ -70,213 +88,278 @@ class Run:
     status: Mapping[str, Any] = field(repr=False)
     asked: Mapping[str, Any] = field(repr=False)
     has_cube: bool
+    faults: tuple[Fault, ...] = ()
 
     @property
     def progress(self) -> float:
-        """From 0 to 1."""
+        """Fraction of samples processed, from 0 to 1."""
         total = self.status.get("total_samples") or 0
-        return 1.0 if self.state is State.DONE else self.status.get("samples", 0) / total if total else 0.0
+        share = self.status.get("samples", 0) / total if total else 0.0
+        return 1.0 if self.state is State.DONE else min(share, 1.0)
 
 
 def state_of(status: Mapping[str, Any], *, is_alive: bool, is_cancelled: bool) -> State:
-    """Tell what a run does.
+    """Return the state of a run.
 
     Parameters
     ----------
     status
-        Its heartbeat.
+        Heartbeat of the run.
     is_alive
-        Whether its process is there.
+        Whether its process exists.
     is_cancelled
-        Whether somebody asked it to end.
+        Whether a user cancelled it.
     """
-    told = status.get("state", "")
+    reported = status.get("state", "")
     if is_alive:
-        return State.QUEUED if told in (_SUBMITTED, "queued") else State.RUNNING
-    if told == State.DONE:
+        return State.QUEUED if reported in (_SUBMITTED, "queued") else State.RUNNING
+    if reported == State.DONE:
         return State.DONE
     if is_cancelled:
         return State.CANCELLED
-    # one that ended before it held its folder was refused
-    return State.FAILED if told in (State.FAILED, _SUBMITTED, "") else State.INTERRUPTED
-
-
-def is_alive(status: Mapping[str, Any]) -> bool:
-    """Tell whether the process that wrote a heartbeat is still there."""
-    pid, updated = status.get("pid"), status.get("updated", 0.0)
-    if status.get("state") in ("done", "failed", "interrupted") or not isinstance(pid, int):
-        return False
-    if status.get("host") != os.uname().nodename:
-        return bool(time.time() - updated < _ELSEWHERE)
-    try:
-        process = psutil.Process(pid)
-        # another process may have its number by now
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= updated + 1
-    except psutil.Error:
-        return False
+    # a run that ended before it locked its folder was refused
+    return State.FAILED if reported in (State.FAILED, _SUBMITTED, "") else State.INTERRUPTED
 
 
 class Jobs:
-    """The runs of a workspace, and what can be done with them. One for all sessions."""
+    """Runs of a workspace and the operations on them, shared by all sessions."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._lock = threading.Lock()
-        settings.data.mkdir(parents=True, exist_ok=True)
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._known: dict[Path, tuple[object, tuple[dict[str, Any], list[Fault]]]] = {}
+        with suppress(OSError):  # of a workspace that can only be read, runs are shown
+            settings.data.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def fault(self) -> str:
+        """What keeps the app from writing into the workspace; empty where nothing does."""
+        if os.access(self.settings.workspace, os.W_OK | os.X_OK):
+            return ""
+        limits = "runs are shown, but none can be started or deleted"
+        return f"{self.settings.workspace} cannot be written: {limits}"
 
     def __iter__(self) -> Iterator[Run]:
-        """Yield the runs, those that were touched last first."""
-        found = []
+        """Yield the runs, most recently modified first."""
+        folders = []
         with suppress(FileNotFoundError), os.scandir(self.settings.workspace) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                if self._may_be_run(entry.name):
                     with suppress(OSError):
-                        found.append((entry.stat().st_mtime, entry.name))
-        names = [name for _, name in sorted(found, reverse=True)[: self.settings.max_runs]]
+                        folders.append((entry.stat().st_mtime, entry.name))
+        names = [name for _, name in sorted(folders, reverse=True)[: self.settings.max_runs]]
         return (run for name in names if (run := self._read(name)) is not None)
 
     def __getitem__(self, name: str) -> Run:
-        """Return a run.
+        """Return a run by name.
 
         Raises
         ------
         InputError
-            Where there is none of that name.
+            If there is no run of that name.
         """
         inside(self.settings.workspace, name, "run", longest=self.settings.max_name)
-        run = self._read(name) if Path(name).name == name else None
+        run = self._read(name)
         if run is None:
-            raise InputError([Fault("run", f"there is no run {name!r}", "choose one of the list")])
+            raise InputError([Fault("run", f"there is no run {name!r}", "choose from the list")])
         return run
 
-    def _read(self, name: str) -> Run | None:
+    def _may_be_run(self, name: str) -> bool:
+        """Tell whether a name is that of a folder that may hold a run: no link, and none of the app's own."""
         path = self.settings.workspace / name
-        status = read_status(path)
-        has_cube = (path / CUBE).is_dir()
-        if not status and not has_cube:
+        is_own = path == self.settings.data or name.startswith(".")
+        # unlike Path, os.path also takes names that are too long for the disk
+        return not is_own and path.name == name and not os.path.islink(path) and os.path.isdir(path)
+
+    def _read(self, name: str) -> Run | None:
+        if not self._may_be_run(name):
             return None
-        asked, _ = read_yaml(path / CONFIG)
-        if not status:  # a cube that was brought here
+        path = self.settings.workspace / name
+        has_cube = (path / CUBE).is_dir()
+        status, faults = self._once(path / STATUS, lambda: read_status(path))
+        if not status and not faults and not has_cube:
+            return None
+        asked, config_faults = self._once(path / CONFIG, lambda: read_yaml(path / CONFIG, follow=False))
+        if not status and not faults:  # a cube that was copied here
             status = {"state": "done"}
         cancelled = (path / _CANCELLED).exists()
-        state = state_of(status, is_alive=is_alive(status), is_cancelled=cancelled)
-        return Run(name, path, state, status, asked, has_cube)
+        alive = processes.is_alive(path, status, self._command(path))
+        state = state_of(status, is_alive=alive, is_cancelled=cancelled) if status else State.UNREADABLE
+        shown_faults = config_faults if os.path.lexists(path / CONFIG) else []
+        return Run(name, path, state, status, asked, has_cube, (*faults, *shown_faults))
+
+    def _once(
+        self, path: Path, read: Callable[[], tuple[dict[str, Any], list[Fault]]]
+    ) -> tuple[dict[str, Any], list[Fault]]:
+        """Read a file again only if it changed, because every session polls once a second."""
+        try:
+            now = path.lstat()
+        except OSError:
+            return read()
+        seen = now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+        known = self._known.get(path)
+        # two changes within one clock tick are indistinguishable
+        if known is None or known[0] != seen or abs(time.time_ns() - now.st_ctime_ns) < 2e9:
+            if len(self._known) > 4 * self.settings.max_runs:
+                self._known.clear()
+            known = self._known[path] = seen, read()
+        return known[1]
 
     def start(self, name: str, config: Config) -> Run:
-        """Start a run, in a process of its own.
+        """Start a run in a separate process.
 
         Raises
         ------
         InputError
-            Where the name is taken or no name, or a limit is exceeded.
+            If the name is invalid or taken, or a limit is exceeded.
         """
         path = self.settings.workspace / run_name(name, longest=self.settings.max_name)
         config = config.model_copy(update={"out": str(path)})
         with self._lock:
             faults = self._beyond(config)
-            if path.exists():
+            if os.path.lexists(path) or path == self.settings.data:
                 faults.append(
-                    Fault("name", f"there is {name} already", "choose another name, or resume that run")
+                    Fault("name", f"{name} already exists", "choose another name, or resume that run")
                 )
             faults += check_folder(path)
             if faults:
                 raise InputError(faults, "cannot start")
-            path.mkdir(parents=True)
-            replace_text(path / CONFIG, config.to_yaml())
-            self._launch(path)
+            with storage_errors("cannot create the run folder", "nothing was started"):
+                path.mkdir(parents=True)
+            try:
+                replace_text(path / CONFIG, config.to_yaml())
+                self._launch(path)
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)  # so that the name can be reused
+                raise
         return self[name]
 
     def resume(self, name: str) -> Run:
-        """Go on with a run that ended before it was done.
+        """Resume a run that ended before it was complete.
 
         Raises
         ------
         InputError
-            Where it is at work, or done; or where too many others are.
+            If the run is active or done, or if too many runs are active.
         """
         with self._lock:
             run = self[name]
             faults = self._too_many()
             if run.state.is_active or run.state is State.DONE:
                 faults.append(Fault(name, f"is {run.state}", "there is nothing to resume"))
-            if not (run.path / CONFIG).exists():
-                faults.append(Fault(name, f"has no {CONFIG}", "start it again from its table and model"))
+            if not os.path.lexists(run.path / CONFIG):
+                faults.append(Fault(name, f"has no {CONFIG}", "start a new run with its data and model"))
+            faults += [fault for fault in run.faults if fault.where.startswith(str(run.path / CONFIG))]
             if faults:
                 raise InputError(faults, "cannot resume")
-            (run.path / _CANCELLED).unlink(missing_ok=True)
             self._launch(run.path)
         return self[name]
 
     def cancel(self, name: str) -> None:
-        """Ask a run to end, and end it where it does not. What is committed stays.
+        """Ask a run to stop, and kill it after a grace period; committed samples are kept.
 
         Raises
         ------
         InputError
-            Where it is not at work, or at work on another machine.
+            If the run is not active, or if its process was not started by an app on this machine. Whatever
+            its status says, only a child of this app, or a process that holds the lock of the run, is killed.
         """
         run = self[name]
         if not run.state.is_active:
             raise InputError([Fault(name, f"is {run.state}", "there is nothing to cancel")])
-        if run.status.get("host") != os.uname().nodename:
-            raise InputError([Fault(name, f"runs on {run.status.get('host')}", "cancel it there")])
-        (run.path / _CANCELLED).touch()
-        process = psutil.Process(run.status["pid"])
+        process = self._process(run)
+        if process is None:
+            where = f"process {run.status['pid']} on {run.status['host']}"
+            raise InputError([Fault(name, f"was not started by the app; it is {where}", "stop it there")])
+        with storage_errors("cannot record the cancellation"):
+            os.close(open_descriptor(run.path / _CANCELLED, os.O_WRONLY | os.O_CREAT))
         with suppress(psutil.Error):
             process.terminate()
         threading.Thread(target=_end, args=(process, self.settings.cancel_seconds), daemon=True).start()
 
+    def _process(self, run: Run) -> psutil.Process | None:
+        """Return the process of a run if the app may kill it."""
+        if run.status["host"] != os.uname().nodename:
+            return None
+        with suppress(psutil.Error):
+            process = processes.find(run.status)
+            if process is None or not processes.is_started_as(process, self._command(run.path)):
+                return None
+            child = self._children.get(run.path)
+            is_child = child is not None and child.pid == process.pid and child.poll() is None
+            if is_child or processes.holds_lock(process, run.path):
+                return process
+        return None
+
     def delete(self, name: str) -> None:
-        """Delete a run that is not at work, with all that it wrote.
+        """Delete an inactive run with everything that it wrote.
 
         Raises
         ------
         LockedError
-            Where it is at work.
+            If the run is active, or a process holds its lock, whatever its status says.
+        StorageError
+            If the workspace is not writable.
         """
-        with self._lock:
-            run = self[name]
-            if run.state.is_active:
-                raise LockedError(f"{name} is {run.state}; cancel it first")
-            gone = run.path.with_name(f".deleted-{time.time_ns()}-{name}")
-            run.path.rename(gone)  # at once, whatever it holds
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = f".deleted-{uuid4().hex}"
+        with (
+            storage_errors(f"cannot delete {name}", "nothing of it was removed"),
+            closing(Folder(self.settings.workspace)) as workspace,
+        ):
+            with self._lock:
+                run = self[name]
+                if run.state.is_active:
+                    raise LockedError(f"{name} is {run.state}; cancel it first")
+                with unused(run.path):
+                    workspace.rename(name, gone)  # atomic, whatever the folder contains
+            workspace.remove_tree(gone)
 
     def log(self, run: Run) -> str:
-        """Return the end of what a run said: of its log, and of what ended it before there was one."""
-        name = LOG if (run.path / LOG).exists() and run.state is not State.FAILED else OUTPUT
-        text = _tail(run.path / name, self.settings.log_bytes)
-        return text or _tail(run.path / LOG, self.settings.log_bytes)
+        """Return the end of the log of a run, or of its output if it failed or has no log."""
+        log, output = (_tail(run.path / name, self.settings.log_bytes) for name in (LOG, OUTPUT))
+        return output or log if run.state is State.FAILED or not log else log
 
     def _beyond(self, config: Config) -> list[Fault]:
         faults, settings = self._too_many(), self.settings
         if config.limit is not None and config.limit > settings.max_samples:
-            faults.append(Fault("limit", f"is above {settings.max_samples:,}", "start it in a shell"))
+            faults.append(Fault("limit", f"is above {settings.max_samples:,}", "start the run from a shell"))
         if isinstance(config.batch_size, int) and config.batch_size > settings.max_batch:
-            faults.append(Fault("batch_size", f"is above {settings.max_batch:,}", "give less, or auto"))
+            faults.append(Fault("batch_size", f"is above {settings.max_batch:,}", "reduce it, or use auto"))
         return faults
 
     def _too_many(self) -> list[Fault]:
         active = sum(run.state.is_active for run in self)
         if active < self.settings.max_active:
             return []
-        return [Fault("runs", f"{active} are queued or running", "wait for one, or cancel it")]
+        return [Fault("runs", f"{active} are queued or running", "wait for one to finish, or cancel one")]
+
+    def _command(self, path: Path) -> list[str]:
+        return processes.command(path, self.settings.queue)
 
     def _launch(self, path: Path) -> None:
-        command = [sys.executable, "-m", "actkit.cli", "extract", str(path / CONFIG)]
-        command += ["--queue", str(self.settings.queue)]
         environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
-        with (path / OUTPUT).open("wb") as output:
-            child = subprocess.Popen(  # noqa: S603 - nothing of it comes from a browser
-                command,
+        with storage_errors("cannot start"):
+            (path / _CANCELLED).unlink(missing_ok=True)
+            (path / OUTPUT).unlink(missing_ok=True)  # not truncated, because it may be a link
+            output = os.open(path / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with os.fdopen(output, "wb") as output_file:
+            child = subprocess.Popen(  # noqa: S603 - no argument comes from a browser
+                self._command(path),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=output_file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # it outlives the server
+                start_new_session=True,  # outlives the server
                 env=environment,
             )
-        write_status(path, {"state": _SUBMITTED, "pid": child.pid})
-        # nobody else reaps it, and until then it looks alive
+        try:
+            write_status(path, {"state": _SUBMITTED, "pid": child.pid})
+        except BaseException:  # the process would be orphaned
+            child.kill()
+            child.wait()
+            raise
+        self._children[path] = child
+        # until it is reaped, an ended process looks alive
         threading.Thread(target=child.wait, daemon=True).start()
 
 
@@ -292,10 +375,8 @@ def _end(process: psutil.Process, patience: float) -> None:
 
 def _tail(path: Path, most: int) -> str:
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - most, 0))
-            text = file.read(most).decode("utf-8", "replace")
+        content, is_whole = read_tail(path, most)
     except OSError:
         return ""
-    return text if size <= most else text.partition("\n")[2]
+    text = content.decode("utf-8", "replace")
+    return text if is_whole else text.partition("\n")[2]

@@ -1,4 +1,4 @@
-"""`panel serve app/` runs this for each browser."""
+"""Entry point that `panel serve app/` runs for each session."""
 
 from app.page import show
 

@@ -1,5 +1,6 @@
-"""The page: two tabs, what is chosen in the URL, and what happens when a browser comes and goes."""
+"""The page of a session: two tabs, state in the URL, and reconnection."""
 
+import sys
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -7,22 +8,24 @@ from urllib.parse import parse_qs, urlencode
 import panel as pn
 import panel_material_ui as pmui
 from bokeh.models.callbacks import CustomJS
+from panel.io.location import Location
 
 from actkit.errors import ActkitError
 from actkit.widgets.explorer import Explorer
 
 from . import services
-from .views.extracting import ExtractForm
-from .views.running import RunList
+from .allowed_hosts import allowed_origins, is_own_host
+from .views.run_form import ExtractForm
+from .views.run_list import RunList
 
 _TABS = ("extract", "explore")
-_OWN = "languages"  # of each cube; all else is chosen for both
+_SEPARATE = "languages"  # chosen for each cube separately; everything else applies to both
 _SECOND = "languages_2"
 _LISTS = ("languages", "between")
 
 
 class Page:
-    """What one browser sees."""
+    """Page of one browser session."""
 
     def __init__(self) -> None:
         search = pn.state.location.search if pn.state.location else ""
@@ -32,7 +35,7 @@ class Page:
         self._runs: RunList | None = None
         self._is_begun = False
         self._first = pmui.Select(label="Run", options=[""], width=300, margin=(6, 6))
-        self._second = pmui.Select(label="Beside it", options=[""], width=300, margin=(6, 6))
+        self._second = pmui.Select(label="Compare with", options=[""], width=300, margin=(6, 6))
         for widget in (self._first, self._second):
             widget.param.watch(self._open, "value")
         self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
@@ -57,11 +60,11 @@ class Page:
             busy_indicator=None,
         )
         for watcher in _watching_busy():
-            if watcher not in watching:  # else Panel's state, which outlives all pages, holds each of them
+            if watcher not in watching:  # otherwise Panel's global state would keep every page alive
                 pn.state.param.unwatch(watcher)
 
     def _fill_tab(self) -> None:
-        """Make what the open tab shows; the other one waits until somebody looks."""
+        """Create the contents of the open tab; the other tab is filled when it is opened."""
         self._list_runs()
         if self._tabs.active == 1 or self._form:
             return
@@ -77,7 +80,7 @@ class Page:
         self._runs.update()
 
     def begin(self) -> None:
-        """Go on once the browser is there: nothing of this may delay the page."""
+        """Start drawing and polling once the browser has loaded the page."""
         self._is_begun = True
         for explorer in self._explorers:
             explorer.draw()
@@ -92,7 +95,7 @@ class Page:
         self._put_url()
 
     def explore(self, name: str) -> None:
-        """Open a run in the other tab."""
+        """Open a run in the Explore tab."""
         self._list_runs()
         self._first.value = name
         self._tabs.active = 1
@@ -115,18 +118,20 @@ class Page:
         for widget in (self._first, self._second):
             if widget.options != names:
                 widget.options = names
-            if widget.value not in names:  # somebody deleted it
+            if widget.value not in names:  # the run was deleted
                 widget.value = ""
 
     def _open(self, *_events: Any) -> None:
-        """Open what is chosen; a cube that is open already stays as it is."""
+        """Open the chosen cubes; cubes that are already open are unchanged."""
         open_before, self._explorers, faults = self._explorers, [], []
         for place, widget in enumerate((self._first, self._second)):
             if not widget.value:
                 continue
             try:
                 run = services.jobs()[widget.value].path
-                explorer = next((own for own in open_before[place : place + 1] if own.path == run), None)
+                explorer = next(
+                    (opened for opened in open_before[place : place + 1] if opened.path == run), None
+                )
                 if explorer is None:
                     explorer = Explorer(run, services.summaries())
                     faults += self._set_up(explorer)
@@ -136,7 +141,8 @@ class Page:
                 self._explorers.append(explorer)
         self._said.param.update(title="; ".join(faults), visible=bool(faults))
         self._places.objects = [
-            pn.Column(own, styles={"flex": "1 1 420px", "min-width": "0"}) for own in self._explorers
+            pn.Column(explorer, styles={"flex": "1 1 420px", "min-width": "0"})
+            for explorer in self._explorers
         ]
         for explorer in self._explorers:
             if explorer not in open_before:
@@ -146,51 +152,51 @@ class Page:
         self._put_url()
 
     def _set_up(self, explorer: Explorer) -> list[str]:
-        """Choose for a cube what the link, or the cube beside it, says; return what cannot be."""
+        """Apply the selection of the link, or of the first cube, to a cube; return the errors."""
         if self._explorers:
-            own = {name: value for name, value in self._explorers[0].chosen.items() if name != _OWN}
-            explorer.choices.active = []  # most follow the first's
-            explorer.choose(own)  # as far as it goes: the other cube has other layers and labels
-            asked = {_OWN: self._asked.pop(_SECOND, [])}
+            shared = {name: value for name, value in self._explorers[0].chosen.items() if name != _SEPARATE}
+            explorer.choices.active = []  # most options follow those of the first cube
+            explorer.choose(shared)  # ignoring errors: the cubes may differ in layers and labels
+            asked = {_SEPARATE: self._asked.pop(_SECOND, [])}
         else:
             asked = {name: self._asked.pop(name) for name in Explorer.CHOICES if name in self._asked}
-        told = {name: value if name in _LISTS else value[-1] for name, value in asked.items()}
-        faults = explorer.choose(told)
+        selection = {name: value if name in _LISTS else value[-1] for name, value in asked.items()}
+        faults = explorer.choose(selection)
         explorer.param.watch(self._chosen, list(Explorer.CHOICES))
         return faults
 
     def _chosen(self, *events: Any) -> None:
-        """Let the cube beside it follow."""
+        """Apply a change to the other cube."""
         for event in events:
             for other in self._explorers:
-                if other is not event.obj and event.name != _OWN:
+                if other is not event.obj and event.name != _SEPARATE:
                     other.choose({event.name: event.new})
         self._put_url()
 
     # the URL
 
     def _take_url(self) -> None:
-        """Show what the link asks for; what it cannot mean is left out, and said."""
+        """Apply the runs of the link; report and ignore those that do not exist."""
         refused = []
         for key, widget in (("run", self._first), ("second", self._second)):
             for name in self._asked.pop(key, [])[-1:]:
                 if name in widget.options:
                     widget.value = name
                 else:
-                    refused.append(f"{key}: there is no {name!r}")
+                    refused.append(f"{key}: there is no run {name!r}")
         if refused:
             self._said.param.update(title="; ".join(refused), visible=True)
 
     def _put_url(self, *_events: Any) -> None:
         if pn.state.location is None or not self._is_begun:
             return
-        told: dict[str, Any] = {"page": _TABS[self._tabs.active]}
-        told |= {"run": self._first.value, "second": self._second.value}
+        query: dict[str, Any] = {"page": _TABS[self._tabs.active]}
+        query |= {"run": self._first.value, "second": self._second.value}
         if self._explorers:
-            told |= self._explorers[0].chosen
+            query |= self._explorers[0].chosen
         if len(self._explorers) > 1:
-            told[_SECOND] = self._explorers[1].languages
-        kept = {name: value for name, value in told.items() if value or name in Explorer.CHOICES}
+            query[_SECOND] = self._explorers[1].languages
+        kept = {name: value for name, value in query.items() if value or name in Explorer.CHOICES}
         pn.state.location.search = f"?{urlencode(self._asked | kept, doseq=True)}"
 
 
@@ -198,7 +204,7 @@ def _watching_busy() -> list[Any]:
     return list(pn.state.param.watchers.get("busy", {}).get("value", []))
 
 
-# A session ends with its connection: the page asks until a server answers, and begins again at its link.
+# A session ends with its connection: poll until a server answers, then reload the page from its link.
 _AGAIN = """
 const again = () => fetch(location.href, {cache: "no-store"}).then(
     (answer) => answer.ok ? location.reload() : setTimeout(again, 1000), () => setTimeout(again, 1000));
@@ -206,19 +212,19 @@ again();
 """
 
 
-# Light or dark is the reader's choice, not the link's: the browser keeps it, and begins with the system's.
-# The title is the page's first heading, the space below it none, and the bar that shows no progress goes.
+# The theme belongs to the reader, not to the link: the browser stores it and defaults to the system's theme.
+# Make the title the first-level heading, hide the empty heading below it, and remove the idle progress bar.
 _READY = """
 const asked = new URLSearchParams(location.search).get("theme") || localStorage.getItem("actkit-theme");
 const is_dark = asked ? asked == "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 for (const shown of Bokeh.documents)
     for (const root of shown.roots())
         if (root.data && "dark_theme" in root.data.attributes) {
-            const own = root.data;
-            own.busy_indicator = null;
-            if (own.dark_theme != is_dark) own.dark_theme = is_dark;
-            own.properties.dark_theme.change.connect(
-                () => localStorage.setItem("actkit-theme", own.dark_theme ? "dark" : "light"));
+            const model = root.data;
+            model.busy_indicator = null;
+            if (model.dark_theme != is_dark) model.dark_theme = is_dark;
+            model.properties.dark_theme.change.connect(
+                () => localStorage.setItem("actkit-theme", model.dark_theme ? "dark" : "light"));
         }
 for (const { shadowRoot } of document.body.querySelectorAll("*"))
     for (const heading of shadowRoot?.querySelectorAll("header h3, main h5") ?? []) {
@@ -228,28 +234,53 @@ for (const { shadowRoot } of document.body.querySelectorAll("*"))
 """
 
 _REFUSED = (
-    "This server has no login, and the request comes from another machine. Whoever can open the page can "
+    "This server has no login, and the request comes from another machine. Anyone who can open the page can "
     "start and delete runs: serve it with --basic-auth and --cookie-secret, or on 127.0.0.1 behind an SSH "
     "tunnel."
 )
+_FOREIGN = (
+    "The request uses a host name that this server does not accept, which may be a DNS rebinding attack. "
+    "Use localhost, or serve the app with --allow-websocket-origin NAME:PORT."
+)
 
 
-def _is_trusted() -> bool:
-    """Tell whether whoever asks is on this machine, or has logged in."""
+def _refusal() -> str:
+    """Return why the request is refused; "" if it is logged in, or local with an accepted host name."""
     context = pn.state.curdoc.session_context if pn.state.curdoc else None
-    address = getattr(context.request, "remote_ip", None) if context and context.request else "127.0.0.1"
+    request = context.request if context else None
+    if request is None or pn.state.user not in (None, "guest"):
+        return ""
     try:
-        is_near = ip_address(str(address)).is_loopback
+        is_near = ip_address(str(getattr(request, "remote_ip", None))).is_loopback
     except ValueError:
         is_near = False
-    return is_near or pn.state.user not in (None, "guest")
+    if not is_near:
+        return _REFUSED
+    host = str(getattr(request, "host", ""))
+    # Bokeh replaces sys.argv while the app runs
+    return "" if is_own_host(host, allowed_origins(sys.orig_argv)) else _FOREIGN
+
+
+def _locate() -> None:
+    """Pass the query of the request to Panel; the browser supplies the rest of its URL.
+
+    Otherwise, Panel would parse the whole URL, which fails if the host is an IPv6 address or the query
+    contains a second question mark.
+    """
+    doc = pn.state.curdoc
+    context = doc.session_context if doc else None
+    request = context.request if context else None
+    if request is not None:
+        query = str(getattr(request, "query", ""))
+        pn.state._locations[doc] = Location(search=f"?{query}" if query else "")
 
 
 def show() -> None:
-    """Make the page of this session."""
+    """Create the page of this session."""
     pn.extension(notifications=False)
-    if not _is_trusted():
-        refusal = pmui.Alert(title=_REFUSED, severity="error")
+    _locate()
+    if said := _refusal():
+        refusal = pmui.Alert(title=said, severity="error")
         pmui.Page(title="actkit", main=[refusal], busy_indicator=None).servable(title="actkit")
         return
     services.settle()

@@ -1,4 +1,4 @@
-"""What all sessions of a server share."""
+"""Services shared by all sessions of a server."""
 
 import gc
 import os
@@ -7,20 +7,20 @@ from functools import cache
 from actkit.widgets.summaries import Summaries
 
 from .jobs import Jobs
-from .planning import Planner
+from .planner import Planner
 from .settings import Settings
 
 
 @cache
 def settle() -> None:
-    """Keep the collector off the modules: a look at all of them stops every page for a third of a second."""
+    """Exclude loaded modules from garbage collection, whose full passes would block pages for 0.3 s."""
     gc.collect()
     gc.freeze()
 
 
 @cache
 def settings() -> Settings:
-    """Return what the environment said when the server started."""
+    """Return the settings, read from the environment once."""
     return Settings.of(os.environ)
 
 
@@ -32,11 +32,11 @@ def jobs() -> Jobs:
 
 @cache
 def planner() -> Planner:
-    """Return what knows the plans."""
+    """Return the planner."""
     return Planner(settings())
 
 
 @cache
 def summaries() -> Summaries:
-    """Return what was computed of cubes."""
+    """Return the cache of computed statistics."""
     return Summaries()

@@ -1,4 +1,4 @@
-"""What the app is told by its environment, and its limits: one table."""
+"""Settings and limits of the app, read from environment variables."""
 
 import os
 from collections.abc import Mapping
@@ -7,38 +7,44 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from actkit.config import MB
 from actkit.errors import Fault, InputError
+from actkit.regular_files import MB
 
 PREFIX = "ACTKIT_"
 
 
 class Settings(BaseModel):
-    """Each field is an environment variable: ``ACTKIT_WORKSPACE`` and so on."""
+    """Settings, each of which is an environment variable: ``ACTKIT_WORKSPACE`` and so on."""
 
     model_config = ConfigDict(frozen=True)
 
     workspace: Path = Field(
-        Path("runs"), description="folder of the runs; files of prompts lie in its `data`"
+        Path("runs"), description="folder of the runs; prompt files are in its subfolder `data`"
     )
-    models: tuple[Path, ...] = Field((), description="folders of models, with a colon between them")
-    typed_models: bool = Field(False, description="whether any Hugging Face id may be typed: 1 or 0")
-    max_upload: int = Field(200 * MB, ge=1, description="bytes of an uploaded file")
-    max_yaml: int = Field(MB // 8, ge=1, description="bytes of a config that is loaded")
+    models: tuple[Path, ...] = Field((), description="folders that contain models, separated by colons")
+    typed_models: bool = Field(False, description="whether users may type any Hugging Face id: 1 or 0")
+    max_upload: int = Field(200 * MB, ge=1, description="maximum size of an uploaded file, in bytes")
+    max_yaml: int = Field(MB // 8, ge=1, description="maximum size of an uploaded config, in bytes")
     max_preview_bytes: int = Field(
-        200 * MB, ge=1, description="bytes of a file of prompts, beyond which there is no preview"
+        200 * MB, ge=1, description="maximum size of a prompt file with a preview, in bytes"
     )
-    preview_rows: int = Field(8, ge=1, description="rows of a preview")
-    preview_characters: int = Field(300, ge=10, description="characters of a cell of a preview")
-    max_name: int = Field(80, ge=8, le=200, description="characters of the name of a run or file")
-    max_runs: int = Field(1000, ge=1, description="runs of a workspace")
-    max_active: int = Field(16, ge=1, description="runs that are queued or running")
-    max_samples: int = Field(1_000_000, ge=1, description="samples of a run that is started here")
-    max_batch: int = Field(4096, ge=1, description="prompts of a batch")
-    plan_seconds: int = Field(300, ge=1, description="seconds that planning may take")
-    cancel_seconds: int = Field(60, ge=1, description="seconds between asking a run to end, and ending it")
-    log_bytes: int = Field(16 * 1024, ge=1, description="bytes of a log that are shown")
-    poll_milliseconds: int = Field(1000, ge=100, description="milliseconds between two looks at the runs")
+    preview_rows: int = Field(8, ge=1, description="rows shown in a preview")
+    preview_characters: int = Field(300, ge=10, description="characters shown per cell of a preview")
+    max_name: int = Field(80, ge=8, le=200, description="maximum length of the name of a run or file")
+    max_runs: int = Field(1000, ge=1, description="maximum number of runs listed")
+    max_active: int = Field(16, ge=1, description="maximum number of runs queued or running")
+    max_samples: int = Field(
+        1_000_000, ge=1, description="maximum number of samples of a run started in the app"
+    )
+    max_batch: int = Field(4096, ge=1, description="maximum batch size")
+    plan_seconds: int = Field(300, ge=1, description="time limit of planning, in seconds")
+    cancel_seconds: int = Field(
+        60, ge=1, description="grace period between asking a run to stop and killing it, in seconds"
+    )
+    log_bytes: int = Field(16 * 1024, ge=1, description="bytes shown from the end of a log")
+    poll_milliseconds: int = Field(
+        1000, ge=100, description="interval between updates of the list of runs, in milliseconds"
+    )
 
     @field_validator("models", mode="before")
     @classmethod
@@ -54,26 +60,26 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Settings":
-        """Read them.
+        """Read the settings from an environment.
 
         Raises
         ------
         InputError
-            With everything that is wrong with them.
+            If any setting is invalid; lists all faults.
         """
-        given = {
+        variables = {
             name: environment[PREFIX + name.upper()]
             for name in cls.model_fields
             if environment.get(PREFIX + name.upper())
         }
         try:
-            return cls(**given)
+            return cls(**variables)
         except ValidationError as error:
             faults = [
                 Fault(
                     PREFIX + str(detail["loc"][0]).upper(),
-                    f"{detail['input']!r} is not possible: {detail['msg']}",
-                    f"give {cls.model_fields[str(detail['loc'][0])].description}",
+                    f"{detail['input']!r} is invalid: {detail['msg']}",
+                    f"expected: {cls.model_fields[str(detail['loc'][0])].description}",
                 )
                 for detail in error.errors()
             ]
@@ -81,10 +87,10 @@ class Settings(BaseModel):
 
     @property
     def data(self) -> Path:
-        """Where files of prompts lie."""
+        """Folder of the prompt files."""
         return self.workspace / "data"
 
     @property
     def queue(self) -> Path:
-        """Where runs wait for their turn."""
+        """Folder in which runs queue for devices."""
         return self.workspace / ".queue"

@@ -1,4 +1,4 @@
-"""Run every program, each in a process of its own: ``python -m benchmarks [--quick]``."""
+"""Run every benchmark, each in a separate process: ``python -m benchmarks [--quick]``."""
 
 import argparse
 import subprocess
@@ -7,7 +7,7 @@ import time
 
 from .timing import print_machine
 
-# sizes with which all of them end in some minutes; their figures say nothing
+# sizes with which all benchmarks take a few minutes; the results are meaningless
 QUICK = {
     "engine": ["--limit", "32", "--rounds", "1"],
     "naive": ["--models", "minilm", "--limit", "32", "--rounds", "1"],
@@ -25,14 +25,14 @@ QUICK = {
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--quick", action="store_true", help="see only that everything works")
+    options.add_argument("--quick", action="store_true", help="only check that everything works")
     quick = options.parse_args().quick
     print_machine()
     started = time.monotonic()
     for program, sizes in QUICK.items():
         command = [sys.executable, "-m", f"benchmarks.{program}", *(sizes if quick else [])]
         subprocess.run(command, check=True)
-    print(f"\nall of it: {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"\ntotal: {(time.monotonic() - started) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

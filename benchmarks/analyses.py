@@ -1,9 +1,9 @@
-"""The analyses: beside bare matrix products, on a cube larger than memory, and how soon a picture is there.
+"""Benchmark of analyses: against bare matrix products, on a cube larger than memory, and to the first plot.
 
 python -m benchmarks.analyses [--limit 2000] [--rounds 3]
 
-The cube that is larger than memory has 8 layers × the limit × 250 tokens × 512, 8.2 GB with 2,000 samples.
-One worker of a Dask cluster, with two threads, may hold a quarter of that.
+The cube larger than memory has 8 layers × limit × 250 tokens × 512, 8.2 GB with 2,000 samples. The one worker
+of a Dask cluster, with two threads, may hold a quarter of that.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ WINDOW = 64
 
 
 def bare(vectors: np.ndarray) -> None:
-    """Compute what no CKA can do without."""
+    """Compute the matrix products that every CKA needs."""
     for layer in vectors:
         centred = layer - layer.mean(axis=0, dtype=np.float64)
         centred @ centred.T
@@ -63,7 +63,7 @@ def print_cka(samples: int, rounds: int) -> None:
 
 
 def write_large(run: Path, samples: int) -> None:
-    """Write a cube of numbers that fit bfloat16, a window at a time."""
+    """Write a cube of bfloat16-representable numbers, one window at a time."""
     shape = {"n_layers": FEW, "n_samples": samples, "n_tokens": TOKENS, "window": WINDOW}
     narrow = synthetic(**shape, hidden=1)  # type: ignore[arg-type]
     names = ("residual", "n_tokens", "token_id", "token_kind", "token_text")
@@ -86,7 +86,7 @@ def write_large(run: Path, samples: int) -> None:
 
 
 def on_cluster(run: Path, limit: int, what: str) -> tuple[float, int, Any]:
-    """Return seconds, the most memory that the worker held, and a number of the result."""
+    """Return the duration in seconds, the peak memory of the worker, and a number from the result."""
     options = {"n_workers": 1, "threads_per_worker": 2, "memory_limit": limit, "dashboard_address": None}
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         cube = actkit.open_cube(run)
@@ -94,7 +94,7 @@ def on_cluster(run: Path, limit: int, what: str) -> tuple[float, int, Any]:
         if what == "whitening":
             found: Any = actkit.Whitener.fit(cube, layer=FEW // 2).condition
         else:
-            found = float(actkit.adjacent_cka(cube, values="tokens").compute().cka[0, 0])
+            found = float(actkit.adjacent_cka(cube, vectors="tokens").compute().cka[0, 0])
         took = time.perf_counter() - started
         (peak,) = client.run(memory, "VmHWM").values()
     return took, peak, found
@@ -123,7 +123,7 @@ def print_large(samples: int) -> None:
 
 
 def picture(run: Path) -> tuple[float, float]:
-    """Return the seconds from a closed cube to a drawn picture of its norms: the first, and the next."""
+    """Return the seconds from opening a cube to a rendered plot of its norms, first and second time."""
 
     def draw() -> float:
         started = time.perf_counter()

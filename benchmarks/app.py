@@ -1,9 +1,9 @@
-"""The app in a real browser: how soon its page and its plots are there, and what sessions leave behind.
+"""Benchmark of the app in a real browser: time to page and to plots, and memory left by sessions.
 
 python -m benchmarks.app [--limit 2000] [--rounds 5] [--sessions 20]
 
-Needs Debian's chromium. One cube has the shape of Gemma 3 4B: 34 layers × the limit × 288 tokens × 2560,
-100 GB as float16 with 2,000 samples; its states are zeros, which compress to next to nothing, and its
+Requires Debian's chromium. One cube has the shape of Gemma 3 4B: 34 layers × limit × 288 tokens × 2560, 100
+GB as float16 with 2,000 samples; its activations are zeros, which compress to almost nothing, and its
 summaries random numbers. The other has as many samples and layers, 24 tokens and 256 dimensions.
 """
 
@@ -34,16 +34,17 @@ LAYERS, WINDOW = 34, 32
 SHAPES = {"as Gemma 3 4B": (288, 2560), "small": (24, 256)}
 LONG = 120_000  # milliseconds
 
-# Whether something is on the page, below all shadows; asked often, since a locator looks twice a second.
+# whether text is on the page, including all shadow roots; polled often, since a locator polls twice a second
 _SEEN = """
 ([selector, text]) => {
-    const look = (root) => [...root.querySelectorAll("*")].some((own) =>
-        (own.matches(selector) && own.innerText.includes(text) && own.checkVisibility())
-        || (own.shadowRoot && look(own.shadowRoot)));
+    const look = (root) => [...root.querySelectorAll("*")].some((element) =>
+        (element.matches(selector) && element.innerText.includes(text) && element.checkVisibility())
+        || (element.shadowRoot && look(element.shadowRoot)));
     return look(document);
 }
 """
-# Notes when the page was clicked, and when the mark of the layer stood elsewhere and was painted.
+# records the time of a click on the page, and the time at which the layer marker was painted at a new
+# position
 _WATCH = """
 () => {
     window.clicked = window.painted = null;
@@ -63,7 +64,7 @@ _WATCH = """
 
 
 def write(run: Path, samples: int, tokens: int, hidden: int) -> None:
-    """Write a cube whose states are zeros."""
+    """Write a cube whose activations are zeros."""
     narrow = synthetic(n_layers=LAYERS, n_samples=samples, n_tokens=tokens, hidden=1, window=WINDOW)
     plan = replace(narrow.plan, shape=replace(narrow.plan.shape, hidden=hidden))
     names = ("norm", "n_tokens", "token_id", "token_kind", "token_text")
@@ -107,7 +108,7 @@ def serving(workspace: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 @contextmanager
 def opened(browser: Browser, url: str) -> Iterator[Page]:
-    """Open a page in a browser that has kept nothing."""
+    """Open a page in a browser with an empty cache."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     context.set_default_timeout(LONG)
     page = context.new_page()
@@ -121,12 +122,14 @@ def seen(page: Page, selector: str, text: str = "") -> None:
 
 
 def usable(browser: Browser, url: str) -> float:
-    """Return the seconds until the button that starts a run is seen."""
+    """Return the seconds until the button that starts a run is visible."""
     started = time.perf_counter()
     with opened(browser, url) as page:
         seen(page, "button", "Start")
         shown = time.perf_counter() - started
-        page.get_by_text(" in english, arabic").wait_for()  # the plan: a first run may start before
+        page.get_by_text(
+            " in english, arabic"
+        ).wait_for()  # the plan; a first run may start before it appears
     return shown
 
 
@@ -145,7 +148,7 @@ def first_plot(browser: Browser, url: str, run: str) -> float:
 
 
 def linked_plot(browser: Browser, url: str, run: str) -> float:
-    """Return the seconds from a link to its first plot."""
+    """Return the seconds from opening a link to its first plot."""
     started = time.perf_counter()
     with opened(browser, f"{url}?page=explore&run={run}&tab=norms") as page:
         seen(page, ".bk-Figure")
@@ -153,7 +156,7 @@ def linked_plot(browser: Browser, url: str, run: str) -> float:
 
 
 def clicks(browser: Browser, url: str, run: str, rounds: int) -> list[float]:
-    """Return the milliseconds from each click on a layer to its mark being painted."""
+    """Return the milliseconds from each click on a layer until its marker is painted."""
     taken = []
     with opened(browser, f"{url}?page=explore&run={run}&tab=norms") as page:
         figure = page.locator(".bk-Figure").first
@@ -173,7 +176,7 @@ def clicks(browser: Browser, url: str, run: str, rounds: int) -> list[float]:
 
 
 def sessions(browser: Browser, url: str, run: str, process: psutil.Process, count: int) -> list[int]:
-    """Return the server's memory after each page that was opened and closed."""
+    """Return the server's memory after each time a page was opened and closed."""
     held = []
     for _ in range(count):
         linked_plot(browser, url, run)

@@ -1,10 +1,10 @@
-"""Which inner chunks and codecs to write: speed of writing, of reading, and size.
+"""Benchmark of inner chunk shapes and codecs: writing speed, reading speed and size.
 
 python -m benchmarks.chunks [--limit 64] [--rounds 3]
 
 One shard of 12 layers × 512 hidden, with the lengths of the MT-GenEval sentences, NaN where there is no
-token, and numbers that fit bfloat16, written by zarr and read again from the page cache by zarr. The limit
-is the samples of the shard. Payload is two bytes for each value of a real token.
+token, and bfloat16-representable numbers, is written by zarr and read back from the page cache by zarr. The
+limit is the number of samples in the shard. The payload is two bytes for each value of a real token.
 """
 
 import os
@@ -33,11 +33,11 @@ CODECS = (("lz4", 1, "bitshuffle"), ("lz4", 5, "bitshuffle"), ("zstd", 3, "shuff
 
 
 def window(samples: int) -> tuple[np.ndarray, int]:
-    """Return the numbers of a window, and how many values belong to real tokens."""
+    """Return the values of a window, and the number that belong to real tokens."""
     ids = AutoTokenizer.from_pretrained(MODEL)(texts(samples))["input_ids"]
     lengths = np.minimum([len(row) for row in ids], MAX_TOKENS)
     rng = np.random.default_rng(0)
-    # channels of very different sizes, as in trained models
+    # channels of very different magnitudes, as in trained models
     scale = rng.lognormal(0, 1, HIDDEN).astype(np.float32)
     values = rng.standard_normal((LAYERS, samples, MAX_TOKENS, HIDDEN), dtype=np.float32)
     values *= scale
@@ -79,7 +79,7 @@ def read(array: Any, layers: slice, samples: slice) -> None:
 
 
 def measure(folder: Path, values: np.ndarray, chunk: tuple[int, int], codec: Any, empty: bool) -> list[float]:
-    """Return seconds to write, to read one layer, and to read one sample; and the size."""
+    """Return the seconds to write, to read one layer, and to read one sample; and the size."""
     shutil.rmtree(folder, ignore_errors=True)
     writing = seconds(write, folder, values, chunk, codec, empty)
     array = zarr.open_array(folder, mode="r")

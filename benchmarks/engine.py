@@ -1,4 +1,4 @@
-"""How long an extraction takes, as a ratio to the bare forward pass of the same batches, and its memory.
+"""Benchmark of extraction: time relative to the bare forward pass of the same batches, and memory.
 
 python -m benchmarks.engine [--models demo,gemma,minilm] [--limit N] [--rounds 5]
 
@@ -27,7 +27,7 @@ from actkit import extract, plan
 from .subjects import MODELS, SENTENCES, TITLES, batches, model_folder
 from .timing import bytes_below, in_child, interleaved, megabytes, memory, parser, print_table, ratio, spread
 
-# several windows, and seconds enough for the start to weigh little
+# several windows, and long enough to make the start-up time negligible
 LIMITS = {"demo": 3000, "gemma": 500, "minilm": 1500}
 TARGETS = {"a": 1.15, "c": 1.05, "d": 0.60}
 ALLOWANCE = 300
@@ -89,9 +89,9 @@ def time_model(folder: Path, limit: int, rounds: int, out: Path) -> dict[str, li
 
 
 def describe(options: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Return what a process holds that has only loaded the model, and the plan of every extraction."""
+    """Return the memory of a process that has only loaded the model, and the plan of every extraction."""
     model = load(Path(options["model"]))
-    with torch.inference_mode():  # weights are mapped from their file, and read when they are used
+    with torch.inference_mode():  # weights are memory-mapped and read on first use
         model(**batches(plan(**{**options, "limit": 2}, trial=False))[0], use_cache=False)
     loaded = memory()
     plans = {}

@@ -1,9 +1,9 @@
-"""The way people do it now, beside actkit: batch 1, hooks, lists, `torch.save`.
+"""Benchmark of actkit against the usual notebook script: batch size 1, hooks, lists, `torch.save`.
 
 python -m benchmarks.naive [--models demo,minilm] [--limit 2000] [--rounds 3]
 
-Half of the sentences are English, half Arabic. Each contender runs in processes of its own, in turns; its
-time starts after its imports and ends when everything is saved. Only actkit waits for the disk (fsync).
+Half of the sentences are English, half Arabic. The contenders run alternately, each in a separate process;
+timing starts after the imports and ends when everything is saved. Only actkit waits for the disk (fsync).
 """
 
 import shutil
@@ -66,14 +66,14 @@ def contenders(folder: Path) -> dict[str, Contender]:
         "batch 1, hooks, `torch.save`": naive,
         "actkit, defaults": partial(with_actkit, storage="exact"),
     }
-    # what a bfloat16 model gives fits bfloat16 anyway
+    # the outputs of a bfloat16 model are exact in bfloat16
     if AutoConfig.from_pretrained(folder).dtype != torch.bfloat16:
         found["actkit, `storage=bfloat16`"] = partial(with_actkit, storage="bfloat16")
     return found
 
 
 def largest_difference(saved: Path, run: Path) -> float:
-    """Compare the first sentences of each language, in the middle layer, relative to their size."""
+    """Compare the first sentences of each language in the middle layer, relative to their norm."""
     cube = open_cube(run)
     layer = cube.sizes["layer"] // 2
     worst = 0.0

@@ -1,8 +1,8 @@
-"""Positions computed for each real token: batches by length within windows, against file order.
+"""Benchmark of padding: positions computed per real token, with batches by length against file order.
 
 python -m benchmarks.padding [--limit 6000]
 
-From plans alone; nothing is run. Batch 1 is 1.0.
+The numbers come from plans alone; no model is run. Batch size 1 gives 1.0.
 """
 
 import tempfile
@@ -20,13 +20,13 @@ BATCHES = (8, 32, 64)
 
 
 def padded(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
-    """Return computed positions per real token."""
+    """Return the number of computed positions per real token."""
     assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(len(lengths)))
     return sum(len(batch) * int(lengths[batch].max()) for batch in batches) / int(lengths.sum())
 
 
 def in_file_order(lengths: np.ndarray, tokens: int, prompts: int) -> list[np.ndarray]:
-    """Cut prompts as they come into batches of at most so many positions, and so many prompts."""
+    """Divide prompts in file order into batches with limits on positions and prompts."""
     batches: list[list[int]] = [[]]
     longest = 0
     for sample, length in enumerate(lengths.tolist()):
@@ -41,8 +41,8 @@ def in_file_order(lengths: np.ndarray, tokens: int, prompts: int) -> list[np.nda
 def row(model: Path, name: str, batch_size: int | str, limit: int) -> dict[str, str | int]:
     shown: dict[str, str | int] = {"model": name, "batch size": batch_size, "file order": ""}
     for window in WINDOWS:
-        # one layer, of which little is kept: nothing but `window_samples` decides the windows
-        found = plan(
+        # one layer of little data, so that only `window_samples` determines the windows
+        planned = plan(
             model=str(model),
             data=str(SENTENCES),
             out=str(model / "out"),
@@ -53,15 +53,15 @@ def row(model: Path, name: str, batch_size: int | str, limit: int) -> dict[str, 
             trial=False,
             window_samples=window,
         ).plan
-        batches = [batch for index in range(found.n_windows) for batch in found.batches_of(index)]
-        fits = f" ({found.window} fit)" if found.window < min(window, limit) else ""
-        shown[f"windows of {window}"] = f"{padded(found.lengths, batches):.3f}{fits}"
-    # `auto` bounds positions and prompts, as its largest batches show
-    tokens = max(len(batch) * int(found.lengths[batch].max()) for batch in batches)
+        batches = [batch for index in range(planned.n_windows) for batch in planned.batches_of(index)]
+        fits = f" ({planned.window} fit)" if planned.window < min(window, limit) else ""
+        shown[f"windows of {window}"] = f"{padded(planned.lengths, batches):.3f}{fits}"
+    # `auto` limits positions and prompts, as its largest batches show
+    tokens = max(len(batch) * int(planned.lengths[batch].max()) for batch in batches)
     if batch_size != "auto":
-        tokens = int(batch_size) * int(found.lengths.max())
+        tokens = int(batch_size) * int(planned.lengths.max())
     most = max(len(batch) for batch in batches)
-    shown["file order"] = f"{padded(found.lengths, in_file_order(found.lengths, tokens, most)):.3f}"
+    shown["file order"] = f"{padded(planned.lengths, in_file_order(planned.lengths, tokens, most)):.3f}"
     return shown
 
 

@@ -1,11 +1,11 @@
-"""The same numbers to disk with transformers' own `output_hidden_states`, nnsight and TransformerLens.
+"""Benchmark against transformers' `output_hidden_states`, nnsight and TransformerLens, on the same values.
 
 python -m benchmarks.peers [--models demo,minilm] [--limit 600] [--rounds 3]
 
-The peers are given the batches of our plan, tokenized and collated, for nothing; they load the model, run
-it and save each batch with torch in the model's own dtype, without waiting for the disk. actkit does all of
-its work: checks, tokenizing, `residual` compressed, committed. Each run is a process of its own, in turns;
-its time starts after its imports. What was saved is compared with our cube, value by value.
+The peers receive the tokenized and collated batches of our plan at no cost; they load the model, run it and
+save each batch with torch in the dtype of the model, without waiting for the disk. actkit does all of its
+work: checks, tokenizing, compressing and committing `residual`. Runs alternate, each in a separate process,
+and timing starts after the imports. The saved values are compared with our cube one by one.
 """
 
 import shutil
@@ -26,7 +26,7 @@ from .subjects import SENTENCES, TITLES, batches, model_folder
 from .timing import Child, bytes_below, in_child, megabytes, parser, print_table, ratio, seconds, spread
 
 Inputs = Sequence[dict[str, torch.Tensor]]
-# of a sample, relative to its size: TransformerLens computes attention eagerly, we with sdpa
+# tolerance per sample, relative to its norm: TransformerLens computes eager attention, actkit sdpa
 TOLERANCE = {torch.bfloat16: 0.05, torch.float32: 1e-4}
 
 
@@ -51,7 +51,7 @@ def transformers(folder: Path, inputs: Inputs, out: Path) -> None:
 
 
 def nnsight(folder: Path, inputs: Inputs, out: Path) -> None:
-    from nnsight import NNsight  # each is imported by its own process alone
+    from nnsight import NNsight  # each peer is imported only in its own process
 
     model = load(folder)
     with warnings.catch_warnings(action="ignore"):  # of submodules that have names of its own
@@ -96,7 +96,7 @@ SHOWN = {
 
 
 def run_peer(name: str, folder: Path, inputs: Path, out: Path) -> float:
-    """Return the seconds that a peer takes, once it is imported and has its batches."""
+    """Return the seconds that a peer takes after imports and loading of batches."""
     import_module(name)
     given = torch.load(inputs)
     out.mkdir()
@@ -108,7 +108,7 @@ def run_actkit(options: dict[str, Any]) -> None:
 
 
 def save_batches(options: dict[str, Any], path: Path) -> list[list[int]]:
-    """Save the batches for the peers, and return which samples are in each."""
+    """Save the batches for the peers, and return the samples of each."""
     prepared = plan(**options, trial=False)
     torch.save(batches(prepared), path)
     windows = range(prepared.plan.n_windows)
@@ -116,7 +116,7 @@ def save_batches(options: dict[str, Any], path: Path) -> list[list[int]]:
 
 
 def differences(run: Path, saved: Path, members: list[list[int]]) -> np.ndarray:
-    """Return the largest difference of a sample from our cube in each layer, relative to its size."""
+    """Return the largest difference of a sample from our cube in each layer, relative to its norm."""
     cube = open_cube(run)
     worst = np.zeros(cube.sizes["layer"])
     for index in {0, len(members) // 2, len(members) - 1}:
@@ -161,7 +161,7 @@ def compare(name: str, limit: int, rounds: int, folder: Path) -> None:
         ]
     )
     tolerance = TOLERANCE[dtype_of(model)]
-    # of the last layer, transformers gives what its final norm made, where the model has one
+    # transformers returns the last layer after the final norm, if the model has one
     compared = [found if peer != "transformers" else found[:-1] for peer, found in worst.items()]
     assert np.concatenate(compared).max() < tolerance, "not the same numbers"
 

@@ -1,10 +1,10 @@
-"""What `actkit plan` predicts of disk, host memory and time, and what then happens.
+"""Benchmark of `actkit plan`: predicted against actual disk space, host memory and time.
 
 python -m benchmarks.plan [--runs demo,minilm,gemma] [--limit N] [--rounds 3]
 
-Plan and extraction take turns, each in a process of its own, into a new folder. Seconds are those of the
-call: what Python takes to start and to import actkit's modules is in neither. Memory is the most that the
-process of the extraction held. The table has medians; the last column says how far single rounds were off.
+Plans and extractions alternate, each in a separate process with a new folder. Times are those of the call,
+without the start of Python and the import of actkit. Memory is the peak of the extraction process. The table
+shows medians; the last column shows the deviation of single rounds.
 """
 
 import shutil
@@ -20,24 +20,24 @@ import actkit
 from .subjects import SENTENCES, TITLES, model_folder
 from .timing import bytes_below, in_child, parser, print_table
 
-# model, samples, and what is kept of them
+# model, number of samples, and options of what to keep
 RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "demo": ("demo", 2000, {}),
     "minilm": ("minilm", 1500, {}),
-    "gemma": ("gemma", 500, {"tokens": "mean"}),
+    "gemma": ("gemma", 500, {"keep_tokens": "mean"}),
 }
 ALLOWED = {"disk, MB": 0.15, "host memory, MB": 0.25, "seconds": 0.30}
 
 
 def predict(options: dict[str, Any]) -> tuple[float, float, float]:
-    """Return bytes on disk, bytes in memory, and seconds, as a plan has them."""
-    found = actkit.plan(**options).estimate
-    assert found.time is not None, "there was no trial: too little memory is available"
-    return found.disk, found.host, found.time.total
+    """Return the bytes on disk, bytes in memory, and seconds of a plan."""
+    estimates = actkit.plan(**options).estimate
+    assert estimates.time is not None, "there was no trial: too little memory is available"
+    return estimates.disk, estimates.host, estimates.time.total
 
 
 def extract(options: dict[str, Any]) -> float:
-    from actkit.extraction import engine  # noqa: F401 - not timed
+    from actkit.extraction import run  # noqa: F401 - not timed
 
     started = time.perf_counter()
     actkit.extract(**options, listeners=[])
@@ -45,22 +45,22 @@ def extract(options: dict[str, Any]) -> float:
 
 
 def compare(options: dict[str, Any], rounds: int) -> list[tuple[Sequence[float], Sequence[float]]]:
-    """Return what was predicted and what happened, in each round."""
-    found = []
+    """Return the predicted and the actual values of each round."""
+    estimates = []
     for _ in range(rounds):
         predicted = in_child(predict, options).value
         run = in_child(extract, options)
         out = Path(options["out"])
-        found.append((predicted, (bytes_below(out / "cube.zarr"), run.peak, run.value)))
+        estimates.append((predicted, (bytes_below(out / "cube.zarr"), run.peak, run.value)))
         shutil.rmtree(out)
-    return found
+    return estimates
 
 
-def rows(title: str, found: list[tuple[Sequence[float], Sequence[float]]]) -> list[dict[str, str]]:
+def rows(title: str, estimates: list[tuple[Sequence[float], Sequence[float]]]) -> list[dict[str, str]]:
     table = []
     for place, (name, allowed) in enumerate(ALLOWED.items()):
         scale, digits = (1, 1) if name == "seconds" else (1e6, 0)
-        predicted, actual = ([pair[side][place] for pair in found] for side in (0, 1))
+        predicted, actual = ([pair[side][place] for pair in estimates] for side in (0, 1))
         ratios = [one / other for one, other in zip(predicted, actual, strict=True)]
         ratio = statistics.median(predicted) / statistics.median(actual)
         table.append(

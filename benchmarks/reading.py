@@ -1,12 +1,12 @@
-"""Reading a cube: one layer, one sample, a mean over tokens, against a plain read of the same bytes.
+"""Benchmark of reading: one layer, one sample, a mean over tokens, against a plain read of the same bytes.
 
 python -m benchmarks.reading [--limit 400] [--rounds 3]
 
-The cube is a real one: a random Gemma 3 of 12 × 512 on sentences of up to 128 tokens, `residual` alone,
-bfloat16. It is read as `open_cube` gives it, with each of dask's schedulers; and without actkit, by zarr and
-by zarr with the codec pipeline of zarrs. The processes take turns; each reads everything once before it is
-timed, so that all files are in the page cache. The plain read goes through the files from their beginning, in
-blocks of 1 MB, until it has read as many bytes; it neither decompresses nor keeps anything.
+The cube comes from a random Gemma 3 of 12 × 512 on sentences of up to 128 tokens, with `residual` alone, in
+bfloat16. It is read through `open_cube` with each of dask's schedulers; and without actkit, by zarr and by
+zarr with the codec pipeline of zarrs. The processes alternate; each reads everything once before it is timed,
+so that all files are in the page cache. The plain read goes through the files from the beginning, in blocks
+of 1 MB, until it has read the same number of bytes; it neither decompresses nor keeps anything.
 """
 
 import tempfile
@@ -61,13 +61,13 @@ def labelled(run: Path) -> Reads:
 def plain_zarr(run: Path) -> Reads:
     array = zarr.open_array(run / "cube.zarr" / "residual", mode="r")
     assert isinstance(array, zarr.Array)
-    # where zarrs cannot read an array, zarr's own pipeline is taken without a word
+    # zarr silently falls back to its own pipeline if zarrs cannot read an array
     used, asked = type(array.async_array.codec_pipeline), zarr.config.get("codec_pipeline.path")
     assert used.__name__ == asked.rsplit(".", 1)[-1]
     layers, samples = array.shape[:2]
 
     def part(layer: slice, sample: slice) -> np.ndarray:
-        return np.asarray(array[layer, sample])  # slices: an integer keeps zarrs from being used
+        return np.asarray(array[layer, sample])  # slices, because zarrs is not used for integer indices
 
     def means() -> np.ndarray:
         each = [np.nanmean(part(slice(row, row + 1), slice(None)), axis=2) for row in range(layers)]
@@ -81,7 +81,7 @@ def plain_zarr(run: Path) -> Reads:
 
 
 def bytes_read() -> int:
-    """Return what this process has asked the kernel for so far, page cache included."""
+    """Return the bytes that this process has read so far, including from the page cache."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
@@ -96,7 +96,7 @@ def read_plainly(files: list[Path], size: int) -> None:
 
 
 def read(run: Path, scheduler: str, pipeline: str) -> dict[str, tuple[float, float, int, float]]:
-    """Return of each read its time, that of the plain read, its bytes of the files, and a sum."""
+    """Return the time of each read, the time of the plain read, the bytes read, and a checksum."""
     if pipeline:
         zarr.config.set({"codec_pipeline.path": pipeline})
     found = {}

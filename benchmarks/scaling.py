@@ -1,9 +1,9 @@
-"""Time, memory and opening as samples grow: linear, flat and constant, or not.
+"""Benchmark of scaling with samples: whether time is linear, and memory and opening time are constant.
 
 python -m benchmarks.scaling [--limit 100000]
 
-A Llama of 2 layers × 32 on prompts of a few words, so that everything around the model is what counts.
-Sizes are the limit, a tenth and a hundredth of it; each runs once, in a process of its own.
+The model is a Llama of 2 layers × 32 on prompts of a few words, so that everything around the model
+dominates. Sizes are the limit, a tenth and a hundredth of it; each runs once, in a separate process.
 """
 
 import math
@@ -34,7 +34,7 @@ def run(model: Path, data: Path, out: Path) -> None:
 
 
 def open_run(out: Path) -> tuple[float, int]:
-    """Return the seconds that opening takes, imports not counted, and the memory that the cube holds."""
+    """Return the seconds to open the cube, without imports, and the memory that it holds."""
     before = memory()
     cube = open_cube(out)
     held = memory() - before
@@ -59,7 +59,7 @@ def measure(model: Path, count: int, folder: Path) -> dict[str, float]:
 
 
 def slope(one: dict[str, float], other: dict[str, float], what: str) -> str:
-    """Return the power of the number of samples with which something grows: 1 is linear, 0 constant."""
+    """Return the exponent of growth with the number of samples: 1 is linear, 0 constant."""
     return f"{math.log(other[what] / one[what]) / math.log(other['samples'] / one['samples']):.2f}"
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"\n### Scaling: a Llama of 2 × 32, prompts of {WORDS + 1} words", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         model = save_llama(Path(temporary, "model"))
-        found = [measure(model, count, Path(temporary)) for count in (limit // 100, limit // 10, limit)]
+        measured = [measure(model, count, Path(temporary)) for count in (limit // 100, limit // 10, limit)]
     print_table(
         [
             {
@@ -81,15 +81,15 @@ def main() -> None:
                 "disk, MB": megabytes(row["disk"]),
                 "files": f"{row['files']:,}",
             }
-            for row in found
+            for row in measured
         ]
     )
     parts = []
-    for one, other in pairwise(found):
+    for one, other in pairwise(measured):
         powers = ", ".join(f"{what} {slope(one, other, what)}" for what in ("seconds", "peak", "opening"))
         parts.append(f"from {one['samples']:,} to {other['samples']:,}: {powers}")
     print(f"\npower of the number of samples (1 is linear, 0 constant), {'; '.join(parts)}")
-    start, longest = found[-2], found[-1]
+    start, longest = measured[-2], measured[-1]
     each = (longest["seconds"] - start["seconds"]) / (longest["samples"] - start["samples"])
     print(f"each further sample takes {1000 * each:.2f} ms")
 

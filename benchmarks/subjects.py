@@ -1,4 +1,4 @@
-"""What is measured: three models, a small one, and the MT-GenEval sentences."""
+"""Subjects of the benchmarks: three models, a tiny one, and the MT-GenEval sentences."""
 
 import shutil
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ TITLES = {
 
 
 def model_folder(name: str, folder: Path) -> Path:
-    """Return the folder of one of ``MODELS``; a random one is made below ``folder``."""
+    """Return the folder of one of ``MODELS``; random models are created below ``folder``."""
     if name == "demo":
         return MODEL
     if name == "minilm":
@@ -40,7 +40,7 @@ def model_folder(name: str, folder: Path) -> Path:
 
 
 def save_gemma(folder: Path) -> Path:
-    """Make a Gemma 3 in the proportions of the real ones, with the tokenizer of the demo."""
+    """Create a Gemma 3 with the proportions of the real ones and the tokenizer of the demo."""
     config = Gemma3TextConfig(
         vocab_size=2048,
         hidden_size=512,
@@ -50,7 +50,7 @@ def save_gemma(folder: Path) -> Path:
         num_key_value_heads=2,
         head_dim=128,
         query_pre_attn_scalar=128,
-        sliding_window=64,  # five of six blocks; sentences are longer than that now and then
+        sliding_window=64,  # in five of six blocks; a few sentences are longer
         max_position_embeddings=1024,
         pad_token_id=0,
         eos_token_id=1,
@@ -62,7 +62,7 @@ def save_gemma(folder: Path) -> Path:
 
 
 def save_llama(folder: Path) -> Path:
-    """Make a Llama so small that everything around the model is what takes the time."""
+    """Create a Llama so small that everything around the model dominates the time."""
     config = LlamaConfig(
         vocab_size=2048,
         hidden_size=32,

@@ -1,4 +1,4 @@
-"""Time actions in turns, in this process or in children of their own, and print tables."""
+"""Timing of alternating actions, in this process or in child processes, and printing of tables."""
 
 import argparse
 import gc
@@ -18,7 +18,7 @@ MB = 10**6
 
 @dataclass(frozen=True)
 class Child:
-    """What a function did in a process of its own: what it returned, its time, and the most memory held."""
+    """Result of a function in a separate process: its return value, duration and peak memory."""
 
     value: Any
     seconds: float
@@ -37,7 +37,7 @@ def interleaved(
     *,
     between: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time each action once a round, one after the other; a first round warms up and is not counted."""
+    """Time each action once per round, one after the other; a first warm-up round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds + 1):
         for name, action in actions.items():
@@ -50,7 +50,7 @@ def interleaved(
 
 
 def in_child(function: Callable[..., Any], *arguments: Any, **options: Any) -> Child:
-    """Run a function in a new process, in which nothing but its module has been imported."""
+    """Run a function in a new process that has imported only its module."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measured, function, arguments, options).result()
 
@@ -59,12 +59,12 @@ def _measured(function: Callable[..., Any], arguments: Sequence[Any], options: M
     started = time.perf_counter()
     value = function(*arguments, **options)
     took = time.perf_counter() - started
-    # not getrusage: its maximum is that of the parent, where the parent was larger when it forked
+    # not getrusage, whose maximum includes the parent at the time of the fork
     return Child(value, took, memory("VmHWM"))
 
 
 def memory(field: str = "VmRSS") -> int:
-    """Return what Linux says of this process's memory, in bytes."""
+    """Return this process's memory according to Linux, in bytes."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
@@ -74,7 +74,7 @@ def bytes_below(folder: Path) -> int:
 
 
 def spread(times: Sequence[float], digits: int = 2) -> str:
-    """Show a median, and the least and the most."""
+    """Format a median with the minimum and maximum."""
     middle, least, most = statistics.median(times), min(times), max(times)
     return f"{middle:.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
 
@@ -89,7 +89,7 @@ def megabytes(size: float) -> str:
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows as a Markdown table; all have the columns of the first."""
+    """Print rows as a Markdown table with the columns of the first row."""
     print()
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + "---|" * len(rows[0]))
@@ -98,7 +98,7 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def print_machine() -> None:
-    """Print what the figures depend on; the load tells whether anything else is running."""
+    """Print the conditions of the measurement; the load shows whether anything else is running."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     packages = ("torch", "transformers", "zarr", "numcodecs", "dask", "xarray")
@@ -110,6 +110,10 @@ def print_machine() -> None:
 def parser(description: str | None, *, limit: int | None, rounds: int = 5) -> argparse.ArgumentParser:
     """Return the options that the programs share."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("--limit", type=int, default=limit, help=f"samples; {limit or 'by model'} by default")
-    made.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds; {rounds} by default")
+    made.add_argument(
+        "--limit", type=int, default=limit, help=f"number of samples (default: {limit or 'by model'})"
+    )
+    made.add_argument(
+        "--rounds", type=int, default=rounds, help=f"number of timed rounds (default: {rounds})"
+    )
     return made

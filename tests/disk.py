@@ -1,6 +1,7 @@
-"""The file system below the store: notes every step, and can refuse one or end the process there."""
+"""File system below the store that records every step, and can fail or end the process at one."""
 
 import asyncio
+import builtins
 import io
 import os
 import signal
@@ -17,11 +18,11 @@ KINDS = ("open", "write", "fsync", "rename", "unlink")
 
 
 class Killed(BaseException):
-    """The end of a process, as the code sees it: no handler of Exception runs."""
+    """Simulated end of the process, which no handler of Exception catches."""
 
 
 class Disk:
-    """Notes each step that changes what is on disk, in order, and can fail at the n-th one.
+    """Recorder of every step that changes the disk, in order, which can fail at the n-th step.
 
     A step is the creation of a file, a write to it, an fsync, a rename or a removal. A write that fails
     has put half of its bytes on the disk.
@@ -69,7 +70,7 @@ class Disk:
         self._arm(at, fail, kinds, after, lasting or isinstance(error, Killed))
 
     def kill(self, at: int) -> None:
-        """Let the kernel end this process at a step."""
+        """Make the kernel end this process at a step."""
         self._arm(at, lambda: os.kill(os.getpid(), signal.SIGKILL), KINDS, False, False)
 
     def _arm(
@@ -78,14 +79,14 @@ class Disk:
         self._left, self._fail, self._kinds, self._after, self._lasting = at, fail, kinds, after, lasting
 
     def mend(self) -> None:
-        """Fail no more, and let zarr end what it had begun beside the step that failed."""
+        """Stop failing, and let zarr finish what it had started concurrently with the failed step."""
         self._fail = None
         sync(_others())
 
     def step(
         self, kind: str, path: Path, do: Callable[[], Any], half: Callable[[], Any] = lambda: None
     ) -> Any:
-        """Do something, or fail in its stead, having done half of it."""
+        """Perform a step, or fail halfway through it."""
         if self._within not in str(path):
             return do()
         with self._lock:
@@ -95,7 +96,7 @@ class Disk:
                     if self._after:
                         done = do()
                         if kind == "open":
-                            done.close()  # whoever asked never gets it
+                            done.close()  # the caller never receives it
                         self.steps.append((kind, path))
                     elif self._left == 0:
                         half()
@@ -110,10 +111,10 @@ async def _others() -> None:
 
 
 class _File(io.FileIO):
-    """A file without a buffer: each write of the program is a step."""
+    """Unbuffered file, each write of which is a step."""
 
-    def __init__(self, path: Path, mode: str, disk: Disk) -> None:
-        super().__init__(path, mode)
+    def __init__(self, path: Path, mode: str, disk: Disk, opener: Any) -> None:
+        super().__init__(path, mode, opener=opener)
         self._disk = disk
 
     def write(self, content: Any) -> int:
@@ -123,35 +124,42 @@ class _File(io.FileIO):
         return int(step("write", Path(self.name), lambda: write(view), lambda: write(view[: len(view) // 2])))
 
 
+def _full(path: Any, folder: int | None) -> Path:
+    """Return the path of a name in an open folder."""
+    return Path(path) if folder is None else Path(os.readlink(f"/proc/self/fd/{folder}")) / path
+
+
 @contextmanager
 def watched(within: str = "") -> Iterator[Disk]:
-    """Put a :class:`Disk` below the store; its fsync only takes notes."""
+    """Put a :class:`Disk` below the store, whose fsync is only recorded."""
     disk = Disk(within)
-    opened, unlink = Path.open, Path.unlink
+    opened, renamed, replaced, unlinked = io.open, os.rename, os.replace, os.unlink
 
-    def open_file(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+    def open_file(file: Any, mode: str = "r", *arguments: Any, opener: Any = None, **options: Any) -> Any:
         if "b" in mode and set(mode) & set("wxa+"):
-            return disk.step("open", path, lambda: _File(path, mode, disk))
-        return opened(path, mode, *arguments, **options)
+            plain = mode.replace("b", "")
+            return disk.step("open", Path(file), lambda: _File(Path(file), plain, disk, opener))
+        return opened(file, mode, *arguments, opener=opener, **options)
 
-    def moved(move: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
-        def step(source: Path, target: Path) -> Path:
-            return Path(disk.step("rename", Path(target), lambda: move(source, target)))
+    def moved(move: Callable[..., None]) -> Callable[..., None]:
+        def step(source: Any, target: Any, **at: int) -> None:
+            disk.step("rename", _full(target, at.get("dst_dir_fd")), lambda: move(source, target, **at))
 
         return step
 
-    def removed(path: Path, missing_ok: bool = False) -> None:
-        disk.step("unlink", path, lambda: unlink(path, missing_ok))
+    def removed(path: Any, **at: int) -> None:
+        disk.step("unlink", _full(path, at.get("dir_fd")), lambda: unlinked(path, **at))
 
     def synced(file: int) -> None:
         disk.step("fsync", Path(os.readlink(f"/proc/self/fd/{file}")), lambda: None)
 
     with ExitStack() as stack:
         for owner, name, ours in (
-            (Path, "open", open_file),
-            (Path, "replace", moved(Path.replace)),
-            (Path, "rename", moved(Path.rename)),
-            (Path, "unlink", removed),
+            (io, "open", open_file),
+            (builtins, "open", open_file),
+            (os, "replace", moved(replaced)),
+            (os, "rename", moved(renamed)),
+            (os, "unlink", removed),
             (os, "fsync", synced),
         ):
             stack.enter_context(mock.patch.object(owner, name, ours))

@@ -1,4 +1,4 @@
-"""Plans of prompts of given lengths, and of many."""
+"""Plans for prompts of given lengths, and for many prompts."""
 
 import math
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from actkit.batch_plan import AUTO_TOKENS, Plan, Shape, make_plan
 from actkit.config import Config
-from actkit.planning import AUTO_TOKENS, Plan, Shape, make_plan
 
 
 def plan_of(

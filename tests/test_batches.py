@@ -1,10 +1,10 @@
-"""Prompts of like length are batched together, within their tokens."""
+"""Prompts of similar length are batched together, within the token limit."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actkit.planning import AUTO_PROMPTS, AUTO_TOKENS, Plan
+from actkit.batch_plan import AUTO_PROMPTS, AUTO_TOKENS, Plan
 from tests.plans import many_lengths, many_plans, plan_of
 
 

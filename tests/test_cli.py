@@ -48,15 +48,16 @@ def extracted(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPath
     return folder, out
 
 
+@pytest.mark.slow
 def test_extract_says_what_it_made(extracted: tuple[Path, str]) -> None:
     folder, out = extracted
     cube = actkit.open_cube(folder)
-    said = pairs(out)
-    assert said["cube"] == str(folder / "cube.zarr")
-    assert said["shape"] == f"3 layer × 6 sample × {cube.sizes['token']} token × 16 hidden"
-    assert re.fullmatch(r"[\d.,]+ (kB|MB)", said["on disk"])
-    assert re.fullmatch(r"[\d.,]+ samples/s, [\d.,]+ tokens/s", said["speed"])
-    assert "truncated" not in said
+    printed = pairs(out)
+    assert printed["cube"] == str(folder / "cube.zarr")
+    assert printed["shape"] == f"3 layer × 6 sample × {cube.sizes['token']} token × 16 hidden"
+    assert re.fullmatch(r"[\d.,]+ (kB|MB)", printed["on disk"])
+    assert re.fullmatch(r"[\d.,]+ samples/s, [\d.,]+ tokens/s", printed["speed"])
+    assert "truncated" not in printed
     table = out[out.index("mean norm of content tokens") :].splitlines()
     assert table[1].split() == ["layer", "english", "arabic"]
     assert [line.split()[0] for line in table[2:5]] == ["0", "1", "2"]
@@ -85,7 +86,7 @@ def test_changed_settings_are_an_error(extracted: tuple[Path, str]) -> None:
     code, out, err = run("extract", folder / "config.yaml", "--layers", "0")
     assert (code, out) == (1, "")
     assert err.endswith(
-        f"actkit: {folder} holds a cube of other settings; choose another `out`, or go back to them\n"
+        f"actkit: {folder} contains a cube made with other settings; choose another `out`, or restore them\n"
         "  - layers: was '0-2', is now '0'\n"
     )
 
@@ -96,13 +97,13 @@ def test_info_says_what_a_cube_holds(extracted: tuple[Path, str], tiny_model: Pa
     for path in (folder, folder / "cube.zarr"):
         code, out, err = run("info", path)
         assert (code, err) == (0, "")
-        said = pairs(out)
-        assert said["committed"] == "6 of 6 samples"
-        assert said["tokens"] == f"{int(cube.n_tokens.sum()):,}"
-        assert said["variables"] == " ".join(cube.data_vars)
-        assert said["language"] == "english 3, arabic 3"
-        assert said["gender"] == "male 4, female 2"
-        assert {name: said[name] for name in cube.attrs} == {
+        printed = pairs(out)
+        assert printed["committed"] == "6 of 6 samples"
+        assert printed["tokens"] == f"{int(cube.n_tokens.sum()):,}"
+        assert printed["variables"] == " ".join(cube.data_vars)
+        assert printed["language"] == "english 3, arabic 3"
+        assert printed["gender"] == "male 4, female 2"
+        assert {name: printed[name] for name in cube.attrs} == {
             name: str(value) for name, value in cube.attrs.items()
         }
 
@@ -131,17 +132,19 @@ def test_plan_writes_nothing(tiny_model: Path, prompts: Path, tmp_path: Path) ->
     options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run", "--layers", "0,-1")
     code, out, err = run("plan", *options, "--max-tokens", 4, "--batch-size", 4)
     assert (code, err) == (0, "")
-    said = pairs(out)
-    assert said["model"] == f"{tiny_model}, 3 layers × 16"
-    assert said["layers kept"] == "2: 0 2"
-    assert said["samples"] == "6 in english, arabic"
-    assert said["tokens"].endswith(", longest prompt 4, padded 1.00×")
-    assert said["truncated"] == "6 samples"
-    assert said["windows"].endswith(", 2 batches")
-    assert "free" in said["disk"]
-    assert "available" in said["host memory"]
-    assert re.fullmatch(r"about [^:]+: \S+ s computing, \S+ s writing beside it; \w+ binds", said["time"])
-    assert "device memory" not in said
+    printed = pairs(out)
+    assert printed["model"] == f"{tiny_model}, 3 layers × 16"
+    assert printed["layers kept"] == "2: 0 2"
+    assert printed["samples"] == "6 in english, arabic"
+    assert printed["tokens"].endswith(", longest prompt 4, padded 1.00×")
+    assert printed["truncated"] == "6 samples"
+    assert printed["windows"].endswith(", 2 batches")
+    assert "free" in printed["disk"]
+    assert "available" in printed["host memory"]
+    assert re.fullmatch(
+        r"about [^:]+: \S+ s computing, \S+ s writing concurrently; \w+ is the bottleneck", printed["time"]
+    )
+    assert "device memory" not in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,11 +152,11 @@ def test_plan_without_a_trial(tiny_model: Path, prompts: Path, tmp_path: Path) -
     options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run")
     code, out, err = run("plan", *options, "--no-trial")
     assert (code, err) == (0, "")
-    said = pairs(out)
-    assert said["windows"] == "1 of 6 samples, 1 batches of up to 1,024 tokens"
-    assert said["time"] == "unknown without a trial"
-    assert said["helps most"] == "for disk, save=norm,pooled,last → 3.6 kB"
-    # an extraction tries nothing
+    printed = pairs(out)
+    assert printed["windows"] == "1 of 6 samples, 1 batches of up to 1,024 tokens"
+    assert printed["time"] == "unknown without a trial"
+    assert printed["helps most"] == "for disk, save=norm,pooled,last → 3.6 kB"
+    # an extraction has no trial
     assert run("extract", *options, "--no-trial")[0] == 2
 
 
@@ -161,16 +164,16 @@ def test_a_plan_for_programs(tiny_model: Path, prompts: Path, tmp_path: Path) ->
     options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run", "--no-trial", "--json")
     code, out, err = run("plan", *options)
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert dict(told["rows"])["samples"] == "6 in english, arabic"
-    assert (told["heading"], told["faults"]) == ("", [])
+    outcome = json.loads(out)
+    assert dict(outcome["rows"])["samples"] == "6 in english, arabic"
+    assert (outcome["heading"], outcome["faults"]) == ("", [])
     code, out, err = run("plan", *options, "--layers", "7", "--limit", "0")
     assert (code, err) == (1, "")
-    told = json.loads(out)
-    assert told["rows"] == []
-    assert told["heading"] == "cannot run: 2 faults"
-    assert [fault["where"] for fault in told["faults"]] == ["limit", "layers"]
-    # an extraction prints what it prints
+    outcome = json.loads(out)
+    assert outcome["rows"] == []
+    assert outcome["heading"] == "cannot run: 2 faults"
+    assert [fault["where"] for fault in outcome["faults"]] == ["limit", "layers"]
+    # an extraction has no JSON output
     assert run("extract", *options)[0] == 2
 
 
@@ -190,16 +193,18 @@ def test_plan_says_when_too_little_memory_is_available(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     code, out, err = run("plan", "--model", tiny_model, "--data", prompts, "--out", tmp_path / "run")
     assert (code, err) == (0, "")
-    said = pairs(out)
-    assert re.fullmatch(r"about [\d.]+ MB, 100.0 MB available now, which is too little", said["host memory"])
-    assert said["time"] == "unknown: too little memory for a trial"
+    printed = pairs(out)
+    assert re.fullmatch(
+        r"about [\d.]+ MB, 100.0 MB available now, which is not enough", printed["host memory"]
+    )
+    assert printed["time"] == "unknown: not enough memory for a trial"
 
 
 def test_plan_names_the_memory_of_a_device(
     tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("sizing", "knobs", "memory", "telling"):
-        monkeypatch.setattr(f"actkit.extraction.{module}.device_bytes", lambda _: 80 * 10**9)
+    for module in ("run_size", "suggestions", "model_memory", "plan_summary"):
+        monkeypatch.setattr(f"actkit.extraction.preflight.{module}.device_bytes", lambda _: 80 * 10**9)
     options = ("--model", tiny_model, "--data", prompts, "--out", tmp_path / "run", "--no-trial")
     code, out, err = run("plan", *options)
     assert (code, err) == (0, "")
@@ -267,13 +272,13 @@ def test_an_interrupt_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("actkit.extraction.engine.extract", interrupted)
+    monkeypatch.setattr("actkit.extraction.run.extract", interrupted)
     assert run("extract") == (130, "", "actkit: interrupted; run the same command again to continue\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")  # no line is broken at a hyphen
+    monkeypatch.setenv("COLUMNS", "300")  # wide enough that no line breaks at a hyphen
     code, out, err = run(command, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: actkit {command} ")
@@ -288,12 +293,24 @@ def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert f" {option} {name[0].upper()} {field.description}" in words
 
 
+@pytest.mark.parametrize("options", [["--llm"], ["--out", "elsewhere"], ["--llm", "--out", "elsewhere"]])
+def test_the_demo_ignores_no_option(options: list[str], tmp_path: Path) -> None:
+    code, out, err = run("demo", "--images", tmp_path / "scenes", *options)
+    unused = " and ".join(option for option in options if option.startswith("--"))
+    assert (code, out) == (1, "")
+    assert (
+        f"--images: only draws images: it runs no model and writes no run folder (leave out {unused})" in err
+    )
+    assert not (tmp_path / "scenes").exists()
+
+
 def test_help_lists_every_command() -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert tuple(re.findall(r"^    (\w+) ", out, flags=re.MULTILINE)) == COMMANDS
 
 
+@pytest.mark.slow
 def test_commands_that_need_no_model_import_no_torch(extracted: tuple[Path, str]) -> None:
     folder, _ = extracted
     program = f"""
@@ -311,6 +328,7 @@ sys.exit(f"imported: {{heavy}}" if heavy else 0)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_is_no_error(tmp_path: Path) -> None:
     run = write_cube(tmp_path / "run")
     read, write = os.pipe()

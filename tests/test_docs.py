@@ -1,4 +1,4 @@
-"""What the pages say is true: their Python runs, commands and options exist, nothing public is left out."""
+"""The documentation is correct: code runs, commands and options exist, and every public name is covered."""
 
 import importlib
 import os
@@ -25,7 +25,7 @@ _FENCE = re.compile(r"^(<!-- not run: [^>\n]+ -->\n)?```(\w+)\n(.*?)^```$", re.M
 
 
 def fences(page: Path, language: str, *, run: bool = True) -> Iterator[str]:
-    """Yield the code blocks of a page; those that say why they are not run, only where asked for."""
+    """Yield the code blocks of a page, on request also those marked with a reason not to run them."""
     for excuse, own, text in _FENCE.findall(page.read_text(encoding="utf-8")):
         if own == language and not (excuse and run):
             yield text
@@ -33,7 +33,7 @@ def fences(page: Path, language: str, *, run: bool = True) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, vlm: Any) -> Path:
-    """A folder with the runs that pages begin with: those of the demo, made small."""
+    """Folder with the runs that pages start from: small versions of the demo."""
     folder = tmp_path_factory.mktemp("docs")
     common = {"listeners": [], "window_samples": 64}
     actkit.extract(model=str(MODEL), data=str(CAPTIONS), out=str(folder / "runs/demo"), limit=240, **common)
@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, vlm: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
@@ -64,7 +65,7 @@ def test_commands_exist(page: Path) -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for command in commands(page):
         if command[0] == "actkit":
-            _parser().parse_args(command[1:])  # exits where it cannot be
+            _parser().parse_args(command[1:])  # exits if it cannot be parsed
         elif command[0] == "make":
             assert set(command[1:]) <= set(targets), command
 
@@ -72,8 +73,8 @@ def test_commands_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_exist(page: Path) -> None:
     for text in fences(page, "yaml"):
-        asked = yaml.safe_load(text)
-        _, faults = check({"model": "m", "data": "d", "out": "o", **asked})
+        options = yaml.safe_load(text)
+        _, faults = check({"model": "m", "data": "d", "out": "o", **options})
         assert not faults, text
 
 

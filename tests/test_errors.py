@@ -1,4 +1,4 @@
-"""Errors list their faults, survive a process boundary, and are what the drawing says."""
+"""Errors list their faults, survive a process boundary, and match the tree in the module docstring."""
 
 import pickle
 import re
@@ -6,14 +6,14 @@ import re
 import pytest
 
 from actkit import errors
-from actkit.errors import ActkitError, ChangedError, CorruptError, Fault, InputError, NonfiniteError
+from actkit.errors import ActkitError, ChangedError, CorruptError, Fault, InputError, NonfiniteError, listed
 
-FAULTS = [Fault("row 3", "`text` is empty", "mend or remove the row"), Fault("out", "is a file")]
+FAULTS = [Fault("row 3", "`text` is empty", "correct or remove the row"), Fault("out", "is a file")]
 
 
 def test_message_lists_every_fault_with_its_mend() -> None:
     assert str(InputError(FAULTS)) == (
-        "cannot run: 2 faults\n  - row 3: `text` is empty (mend or remove the row)\n  - out: is a file"
+        "cannot run: 2 faults\n  - row 3: `text` is empty (correct or remove the row)\n  - out: is a file"
     )
     assert str(InputError(FAULTS[1:])) == "cannot run: 1 fault\n  - out: is a file"
 
@@ -27,7 +27,7 @@ def test_message_of_many_faults_is_cut_and_the_error_keeps_all() -> None:
 
 
 @pytest.mark.parametrize("kind", [InputError, ChangedError, CorruptError])
-@pytest.mark.parametrize("heading", ["", "runs/x holds a cube of other settings"])
+@pytest.mark.parametrize("heading", ["", "runs/x contains a cube made with other settings"])
 def test_errors_with_faults_can_be_pickled(kind: type[errors.FaultsError], heading: str) -> None:
     error = kind(FAULTS, heading)
     again = pickle.loads(pickle.dumps(error))
@@ -60,3 +60,10 @@ def test_the_drawn_tree_is_the_tree() -> None:
     assert drawn.keys() == classes.keys()
     for name, parent in drawn.items():
         assert parent is None or classes[parent] in classes[name].__mro__[1:], name
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, ""), (1, "n0"), (3, "n0, n1, n2"), (4, "n0, n1, n2 and 1 more")]
+)
+def test_the_first_few_of_many_names_are_listed(count: int, text: str) -> None:
+    assert listed([f"n{index}" for index in range(count)]) == text

@@ -1,4 +1,4 @@
-"""What a run will take: on disk, in memory, and in time."""
+"""Estimates of disk space, memory and time of a run."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import actkit
+from actkit.batch_plan import Plan
 from actkit.estimates import Estimate, Rates, Time, disk_bytes, estimate
-from actkit.planning import Plan
 from actkit.schema import SAVABLE, VARIABLES
 from actkit.testing import synthetic, write_cube
 from tests.plans import plan_of
@@ -19,35 +19,35 @@ def test_dense_bytes_are_those_of_the_arrays() -> None:
     cube = actkit.open_cube(write_cube(n_samples=12, window=4))
     variables = (*SAVABLE, "nonfinite")
     plan = plan_of(cube.n_tokens.values, layers=3, hidden=16, window_samples=4)
-    found = estimate(plan, variables, layers={"residual": 3}, value_bytes=4, host_bytes=0)
-    assert found.dense == sum(cube[name].nbytes for name in variables)
+    result = estimate(plan, variables, layers={"residual": 3}, value_bytes=4, host_bytes=0)
+    assert result.dense == sum(cube[name].nbytes for name in variables)
 
 
 def test_dense_bytes_of_everything_are_those_of_the_arrays() -> None:
-    # strings have no length that is known before
+    # the length of strings is not known in advance
     numbers = synthetic(n_samples=10, everything=True)
     layers = {"residual": 3, "attention": 3, "mlp": 2}
-    found = estimate(numbers.plan, tuple(numbers.values), layers=layers, value_bytes=4, host_bytes=0)
-    assert found.dense == sum(values.nbytes for values in numbers.values.values() if values.dtype != object)
+    result = estimate(numbers.plan, tuple(numbers.values), layers=layers, value_bytes=4, host_bytes=0)
+    assert result.dense == sum(values.nbytes for values in numbers.values.values() if values.dtype != object)
 
 
 @pytest.mark.parametrize(("value_bytes", "left"), [(2, 0.75), (4, 0.9)])
 def test_estimates_grow_with_what_is_stored(value_bytes: int, left: float) -> None:
     plan = plan_of([10, 20, 30], layers=4, hidden=64)
-    told: Any = {"layers": {"residual": 4}, "value_bytes": value_bytes}
-    small = estimate(plan, ["norm"], host_bytes=10**6, **told)
-    large = estimate(plan, ["norm", "residual"], host_bytes=10**6, **told)
+    keywords: Any = {"layers": {"residual": 4}, "value_bytes": value_bytes}
+    small = estimate(plan, ["norm"], host_bytes=10**6, **keywords)
+    large = estimate(plan, ["norm", "residual"], host_bytes=10**6, **keywords)
     assert small.disk < large.disk < large.dense
-    # pads take no disk: 60 of 90 positions are tokens
+    # padding takes no disk space: 60 of 90 positions are tokens
     assert large.disk - small.disk == int(4 * 60 * 64 * value_bytes * left)
-    assert estimate(plan, ["norm"], host_bytes=0, **told).host == small.host - 10**6
+    assert estimate(plan, ["norm"], host_bytes=0, **keywords).host == small.host - 10**6
 
 
 def test_two_windows_are_in_memory_where_there_are_two() -> None:
-    told: Any = {"layers": {"residual": 2}, "value_bytes": 4, "host_bytes": 0}
+    keywords: Any = {"layers": {"residual": 2}, "value_bytes": 4, "host_bytes": 0}
     one, two, many = (plan_of([10, 20, 30], window_samples=size) for size in (4, 2, 1))
     assert (one.n_windows, two.n_windows, many.n_windows) == (1, 2, 3)
-    host = [estimate(plan, ["residual"], **told).host for plan in (one, two, many)]
+    host = [estimate(plan, ["residual"], **keywords).host for plan in (one, two, many)]
     position = 4 * 2 * 8
     rest = host[0] - 60 * position
     # the first and the third of three share a buffer
@@ -56,16 +56,16 @@ def test_two_windows_are_in_memory_where_there_are_two() -> None:
 
 def test_variables_that_are_padded_are_held_again_while_they_are_written() -> None:
     # 2 layers × 8 values × 4 bytes × 3 samples, and zarr's copies of one of them at a time
-    plan, told = plan_of([10, 20, 30]), {"layers": {"residual": 2}, "value_bytes": 4, "host_bytes": 0}
-    host = [estimate(plan, names, **told).host for names in ([], ["pooled"], ["pooled", "last"])]
+    plan, keywords = plan_of([10, 20, 30]), {"layers": {"residual": 2}, "value_bytes": 4, "host_bytes": 0}
+    host = [estimate(plan, names, **keywords).host for names in ([], ["pooled"], ["pooled", "last"])]
     assert host[1] - host[0] == 192 + int(2.5 * 192)
     assert host[2] - host[1] == 192
 
 
 def cost(plan: Plan, *variables: str, **layers: int) -> tuple[int, int]:
     """Return the disk and the dense bytes of some variables."""
-    found = estimate(plan, variables, layers=layers, value_bytes=2, host_bytes=0)
-    return found.disk, found.dense
+    result = estimate(plan, variables, layers=layers, value_bytes=2, host_bytes=0)
+    return result.disk, result.dense
 
 
 def test_layers_at_which_a_component_is_absent_take_no_disk() -> None:
@@ -98,7 +98,7 @@ def test_strings_are_not_estimated() -> None:
     assert cost(plan_of([10, 20, 30]), "token_text", "generated") == (0, 0)
 
 
-# by what a trial measured
+# estimates from the rates of a trial
 
 RATES = Rates(
     starting=0.0,
@@ -128,26 +128,26 @@ def by(rates: Rates, plan: Plan, depth: int = 2, *names: str) -> Estimate:
 
 
 def time_of(plan: Plan, depth: int = 2, **rates: Any) -> Time:
-    found = by(replace(RATES, **rates), plan, depth).time
-    assert found is not None
-    return found
+    result = by(replace(RATES, **rates), plan, depth).time
+    assert result is not None
+    return result
 
 
 def test_without_a_trial_nothing_is_known_of_time() -> None:
-    told: Any = {"layers": {}, "value_bytes": 4, "host_bytes": 0}
-    assert estimate(plan_of([10]), ["norm"], **told).time is None
+    keywords: Any = {"layers": {}, "value_bytes": 4, "host_bytes": 0}
+    assert estimate(plan_of([10]), ["norm"], **keywords).time is None
 
 
 def test_a_trial_says_what_compresses_to_what_and_what_is_held() -> None:
     plan = plan_of([10, 20, 30])
     arithmetic = estimate(plan, ["residual", "norm"], layers={"residual": 2}, value_bytes=4, host_bytes=0)
     rates = replace(RATES, compressed={"residual": 0.5, "norm": 2.0}, strings=100.0, host=1000, device=77)
-    found = by(rates, plan, 2, "residual", "norm")
+    result = by(rates, plan, 2, "residual", "norm")
     norm = disk_bytes(plan, VARIABLES["norm"], layers={}, value_bytes=4)
-    assert found.disk == (arithmetic.disk - norm) // 2 + 2 * norm + 300
-    assert found.dense == arithmetic.dense
-    assert found.host == 1000 + plan.held_bytes + int(3.5 * 4 * 2 * 3 * 30)
-    assert found.device == 77
+    assert result.disk == (arithmetic.disk - norm) // 2 + 2 * norm + 300
+    assert result.dense == arithmetic.dense
+    assert result.host == 1000 + plan.held_bytes + int(3.5 * 4 * 2 * 3 * 30)
+    assert result.device == 77
 
 
 # windows of one prompt; each of its tokens takes a second
@@ -183,22 +183,22 @@ def test_bytes_take_their_time_to_be_written_and_to_cross() -> None:
     assert time_of(plan, writing=0.5).writing == 0.5 * size
     crossing = time_of(plan, crossing=0.25)
     assert crossing.crossing == 0.25 * 4 * 2 * 8 * 60
-    # copies run beside the computing
+    # copies overlap with computing
     assert crossing.total == crossing.crossing
     assert time_of(plan, crossing=1e-6).total == 60
 
 
 def test_cores_that_compress_compute_less() -> None:
     plan = plan_of([10, 10, 10], **SINGLE)
-    told: Any = {"committing": 6.0, "reading": 3.0}
-    assert time_of(plan, busy=0.5, **told).total == 36
+    keywords: Any = {"committing": 6.0, "reading": 3.0}
+    assert time_of(plan, busy=0.5, **keywords).total == 36
     # a second for each that a core reads or compresses; half of one where two batches are computed at once
-    shared = time_of(plan, busy=0.5, shares_cores=True, **told)
+    shared = time_of(plan, busy=0.5, shares_cores=True, **keywords)
     assert shared.total == pytest.approx(36 + 3 * 3 + 2 * 3)
-    shared = time_of(plan, busy=0.5, shares_cores=True, at_once=2, **told)
+    shared = time_of(plan, busy=0.5, shares_cores=True, at_once=2, **keywords)
     assert shared.computing == pytest.approx(30 / 2 / 0.87)  # each is slower beside another
     assert shared.total == pytest.approx(shared.computing + 6 + (3 * 3 + 2 * 3) / 2)
-    # what is read in no time at all still has to be read
+    # samples that take no time to read still have to be read
     assert time_of(plan, reading=100.0).total == 300
 
 
@@ -218,24 +218,25 @@ def test_a_run_takes_no_less_than_its_parts_and_no_more_than_all_of_them(
     lengths: list[int], window: int, committing: float, writing: float, shares: bool
 ) -> None:
     plan = plan_of(lengths, window_samples=window)
-    found = time_of(plan, committing=committing, writing=writing, shares_cores=shares, busy=1.0)
-    assert found.total >= max(found.computing, found.writing) * (1 - 1e-9)
-    assert found.total <= (found.computing + found.writing * (2 if shares else 1)) * (1 + 1e-9)
+    result = time_of(plan, committing=committing, writing=writing, shares_cores=shares, busy=1.0)
+    assert result.total >= max(result.computing, result.writing) * (1 - 1e-9)
+    assert result.total <= (result.computing + result.writing * (2 if shares else 1)) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(
     ("parts", "binds", "said"),
     [
-        ((12, 230, 0, 40), "computing", "4 min 10 s: 3 min 50 s computing, 40 s writing beside it"),
-        ((12, 30, 0, 240), "writing", "4 min 10 s: 30 s computing, 4 min 0 s writing beside it"),
+        ((12, 230, 0, 40), "computing", "4 min 10 s: 3 min 50 s computing, 40 s writing concurrently"),
+        ((12, 30, 0, 240), "writing", "4 min 10 s: 30 s computing, 4 min 0 s writing concurrently"),
         (
             (12, 30, 239, 40),
             "crossing",
-            "4 min 10 s: 30 s computing, 3 min 59 s crossing to the host, 40 s writing beside it",
+            "4 min 10 s: 30 s computing, 3 min 59 s copying to the host, 40 s writing concurrently",
         ),
     ],
 )
 def test_the_time_says_what_binds(parts: tuple[int, int, int, int], binds: str, said: str) -> None:
     time = Time(*parts, total=250)
     assert time.binds == binds
-    assert str(time) == f"{said}; {binds} binds"
+    bottleneck = "copying" if binds == "crossing" else binds
+    assert str(time) == f"{said}; {bottleneck} is the bottleneck"

@@ -1,13 +1,14 @@
-"""Hashes tell apart what differs; keys are found in the row where they were."""
+"""Hashes distinguish different values; keys are found with their row."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actkit.fingerprints import Keys, content_of
+from actkit.fingerprints import Keys, content_of, file_digest
 from actkit.sources import Row
 
 
@@ -60,3 +61,8 @@ def test_keys_may_end_in_zeros(digests: set[bytes], other: bytes) -> None:
     for number, digest in enumerate(sorted(digests)):
         assert keys.find(digest) == number
     assert (keys.find(other) is None) == (other not in digests)
+
+
+def test_the_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert file_digest(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()

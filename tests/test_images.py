@@ -14,11 +14,11 @@ from actkit.images import MOST_BYTES, read_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 GREY = NOISE[..., 0]
-# An arrow is no mirror image of itself, and survives JPEG in blocks.
+# an arrow is not mirror-symmetric, and its blocks survive JPEG
 ARROW = np.kron(
     np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]], np.uint8) * 255, np.ones((16, 16), np.uint8)
 )
-NO_IMAGE = "is no image (PNG, JPEG, WebP, BMP, GIF or TIFF)"
+NO_IMAGE = "is not an image (PNG, JPEG, WebP, BMP, GIF or TIFF)"
 BOMB = "is larger than 100 megapixels (decompression bomb)"
 
 
@@ -35,7 +35,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 def png(
     width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 0, before: bytes = b""
 ) -> bytes:
-    """A PNG file written by hand: it may declare what its data do not keep."""
+    """Return a handwritten PNG file, whose header may contradict its data."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
@@ -50,7 +50,7 @@ def over_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def palette_image() -> Image.Image:
-    """Four pixels: red, green, blue and one that is transparent."""
+    """Image of four pixels: red, green, blue and a transparent one."""
     image = Image.new("P", (4, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
     for x in range(4):
@@ -238,7 +238,7 @@ def test_bad_values_are_faults(name, tmp_path):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A workspace with an image, and one beside it that must not be reached."""
+    """Workspace with an image, and a second image outside it that must not be reached."""
     root = tmp_path / "work"
     (root / "folder").mkdir(parents=True)
     (tmp_path / "work2").mkdir()
@@ -298,7 +298,7 @@ def test_the_root_may_be_a_link(root):
         ("huge.png", "is larger than 512 MB"),
         ("folder", "is a folder"),
         (".", "is a folder"),
-        ("pipe", "is no regular file"),
+        ("pipe", "is not a regular file"),
         ("ring", "cannot be read: Too many levels of symbolic links"),
         ("../secret.png", "lies outside {root}"),
         ("../work2/b.png", "lies outside {root}"),
@@ -308,8 +308,8 @@ def test_the_root_may_be_a_link(root):
         ("/etc/passwd", "lies outside {root}"),
         ("/dev/zero", "lies outside {root}"),
         ({"bytes": None, "path": "../secret.png"}, "lies outside {root}"),
-        ("a\0.png", r"is no path: a\x00.png"),
-        ("\ud800.png", r"is no path: \ud800.png"),
+        ("a\0.png", r"is not a path: a\x00.png"),
+        ("\ud800.png", r"is not a path: \ud800.png"),
         ("a\nb.png", r"is missing: a\nb.png"),
     ],
 )
@@ -319,7 +319,7 @@ def test_bad_paths_are_faults(root, value, expected):
 
 @pytest.mark.timeout(20)
 def test_devices_are_never_read():
-    assert read_image("zero", Path("/dev")) == (None, "is no regular file", "")
+    assert read_image("zero", Path("/dev")) == (None, "is not a regular file", "")
 
 
 def test_a_setting_of_others_hides_no_truncated_file(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Odd combinations of what can be asked: each gives what its parts promise, or says why not."""
+"""Unusual combinations of options give what each option promises, or an explanation why not."""
 
 import csv
 import pickle
@@ -32,7 +32,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare_model(model_copy: Path, tokenizer: Any) -> Path:
-    """A model whose tokenizer puts nothing before a text."""
+    """Model whose tokenizer adds no special token at the start."""
     from tokenizers import processors
     from transformers import AutoTokenizer
 
@@ -52,7 +52,7 @@ def run(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactor
 
 _SELECTED: dict[str, Any] = {
     "generate": GENERATE,
-    "tokens": "content",
+    "keep_tokens": "content",
     "layers": "all mlp_1",
     "window_samples": 2,
     "batch_size": 2,
@@ -60,8 +60,8 @@ _SELECTED: dict[str, Any] = {
 
 
 def _extract(model: Path, data: Path, out: Path, **options: Any) -> xr.Dataset:
-    given = {"model": str(model), "data": str(data), "out": str(out), "listeners": [], **options}
-    return actkit.extract(**given)
+    keywords = {"model": str(model), "data": str(data), "out": str(out), "listeners": [], **options}
+    return actkit.extract(**keywords)
 
 
 def _texts(folder: Path, *texts: str) -> Path:
@@ -75,34 +75,41 @@ def _close(ours: np.ndarray, theirs: np.ndarray) -> bool:
     return bool(np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_prompts_without_content_keep_nothing(bare_model: Path, tmp_path: Path) -> None:
-    data = _texts(tmp_path, "a", "b")  # one token each, at position 0, which is no content
-    cube = _extract(bare_model, data, tmp_path / "content", tokens="content")
+    data = _texts(tmp_path, "a", "b")  # one token each, at position 0, which is not content
+    cube = _extract(bare_model, data, tmp_path / "content", keep_tokens="content")
     assert cube.prompt_tokens.values.tolist() == [1, 1]
     assert cube.n_tokens.values.tolist() == [0, 0]
     assert bool(cube.residual.isnull().all())
     assert bool(cube.pooled.isnull().all())
-    assert actkit.tokens(cube, 0) == []
+    assert actkit.token_strings(cube, 0) == []
     continued = _extract(
-        bare_model, data, tmp_path / "more", tokens="content", generate={"max_new_tokens": 2}
+        bare_model, data, tmp_path / "more", keep_tokens="content", generate={"max_new_tokens": 2}
     )
     assert (continued.position.values[continued.token_kind.values == TokenKind.GENERATED] >= 1).all()
     assert not (continued.token_kind == TokenKind.TEXT).any()
     assert [
-        "".join(actkit.tokens(continued, sample)) for sample in (0, 1)
+        "".join(actkit.token_strings(continued, sample)) for sample in (0, 1)
     ] == continued.generated.values.tolist()
 
 
+@pytest.mark.slow
 def test_a_mean_says_nothing_of_what_was_generated(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     plain = _extract(tiny_model, prompts, tmp_path / "all")
-    mean = _extract(tiny_model, prompts, tmp_path / "mean", tokens="mean", generate={"max_new_tokens": 2})
-    last = _extract(tiny_model, prompts, tmp_path / "last", tokens="last", generate={"max_new_tokens": 2})
+    mean = _extract(
+        tiny_model, prompts, tmp_path / "mean", keep_tokens="mean", generate={"max_new_tokens": 2}
+    )
+    last = _extract(
+        tiny_model, prompts, tmp_path / "last", keep_tokens="last", generate={"max_new_tokens": 2}
+    )
     assert mean.sizes["token"] == 1
     assert _close(mean.residual.values[:, :, 0], plain.pooled.values)
     assert mean.generated.values.tolist() == last.generated.values.tolist()
     assert (last.token_kind == TokenKind.GENERATED).all()
 
 
+@pytest.mark.slow
 def test_a_component_alone_is_rounded_to_float16(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     exact = _extract(tiny_model, prompts, tmp_path / "exact", layers="mlp_1-2")
     rounded = _extract(tiny_model, prompts, tmp_path / "half", layers="mlp_1-2", storage="float16")
@@ -111,6 +118,7 @@ def test_a_component_alone_is_rounded_to_float16(tiny_model: Path, prompts: Path
     np.testing.assert_array_equal(rounded.mlp, exact.mlp.values.astype(np.float16).astype(np.float32))
 
 
+@pytest.mark.slow
 def test_windows_of_one_sample_hold_the_same(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     whole = _extract(tiny_model, prompts, tmp_path / "whole", batch_size=1)
     single = _extract(tiny_model, prompts, tmp_path / "single", window_samples=1, batch_size=50)
@@ -131,12 +139,13 @@ def test_labels_with_names_of_variables_are_refused(tiny_model: Path, tmp_path: 
 
 def test_control_tokens_in_a_text_are_special(tiny_model: Path, tmp_path: Path) -> None:
     cube = _extract(tiny_model, _texts(tmp_path, "He</s> waits<pad>"), tmp_path / "run")
-    pieces = actkit.tokens(cube, 0)
+    pieces = actkit.token_strings(cube, 0)
     special = [piece for piece, kind in zip(pieces, cube.token_kind.values[0], strict=True) if kind == 1]
     assert special == ["<s>", "</s>", "<pad>"]
     assert "".join(pieces) == "<s>He</s> waits<pad>"
 
 
+@pytest.mark.slow
 def test_arabic_templates_and_system_prompts_are_no_content(
     model_copy: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -152,12 +161,12 @@ def test_arabic_templates_and_system_prompts_are_no_content(
     tokenizer.save_pretrained(model_copy)
     chat = _extract(model_copy, prompts, tmp_path / "chat", system=ARABIC)
     for sample, text in enumerate(cube.text.values.tolist()):
-        assert "".join(actkit.tokens(cube, sample)) == "<s>" + template.format(text=text)
+        assert "".join(actkit.token_strings(cube, sample)) == "<s>" + template.format(text=text)
         messages = [{"role": "system", "content": ARABIC}, {"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert chat.token_id.values[sample, : int(chat.n_tokens[sample])].tolist() == ids
         for made in (cube, chat):
-            pieces = zip(actkit.tokens(made, sample), made.token_kind.values[sample], strict=False)
+            pieces = zip(actkit.token_strings(made, sample), made.token_kind.values[sample], strict=False)
             content = "".join(piece for piece, kind in pieces if kind == TokenKind.TEXT)
             assert content.strip() == text
 
@@ -167,7 +176,7 @@ def test_arabic_templates_and_system_prompts_are_no_content(
     [
         ({"generate": {**GENERATE, "seed": 8}}, "generate"),
         ({"generate": None}, "generate"),
-        ({"tokens": "all"}, "tokens"),
+        ({"keep_tokens": "all"}, "keep_tokens"),
         ({"on_nonfinite": "zero"}, "on_nonfinite"),
         ({"template": "x {text}"}, "template"),
         ({"layers": "all"}, "layers"),
@@ -197,22 +206,23 @@ def test_a_part_of_a_run_has_its_generated_text(run: Path, tmp_path: Path) -> No
     cube, whole = actkit.open_cube(part, partial=True), actkit.open_cube(run)
     assert cube.sample.values.tolist() == [0, 1, 4, 5]
     assert cube.generated.values.tolist() == whole.generated.values[[0, 1, 4, 5]].tolist()
-    assert actkit.tokens(cube, 4) == actkit.tokens(whole, 4)
+    assert actkit.token_strings(cube, 4) == actkit.token_strings(whole, 4)
     np.testing.assert_array_equal(cube.residual, whole.residual[:, [0, 1, 4, 5]])
 
 
 def test_tokens_of_parts_of_a_cube(run: Path) -> None:
     cube = actkit.open_cube(run)
     arabic = cube.where(cube.language == "arabic", drop=True)
-    assert actkit.tokens(arabic, 4) == actkit.tokens(cube, 4)
-    assert actkit.tokens(cube.isel(sample=[5, 2]), 2) == actkit.tokens(cube, 2)
+    assert actkit.token_strings(arabic, 4) == actkit.token_strings(cube, 4)
+    assert actkit.token_strings(cube.isel(sample=[5, 2]), 2) == actkit.token_strings(cube, 2)
     generated = cube.where((cube.token_kind == TokenKind.GENERATED).compute(), drop=True)
     assert (
-        actkit.tokens(generated.isel(token=slice(2)), 0)
-        == actkit.tokens(cube, 0)[int(generated.token[0]) : int(generated.token[0]) + 2]
+        actkit.token_strings(generated.isel(token=slice(2)), 0)
+        == actkit.token_strings(cube, 0)[int(generated.token[0]) : int(generated.token[0]) + 2]
     )
 
 
+@pytest.mark.slow
 def test_cubes_travel_to_other_processes(run: Path) -> None:
     cube = actkit.open_cube(run)
     xr.testing.assert_identical(pickle.loads(pickle.dumps(cube)).load(), cube.load())
@@ -224,10 +234,11 @@ def test_cubes_travel_to_other_processes(run: Path) -> None:
     )
     script = run.parent / "script.py"
     script.write_text(code)
-    given = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert np.isclose(float(given.stdout), float(cube.residual.mean()), rtol=1e-6)
+    completed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert np.isclose(float(completed.stdout), float(cube.residual.mean()), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_odd_images_are_those_of_transformers(vlm: Callable[[str], Path], tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).random((30, 45, 3))
     colour = Image.fromarray((pixels * 255).astype(np.uint8))
@@ -259,6 +270,7 @@ def test_odd_images_are_those_of_transformers(vlm: Callable[[str], Path], tmp_pa
         assert _close(vision.residual.values[:, sample], theirs["vision"]), name
 
 
+@pytest.mark.slow
 def test_images_that_are_too_long_are_rows_at_fault(vlm: Callable[[str], Path], tmp_path: Path) -> None:
     Image.new("RGB", (5000, 1)).save(tmp_path / "line.png")
     Image.new("RGB", (50, 60)).save(tmp_path / "sound.png")
@@ -271,6 +283,7 @@ def test_images_that_are_too_long_are_rows_at_fault(vlm: Callable[[str], Path], 
     assert cube.attrs["skipped_rows"] == 1
 
 
+@pytest.mark.slow
 def test_encoded_images_are_those_of_the_paths(
     vlm: Callable[[str], Path], scenes: Path, tmp_path: Path
 ) -> None:
@@ -301,6 +314,7 @@ def test_encoded_images_are_those_of_the_paths(
     assert _close(whole.residual.values[:, :1, :longest], first[:, :, :longest])
 
 
+@pytest.mark.slow
 def test_one_image_in_two_languages_is_seen_alike(
     vlm: Callable[[str], Path], scenes: Path, tmp_path: Path
 ) -> None:
@@ -325,13 +339,14 @@ def test_one_image_in_two_languages_is_seen_alike(
 
 @pytest.fixture(scope="module")
 def told(vlm: Callable[[str], Path], scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a model that sees images and continues their captions."""
+    """Run of a vision-language model that continues captions."""
     run = tmp_path_factory.mktemp("told") / "run"
     more: dict[str, Any] = {"layers": "all vision_all", "generate": {"max_new_tokens": 2}}
     _extract(vlm("gemma3"), scenes, run, limit=4, image_column="image", **more)
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vision/residual", "vision/n_tokens", "token_text", "generated"])
 def test_a_flipped_bit_is_named(name: str, told: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(told, tmp_path / "run"))
@@ -346,6 +361,7 @@ def test_a_flipped_bit_is_named(name: str, told: Path, tmp_path: Path) -> None:
         actkit.open_cube(damaged, group=group)[short].load()
 
 
+@pytest.mark.slow
 def test_the_vision_group_opens_without_torch_and_without_actkit(told: Path) -> None:
     path = told / "cube.zarr"
     ours = actkit.open_cube(path, group="vision")
@@ -355,8 +371,8 @@ def test_the_vision_group_opens_without_torch_and_without_actkit(told: Path) -> 
         "import sys, actkit\n"
         f"cube = actkit.open_cube({str(path)!r}, group='vision')\n"
         "actkit.layer_norms(cube).load()\n"
-        f"actkit.tokens(actkit.open_cube({str(path)!r}), 0)\n"
+        f"actkit.token_strings(actkit.open_cube({str(path)!r}), 0)\n"
         "print('torch' in sys.modules)\n"
     )
-    given = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert given.stdout.strip() == "False"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "False"

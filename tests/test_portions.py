@@ -1,4 +1,4 @@
-"""Samples that a scan chose are given again as often as asked, unless the data changed."""
+"""Samples that a scan selected can be read again repeatedly, unless the data changed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actkit.data_scan import scan
 from actkit.errors import ChangedError
 from actkit.samples import Samples, portions
-from actkit.scanning import scan
-from tests.reading import Examiner, Json, opened, texts
+from tests.data_files import Examiner, Json, opened, texts
 
 
 def test_samples_are_given_in_blocks(tmp_path: Path) -> None:
@@ -19,12 +19,12 @@ def test_samples_are_given_in_blocks(tmp_path: Path) -> None:
         for i in range(20)
     ]
     source, config = opened(tmp_path / "data.jsonl", rows, streaming=True, on_bad_row="skip")
-    found, _ = scan(source, config, Examiner())
-    assert found is not None
-    assert found.languages == {"unspecified": 13}
+    selection, _ = scan(source, config, Examiner())
+    assert selection is not None
+    assert selection.languages == {"unspecified": 13}
 
     def given(**options: Any) -> list[Samples]:
-        return list(portions(source, found, config, **options))
+        return list(portions(source, selection, config, **options))
 
     (whole,) = given(size=100)
     assert whole.text.tolist() == [f"t{i}" for i in range(20) if i % 3]
@@ -34,7 +34,7 @@ def test_samples_are_given_in_blocks(tmp_path: Path) -> None:
     assert {name: str(values.dtype) for name, values in whole.labels.items()} == {
         "n": "int64", "gap": "float64", "flag": "bool",
     }  # fmt: skip
-    assert found.label_dtypes == {"n": "int64", "gap": "float64", "flag": "bool"}
+    assert selection.label_dtypes == {"n": "int64", "gap": "float64", "flag": "bool"}
     for start, stop, size in ((0, None, 5), (4, None, 4), (4, 11, 3), (12, 99, 1), (0, 13, 13)):
         parts = given(start=start, stop=stop, size=size)
         assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
@@ -49,9 +49,9 @@ def test_images_are_given_as_they_are(tmp_path: Path) -> None:
     rows: list[Json] = [{"text": "a", "picture": "a.png"}, {"text": "b", "picture": None}]
     for streaming in (False, True):
         source, config = opened(tmp_path / "data.jsonl", rows, streaming=streaming, image_column="picture")
-        found, _ = scan(source, config, Examiner())
-        assert found is not None
-        (samples,) = portions(source, found, config, size=2)
+        selection, _ = scan(source, config, Examiner())
+        assert selection is not None
+        (samples,) = portions(source, selection, config, size=2)
         assert samples.images == ["a.png", None]
         assert samples.labels["picture"].tolist() == ["a.png", ""]
         path = {"bytes": None, "path": "a.png"}
@@ -61,19 +61,19 @@ def test_images_are_given_as_they_are(tmp_path: Path) -> None:
             streaming=streaming,
             image_column="picture",
         )
-        found, _ = scan(source, config, Examiner())
-        assert found is not None
-        (samples,) = portions(source, found, config, size=2)
+        selection, _ = scan(source, config, Examiner())
+        assert selection is not None
+        (samples,) = portions(source, selection, config, size=2)
         assert samples.images == [path]
         assert samples.labels == {}
 
 
 def digest_of(path: Path, rows: list[Json], **options: Any) -> str:
     source, config = opened(path, rows, **options)
-    found, faults = scan(source, config, Examiner())
+    selection, faults = scan(source, config, Examiner())
     assert faults == []
-    assert found is not None
-    return found.digest
+    assert selection is not None
+    return selection.digest
 
 
 def test_the_digest_of_a_stream_is_that_of_what_is_used(tmp_path: Path) -> None:
@@ -91,19 +91,19 @@ def test_the_digest_of_a_stream_is_that_of_what_is_used(tmp_path: Path) -> None:
     ]  # fmt: skip
     digests = {first, *(digest_of(path, other, streaming=True) for other in others)}
     assert len(digests) == len(others) + 1
-    # a file is known by all of its bytes
+    # a file is identified by all of its bytes
     assert digest_of(path, rows, limit=1) == digest_of(path, rows)
     assert digest_of(path, [*rows, rows[0]], limit=1) != digest_of(path, rows)
 
 
 CHANGES: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
-    "another text": (lambda lines: [*lines[:3], lines[3].upper(), *lines[4:]], "row 4 (line 4): is not"),
-    "another label": (lambda lines: [*lines[:5], '{"text": "t5", "n": 6}'], "row 6 (line 6): is not"),
-    "a row before": (lambda lines: [lines[0], *lines], "row 2 (line 2): is not"),
-    "a row less": (lambda lines: lines[1:], "row 1 (line 1): is not"),
-    "a shorter end": (lambda lines: lines[:5], "data.jsonl: ended after 5 of 6 samples"),
-    "a broken line": (lambda lines: [*lines[:2], "{", *lines[3:]], "row 3 (line 3): is not"),
-    "nothing": (lambda lines: [], "data.jsonl: ended after 0 of 6 samples"),
+    "another text": (lambda lines: [*lines[:3], lines[3].upper(), *lines[4:]], "row 4 (line 4): has changed"),
+    "another label": (lambda lines: [*lines[:5], '{"text": "t5", "n": 6}'], "row 6 (line 6): has changed"),
+    "a row before": (lambda lines: [lines[0], *lines], "row 2 (line 2): has changed"),
+    "a row less": (lambda lines: lines[1:], "row 1 (line 1): has changed"),
+    "a shorter end": (lambda lines: lines[:5], "data.jsonl: now ends after 5 of 6 samples"),
+    "a broken line": (lambda lines: [*lines[:2], "{", *lines[3:]], "row 3 (line 3): has changed"),
+    "nothing": (lambda lines: [], "data.jsonl: now ends after 0 of 6 samples"),
 }  # fmt: skip
 
 
@@ -112,19 +112,19 @@ def test_data_that_changed_are_refused(name: str, tmp_path: Path) -> None:
     change, message = CHANGES[name]
     path = tmp_path / "data.jsonl"
     source, config = opened(path, [{"text": f"t{i}", "n": i} for i in range(6)], streaming=True)
-    found, _ = scan(source, config, Examiner())
-    assert found is not None
+    selection, _ = scan(source, config, Examiner())
+    assert selection is not None
     path.write_text("\n".join(change(path.read_text().split("\n"))))
     with pytest.raises(ChangedError, match="the data changed while they were read") as caught:
-        list(portions(source, found, config, size=2))
+        list(portions(source, selection, config, size=2))
     assert str(caught.value.faults[0]).startswith(message)
 
 
 def test_data_that_are_gone_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     source, config = opened(path, texts("a"), streaming=True)
-    found, _ = scan(source, config, Examiner())
-    assert found is not None
+    selection, _ = scan(source, config, Examiner())
+    assert selection is not None
     path.unlink()
     with pytest.raises(ChangedError, match="the data can no longer be read"):
-        list(portions(source, found, config, size=2))
+        list(portions(source, selection, config, size=2))

@@ -1,4 +1,4 @@
-"""Rows become samples: the right ones, in order, with labels of the right dtype; or every fault is named."""
+"""The right rows become samples, in order, with labels of the right dtype; or every fault is reported."""
 
 # ruff: noqa: E501 - a table of exact messages is easier to read unbroken
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actkit.samples import Samples
-from tests.reading import Read, read_file
+from tests.data_files import Read, read_file
 
 LONG = """\
 sample_id,language,text,gender
@@ -121,9 +121,63 @@ def test_whole_numbers_are_ids(read: Read) -> None:
     assert [name for name, _, _ in rows_of(samples)] == ["7", "8"]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".xlsx"])
+def test_whole_ids_that_a_gap_has_made_floats_are_whole(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"data{suffix}"
+    table = pd.DataFrame({"sample_id": [1, None, 3], "text": ["a", "b", "c"]})
+    if suffix == ".parquet":
+        table.to_parquet(path)
+    elif suffix == ".jsonl":
+        path.write_text(
+            '{"sample_id": 1.0, "text": "a"}\n{"sample_id": NaN, "text": "b"}\n{"sample_id": 3.0, "text": "c"}'
+        )
+    else:
+        table.to_excel(path, index=False)
+    line = "" if suffix == ".parquet" else " (line 3)" if suffix == ".xlsx" else " (line 2)"
+    assert read_file(path)[1] == [f"row 2{line}: `sample_id` is empty (name the sample)"]
+    samples, faults = read_file(path, on_bad_row="skip")
+    assert faults == []
+    assert rows_of(samples) == [("1", "unspecified", "a"), ("3", "unspecified", "c")]
+
+
+def test_ids_that_floats_cannot_tell_apart_are_refused(read: Read) -> None:
+    largest = 2.0**53
+    samples, faults = read(
+        [
+            {"sample_id": largest - 1, "text": "a"},
+            {"sample_id": 1.0, "text": "b"},
+            {"sample_id": 1, "text": "c"},
+            {"sample_id": largest, "text": "d"},
+        ]
+    )
+    assert samples is None
+    assert faults == [
+        f"row 3 (line 3): sample_id `1` in unspecified is also that of row 2 (line 2) {UNIQUE}",
+        "row 4 (line 4): `sample_id` holds a float, not text (name the sample)",
+    ]
+
+
+def test_categories_are_named_as_the_other_formats_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    table = pd.DataFrame(
+        {
+            "text": ["a", "b", "c"],
+            "year": [2023, None, 2024],
+            "day": pd.to_datetime(["2023-01-01", None, "2024-01-01"]),
+        }
+    )
+    table.to_parquet(path)
+    for column, name in (("year", "2024"), ("day", "2024-01-01")):
+        samples, faults = read_file(path, category_column=column, categories=name)
+        assert faults == []
+        assert samples is not None
+        assert samples.text.tolist() == ["c"]
+
+
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=4, unique_by=lambda row: row[0]))
 def test_the_four_formats_give_the_same_samples(
     rows: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory
@@ -145,9 +199,9 @@ def test_the_four_formats_give_the_same_samples(
         assert list(got) == rows
 
 
-ROW = "(mend or remove the row)"
+ROW = "(correct or remove the row)"
 UNIQUE = "(make (sample_id, language) unique, or set `id_column`)"
-SURROGATE = "holds half a surrogate pair, which no UTF-8 can store"
+SURROGATE = "holds half a surrogate pair, which UTF-8 cannot store"
 
 FAULTY: dict[str, tuple[str | list[dict[str, Any]], dict[str, Any], list[str]]] = {
     "empty texts": (
@@ -156,7 +210,7 @@ FAULTY: dict[str, tuple[str | list[dict[str, Any]], dict[str, Any], list[str]]] 
         [f"row 2 (line 4): `text` is empty {ROW}", f"row 3 (line 5): `text` is empty {ROW}", f"row 4 (line 6): `text` is empty {ROW}"],
     ),
     "no texts": (
-        [{"text": None}, {"other": "x"}, {"text": 3}, {"text": ["a"]}, {"text": "\udc00"}],
+        [{"text": float("nan")}, {"other": "x"}, {"text": 3}, {"text": ["a"]}, {"text": "\udc00"}],
         {},
         [
             f"row 1 (line 1): `text` is empty {ROW}",
@@ -252,7 +306,7 @@ FAULTY: dict[str, tuple[str | list[dict[str, Any]], dict[str, Any], list[str]]] 
             ": column '__x' cannot be the name of an array (rename it, or choose the columns with `labels`)",
             f"row 2 (line 2): `text` is empty {ROW}",
             f"row 2 (line 2): sample_id `1` in unspecified is also that of row 1 (line 1) {UNIQUE}",
-            "column `n`: holds int, str, which no single label can keep (convert it to text, or leave it out with `labels`)",
+            "column `n`: holds int, str, which a single label cannot store (convert it to text, or leave it out with `labels`)",
         ],
     ),
 }  # fmt: skip

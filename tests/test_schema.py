@@ -1,4 +1,4 @@
-"""The one place that declares the variables of a cube."""
+"""Declarations of the variables of a cube."""
 
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def test_what_is_computed_is_a_number_of_the_cube_and_the_rest_are_its_coordinat
 
 
 def test_what_is_known_before_the_model_runs() -> None:
-    """What a model, a tokenizer or a processor decides is written with its window; the data are not."""
+    """Values from the model, tokenizer or processor are written by window; values of the data are not."""
     assert {name for name, variable in VARIABLES.items() if not variable.by_window} == {
         *("layer", "sample", "token", "has_residual", "has_attention", "has_mlp"),
         *("sample_id", "language", "text", "prompt_tokens", "truncated", "batch", "committed"),
@@ -95,7 +95,7 @@ def test_the_vision_tower_has_a_group_of_its_own() -> None:
     assert {name for name, variable in VARIABLES.items() if variable.group == VISION} == {
         name for name in VARIABLES if name.startswith("vision/")
     }
-    # a reader of both finds the same thing under the same name
+    # the same name has the same meaning in both
     for name, variable in VARIABLES.items():
         if variable.group:
             namesake = VARIABLES[name.removeprefix("vision/")]
@@ -127,7 +127,7 @@ def test_every_variable_is_described(variable: Variable) -> None:
 
 def test_what_can_be_left_out() -> None:
     assert SAVABLE == ("residual", "embedding", "norm", "pooled", "last")
-    # without a layer of it, there is nothing to take the norm of
+    # without a residual layer there is nothing to take the norm of
     assert OF_RESIDUAL == ("residual", "norm", "pooled", "last")
     assert COMPONENTS == ("residual", "attention", "mlp")
 
@@ -188,7 +188,7 @@ def test_content_is_text_and_images(first_is_content: bool, expected: list[list[
         (TokenKind.TEMPLATE, False),
         (TokenKind.TEXT, True),
         (TokenKind.IMAGE, True),
-        # what the model says is not what it was asked
+        # generated text is not content
         (TokenKind.GENERATED, False),
         (TokenKind.MEAN, True),
     ],
@@ -200,7 +200,7 @@ def test_each_kind_is_content_or_is_not(kind: TokenKind, is_content: bool) -> No
 
 
 def kept(positions: list[list[int]], kinds: list[list[int]]) -> xr.DataArray:
-    """The kinds of tokens of which only some were kept."""
+    """Kinds of tokens when only some positions were kept."""
     return xr.DataArray(
         np.array(kinds, np.int8),
         dims=("sample", "token"),

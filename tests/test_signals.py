@@ -1,4 +1,4 @@
-"""A run that is asked to end: what is being written is finished, and the last line says how to go on."""
+"""A run that is signalled to end finishes writing, and its last line says how to continue."""
 
 import signal
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from actkit import verify
 from actkit.store.layout import CUBE
-from actkit.store.runs import LOG, read_status
+from actkit.store.run_folder import LOG, read_status
 from actkit.testing import contents
 
 CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
@@ -18,16 +18,16 @@ CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated"
 
 @pytest.fixture(scope="module")
 def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """An extraction of 150 windows, but for its run folder."""
+    """Options of an extraction of 150 windows, without its run folder."""
     data = tmp_path_factory.mktemp("asked") / "prompts.csv"
     rows = "\n".join(f"s{number},He reads a long book {number} times." for number in range(600))
     data.write_text(f"sample_id,text\n{rows}\n", encoding="utf-8")
-    asked = [f"--model={tiny_model}", f"--data={data}", "--window-samples=4", "--device=cpu"]
-    return [sys.executable, "-m", "actkit.cli", "extract", *asked]
+    arguments = [f"--model={tiny_model}", f"--data={data}", "--window-samples=4", "--device=cpu"]
+    return [sys.executable, "-m", "actkit.cli", "extract", *arguments]
 
 
 def hear() -> None:
-    """Let SIGINT be heard, which what a shell starts in the background ignores."""
+    """Restore SIGINT, which background processes of a shell ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -44,14 +44,14 @@ def test_a_signal_ends_a_run_in_order(command: list[str], tmp_path: Path, end: s
         while committed(run) < 5 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(end)
-        _, said = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
     code, word = CODES[end]
     assert process.returncode == code
-    assert said.splitlines()[-1] == f"actkit: {word}; run the same command again to continue"
-    assert "Traceback" not in said
-    assert read_status(run)["state"] == "interrupted"
+    assert output.splitlines()[-1] == f"actkit: {word}; run the same command again to continue"
+    assert "Traceback" not in output
+    assert read_status(run)[0]["state"] == "interrupted"
     assert (run / LOG).read_text(encoding="utf-8").splitlines()[-2].endswith("interrupted")
-    # whatever was begun is there whole, or not at all
+    # every started window is complete or absent
     assert not list((run / CUBE).rglob("*.partial"))
     assert verify(run).ok
     assert 5 <= committed(run) < 150

@@ -1,4 +1,4 @@
-"""Datasets: the rows that `datasets` streams, exactly, or what is wrong."""
+"""Datasets give exactly the rows that `datasets` streams, or a fault."""
 
 # ruff: noqa: E501 - a table of exact messages is easier to read unbroken
 
@@ -12,15 +12,16 @@ import datasets
 import pyarrow as pa
 import pytest
 
+from actkit.data_scan import scan
 from actkit.errors import InputError
 from actkit.samples import portions
-from actkit.scanning import scan
 from actkit.sources import open_source
 from actkit.streams import LibraryDataset, open_stream
 from actkit.tables import Record
-from tests.reading import config_of, read, rows, sound, write
+from tests.data_files import config_of, read, rows, sound, write
 
 
+@pytest.mark.slow
 def test_subsets_and_splits(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / "plain" / split / "a.parquet", [{"text": split}])
@@ -43,7 +44,7 @@ def test_subsets_and_splits(tmp_path: Path) -> None:
         ("plain", {"split": "train[:1]"}, "split: unknown split `train[:1]` (the data has train, test)"),
         ("plain", {"subset": "one"}, "subset: unknown subset `one` (the data has default)"),
         ("many", {"subset": "three"}, "subset: unknown subset `three` (the data has one, two)"),
-        ("many", {}, "subset: has to be chosen (the data has one, two)"),
+        ("many", {}, "subset: must be chosen (the data has one, two)"),
     ):
         assert read(tmp_path / folder, **options) == (None, [message])
 
@@ -60,12 +61,13 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(list(tmp_path.rglob("*"))) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")  # its CSV files stay open
 @pytest.mark.parametrize("streaming", [False, True])
 def test_what_no_shards_are_is_read_by_the_library(
     streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # an id of the Hub goes this way too; a folder stands for it, and its cache is the library's own
+    # a folder stands for a Hub id, which takes the same path; the cache is that of the library
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for split in ("train", "test"):
         path = tmp_path / "me" / "data" / f"{split}.csv"
@@ -108,8 +110,8 @@ def test_images_of_a_dataset_stay_encoded(tmp_path: Path) -> None:
         open_stream(config_of(tmp_path / "shards"))[0],
     ):
         assert stream is not None
-        assert not stream.holds_text("image")
-        assert stream.holds_text("text")
+        assert stream.kind("image") != "text"
+        assert stream.kind("text") == "text"
         assert [record.cells["image"] for record in stream.records(["image"])] == cells
     samples, faults = read(tmp_path / "shards", image_column="image")
     assert faults == []
@@ -121,7 +123,7 @@ def test_images_of_a_dataset_stay_encoded(tmp_path: Path) -> None:
 def test_cells_that_the_library_would_change_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([{"text": "a"}, {"text": 2}]))
     assert read(tmp_path)[1] == [
-        f"{tmp_path}: holds .json files, in which `datasets` puts texts in quotes where others are numbers (save them as JSONL)"
+        f"{tmp_path}: holds .json files, in which `datasets` quotes texts of columns that also hold numbers (give one file, or save them as JSONL)"
     ]
     held = datasets.Dataset.from_dict({"text": ["a", 2]}, on_mixed_types="use_json")
     with pytest.raises(
@@ -139,7 +141,7 @@ def test_what_is_nowhere_is_said_to_be_looked_for_on_the_hub(
         assert source is None
         assert fault.where == name
         assert fault.what.startswith(f"cannot be read as a dataset: Couldn't reach '{name}' on the Hub")
-        assert fault.mend == "there is no such file or folder, so the Hub was asked"
+        assert fault.hint == "no such file or folder exists, so the Hub was queried"
     assert read("prompts.csv")[1] == ["prompts.csv: does not exist (check the path)"]
     assert read("../prompts")[1] == ["prompts: does not exist (check the path)"]
     assert list(tmp_path.iterdir()) == []

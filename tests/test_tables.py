@@ -1,4 +1,4 @@
-"""Files of prompts: every format gives the same cells, byte for byte, or says what is wrong and where."""
+"""Every format of prompt files gives the same cells, byte for byte, or faults with their location."""
 
 # ruff: noqa: E501 - a table of exact messages is easier to read unbroken
 
@@ -86,6 +86,7 @@ def test_hostile_cells_survive(form: str, tmp_path: Path) -> None:
 cells = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(cells, cells), min_size=1, max_size=5))
 def test_every_format_gives_the_same_cells(
     rows: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
@@ -149,12 +150,12 @@ def _damaged_parquet() -> bytes:
     return bytes(content)
 
 
-OBJECT, QUOTE = "(write one object a line)", "(mend the quoting)"
+OBJECT, QUOTE = "(write one object per line)", "(correct the quoting)"
 
-# where a message starts with a colon, the file is named before it
+# messages that start with a colon are preceded by the file
 UNREADABLE: dict[str, tuple[str, bytes, list[str]]] = {
-    "unknown type": ("data.xlsx", b"", [": is of unknown type `.xlsx` (known: .csv, .tsv, .jsonl, .ndjson, .parquet)"]),
-    "compressed": ("data.csv.gz", b"", [": is of unknown type `.gz` (known: .csv, .tsv, .jsonl, .ndjson, .parquet)"]),
+    "unknown type": ("data.xls", b"", [": is of unknown type `.xls` (known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx)"]),
+    "compressed": ("data.csv.gz", b"", [": is of unknown type `.gz` (known: .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .xlsx)"]),
     "empty": ("data.csv", b"", [": holds no rows"]),
     "header only": ("data.csv", b"text,n\n", [": holds no rows"]),
     "empty jsonl": ("data.jsonl", b"\n\n", [": holds no rows"]),
@@ -163,8 +164,8 @@ UNREADABLE: dict[str, tuple[str, bytes, list[str]]] = {
         "data.csv",
         b'text,n\na,1\nb\n"c\nd",1,2\n',
         [
-            ", line 3: has 1 cells where the header has 2 (quote cells that hold the delimiter)",
-            ", line 4: has 3 cells where the header has 2 (quote cells that hold the delimiter)",
+            ", line 3: has 1 cells where the header has 2, divided by `,` (quote cells that hold the delimiter)",
+            ", line 4: has 3 cells where the header has 2, divided by `,` (quote cells that hold the delimiter)",
         ],
     ),
     "open quote": ("data.csv", b'text\na\n"b\nc\nd\n', [f", line 3: unexpected end of data {QUOTE}"]),
@@ -196,15 +197,15 @@ UNREADABLE: dict[str, tuple[str, bytes, list[str]]] = {
         "data.csv",
         b"text\nok\ncaf\xe9\nok\n\xff\n",
         [
-            ", line 3: byte 0xe9 at position 4 is not UTF-8 (save the file as UTF-8)",
-            ", line 5: byte 0xff at position 1 is not UTF-8 (save the file as UTF-8)",
+            ", line 3: byte 0xe9 at position 4 is not UTF-8 (in Windows-1252 it is `é`) (save the file as UTF-8)",
+            ", line 5: byte 0xff at position 1 is not UTF-8 (in Windows-1252 it is `ÿ`) (save the file as UTF-8)",
         ],
     ),
-    "cut character in jsonl": ("data.jsonl", b'{"text": "\xd8"}\n', [", line 1: byte 0xd8 at position 11 is not UTF-8 (save the file as UTF-8)"]),
+    "cut character in jsonl": ("data.jsonl", b'{"text": "\xd8"}\n', [", line 1: byte 0xd8 at position 11 is not UTF-8 (in Windows-1252 it is `Ø`) (save the file as UTF-8)"]),
     "bad UTF-8 in parquet": (
         "data.parquet",
         _parquet_of_bad_utf8(),
-        [": cannot be read as Parquet: Column 0: In chunk 0: Invalid: Invalid UTF8 sequence at string index 1 (write it again)"],
+        [": cannot be read as Parquet: In column 0: Invalid: Invalid UTF8 sequence at string index 1 (write it again)"],
     ),
     "no parquet": (
         "data.parquet",
@@ -237,7 +238,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     for path, message in {
         tmp_path / "none.csv": f"{tmp_path}/none.csv: does not exist (check the path)",
-        folder: f"{folder}: cannot be read: [Errno 21] Is a directory: '{folder}' (check the path)",
+        folder: f"{folder}: cannot be read: is a folder (check the path)",
         Path("a\0.csv"): "a\0.csv: cannot be read: embedded null byte (check the path)",
     }.items():
         table, faults = read_table(path)

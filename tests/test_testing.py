@@ -1,4 +1,4 @@
-"""The synthetic cubes that tests stand on, ours and those of users."""
+"""Synthetic cubes, on which our tests and those of users rely."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from actkit.store.ragged import Ragged
 from actkit.testing import contents, flip_bit, synthetic, write_cube
 
 
+@pytest.mark.slow
 def test_a_cube_has_the_shape_that_was_asked_for(tmp_path: Path) -> None:
     run = write_cube(
         tmp_path / "new" / "run",
@@ -34,11 +35,14 @@ def test_without_a_folder_it_makes_one() -> None:
     assert open_cube(write_cube(n_samples=4)).sizes["sample"] == 4
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_cube(tmp_path: Path) -> None:
     trees = [
         contents(write_cube(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
     assert trees[0] == trees[1] != trees[2]
+    one, other = (open_cube(tmp_path / name) for name in ("a", "c"))
+    assert one.attrs["metadata_sha256"] != other.attrs["metadata_sha256"]
 
 
 def test_the_languages_of_an_image_share_its_id_and_gender(tmp_path: Path) -> None:
@@ -73,10 +77,11 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_everything_is_every_variable_that_there_is(everything: Path) -> None:
     cube, tower = open_cube(everything), open_cube(everything, group=VISION)
-    own = {f"vision/{name}" for name in tower.variables if f"vision/{name}" in VARIABLES}
-    assert {*cube.variables, *own} == {*VARIABLES, "gender", "image_id"}
+    names = {f"vision/{name}" for name in tower.variables if f"vision/{name}" in VARIABLES}
+    assert {*cube.variables, *names} == {*VARIABLES, "gender", "image_id"}
     assert dict(tower.sizes) == {"layer": 2, "sample": 10, "token": 7, "hidden": 3}
     assert verify(everything).ok
 

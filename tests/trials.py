@@ -1,4 +1,4 @@
-"""Counts what is tried over and over, and what of it went wrong."""
+"""Counter of repeated trials and their failures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import pytest
 
 
 class Trials:
-    """How often something was tried, and which of the trials failed."""
+    """Number of trials, and those that failed."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -15,7 +15,7 @@ class Trials:
 
     @contextmanager
     def __call__(self, name: object) -> Iterator[None]:
-        """Try once; what goes wrong is noted, and does not keep the others from being tried."""
+        """Run one trial, recording a failure instead of raising it."""
         self.count += 1
         try:
             yield
@@ -25,7 +25,7 @@ class Trials:
 
 @contextmanager
 def trials(what: str) -> Iterator[Trials]:
-    """Say in the end how many trials there were; `pytest -s` shows it."""
+    """Report the number of trials at the end; `pytest -s` shows it."""
     made = Trials()
     yield made
     print(f"\nFAULT | {what} | {made.count} trials | {len(made.failures)} failures")

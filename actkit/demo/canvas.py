@@ -1,14 +1,14 @@
-"""Shapes written as words, drawn onto a picture.
+"""Shapes described by words, drawn onto an image.
 
-A drawing is a row of steps, ``box red 0 0 4 9; tree green 20 0 0.5``: a word, its colour, its numbers.
-x runs to the right and y up. The words are
+A drawing is a series of steps, ``box red 0 0 4 9; tree green 20 0 0.5``, each a word, its colour and its
+numbers. The x axis points right and the y axis up. The words are
 
 - ``box``, ``oval``: left bottom right top; ``cap``, ``cup``: the upper and the lower half of an oval
 - ``poly``: x y x y …; ``line``: width x y x y …; ``arc``: width left bottom right top start end (degrees
   from the right, clockwise)
 - ``frame``: a window without its panes; left bottom right top
 - ``sky``: two colours, from the top to the bottom of ``left bottom right top``
-- ``grid``: columns rows dx dy and then one step, which is drawn that often
+- ``grid``: columns rows dx dy, followed by one step to draw at each grid point
 - any name in shapes.toml: x y and, if other than 1, a scale; its colour stands for every ``*`` in it
 """
 
@@ -36,7 +36,7 @@ class Step:
 
 @functools.cache
 def steps(drawing: str) -> tuple[Step, ...]:
-    """Read the steps of a drawing.
+    """Parse the steps of a drawing.
 
     Examples
     --------
@@ -55,33 +55,33 @@ def _step(words: list[str]) -> Step:
 
 @functools.cache
 def shapes() -> dict[str, tuple[Step, ...]]:
-    """Give the steps of every shape in shapes.toml."""
+    """Return the steps of every shape in shapes.toml."""
     named = tomllib.loads(_SHAPES.read_text(encoding="utf-8"))
     return {name: steps(drawing) for name, drawing in named.items()}
 
 
 class Pen:
-    """Draws steps onto a picture.
+    """Pen that draws steps onto an image.
 
     Parameters
     ----------
     draw
-        What draws on an RGB picture, with alpha.
+        Drawing interface of an RGB image, with alpha.
     x, y
-        Where (0, 0) lies, in pixels from the left and from the top.
+        Position of (0, 0), in pixels from the left and from the top.
     x_unit, y_unit
-        Pixels a unit takes.
+        Pixels per unit.
     """
 
     def __init__(self, draw: ImageDraw.ImageDraw, x: float, y: float, x_unit: float, y_unit: float) -> None:
         self._draw, self._x, self._y, self._x_unit, self._y_unit = draw, x, y, x_unit, y_unit
 
     def at(self, x: float, y: float, x_scale: float = 1, y_scale: float = 1) -> "Pen":
-        """Give a pen whose (0, 0) lies at a point of this one, and whose units are so much larger."""
+        """Return a pen with its origin at a point of this one, and with scaled units."""
         return Pen(self._draw, *self._point(x, y), self._x_unit * x_scale, self._y_unit * y_scale)
 
     def draw(self, drawing: tuple[Step, ...] | str, colour: str = "") -> None:
-        """Draw steps one after the other; `colour` stands for every ``*``."""
+        """Draw steps one after the other; `colour` replaces every ``*``."""
         for step in steps(drawing) if isinstance(drawing, str) else drawing:
             colours = [colour if name == "*" else name for name in step.colours]
             if step.repeated is not None:
@@ -92,7 +92,7 @@ class Pen:
             elif step.word in _WORDS:
                 self._draw_word(step.word, [ImageColor.getrgb(name) for name in colours], step.numbers)
             else:
-                # A shape keeps its proportions, even where the picture around it is stretched.
+                # shapes keep their proportions even if the image around them is stretched
                 unit = min(self._x_unit, self._y_unit) * (step.numbers[2] if len(step.numbers) > 2 else 1)
                 placed = Pen(self._draw, *self._point(*step.numbers[:2]), unit, unit)
                 placed.draw(shapes()[step.word], colours[0] if colours else colour)

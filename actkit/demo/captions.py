@@ -1,4 +1,4 @@
-"""Captions of imagined images: every scene with a man and a woman, in English and in Arabic."""
+"""Captions of imagined images: each scene with a man and with a woman, in English and in Arabic."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _GENDERED = re.compile(r"\[([^|\]]+)\|([^|\]]+)\]")
 def captions(n_scenes: int = 500) -> list[dict[str, str]]:
     """Caption `n_scenes` scenes, each as a male and a female image, in two languages.
 
-    The same rows come on every machine, and a longer list begins with the shorter one. No text
-    occurs twice in a language, so what is held out is never seen in training.
+    The rows are the same on every machine, and a longer list begins with the shorter one. No text occurs
+    twice in a language, so held-out texts never occur in training.
 
     Parameters
     ----------
     n_scenes
-        At most 50,000. Every fifth scene is held out.
+        Number of scenes, at most 50,000. Every fifth one is held out.
 
     Returns
     -------
     list of dict
-        Four rows a scene, with the columns `sample_id, image_id, scene, language, text, gender,
-        occupation, template, split`. `image_id` is shared by the two languages of one image,
-        `scene` by the male and the female image.
+        Four rows per scene, with the columns `sample_id, image_id, scene, language, text, gender, occupation,
+        template, split`. The two languages of an image share `image_id`; the male and the female image share
+        `scene`.
 
     Raises
     ------
     ValueError
-        Where `n_scenes` is negative or beyond what the vocabulary can tell apart.
+        If `n_scenes` is negative or more than the vocabulary allows.
 
     Examples
     --------
@@ -62,12 +62,12 @@ def captions(n_scenes: int = 500) -> list[dict[str, str]]:
     if not 0 <= n_scenes <= MOST_SCENES:
         raise ValueError(f"n_scenes must be 0 to {MOST_SCENES:,}, got {n_scenes:,}")
     vocabulary = tomllib.loads(_SCENES.read_text(encoding="utf-8"))
-    rng = random.Random(0)  # noqa: S311  (a draw that must repeat, no secret)
+    rng = random.Random(0)  # noqa: S311  (reproducible, and not a secret)
     rows: list[dict[str, str]] = []
     seen: set[str] = set()
     scene = 0
     while scene < n_scenes:
-        # Whole rounds of all occupations keep their numbers equal, whatever n_scenes is.
+        # complete rounds of all occupations keep them balanced for any n_scenes
         for occupation in rng.sample(vocabulary["occupation"], len(vocabulary["occupation"])):
             if scene == n_scenes:
                 break
@@ -93,7 +93,7 @@ def captions(n_scenes: int = 500) -> list[dict[str, str]]:
 
 
 def write_csv(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    r"""Write captions as UTF-8 CSV with "\n" line ends, the same bytes on every system."""
+    r"""Write captions as UTF-8 CSV with "\n" line endings, with the same bytes on every system."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -103,7 +103,7 @@ def write_csv(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 def _new_scene(
     vocabulary: dict[str, Any], occupation: dict[str, Any], rng: random.Random, seen: set[str]
 ) -> tuple[str, dict[tuple[str, str], str]]:
-    """Draw a template and phrases until the scene's four texts are short and new."""
+    """Sample a template and phrases until the scene's four texts are short and new."""
     while True:
         template = rng.choice(vocabulary["template"])
         english, arabic = _phrases(vocabulary, occupation, rng)
@@ -120,7 +120,7 @@ def _new_scene(
 def _phrases(
     vocabulary: dict[str, Any], occupation: dict[str, Any], rng: random.Random
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Draw one phrase for every field a template may have, in English and in Arabic."""
+    """Sample one phrase for every field that a template may have, in English and in Arabic."""
     posture, english_activity, arabic_activity = rng.choice(occupation["activities"])
     english = {"noun": occupation["english"], "posture": posture, "activity": english_activity}
     noun = occupation["arabic"]
@@ -145,7 +145,7 @@ def _phrases(
 
 
 def _sentence(template: str, phrases: dict[str, str], gender: str) -> str:
-    """Fill a template and keep, of every [masculine|feminine], the person's form."""
+    """Fill a template, with the form of each [masculine|feminine] that matches the person."""
     text = _GENDERED.sub(rf"\{GENDERS.index(gender) + 1}", template.format_map(phrases))
     text = re.sub(r"\(n\) (?=[aeiou])", "n ", text).replace("(n)", "")
     return text[0].upper() + text[1:]

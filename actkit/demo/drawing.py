@@ -1,4 +1,4 @@
-"""Pictures that match the captions: a person, what it does, where and when, drawn from simple shapes."""
+"""Images of the captions, drawn from simple shapes: a person, an activity, a place and a time."""
 
 import csv
 import functools
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from actkit.demo.canvas import Pen, Step, steps
 from actkit.demo.captions import COLUMNS, captions
-from actkit.demo.figure import HANDS, draw_arm, draw_body, looks
+from actkit.demo.person import HANDS, draw_arm, draw_body, looks
 from actkit.demo.scenes import Scene, read_scene
 
 _PICTURES = Path(__file__).with_name("pictures.toml")
@@ -27,8 +27,8 @@ _SOME_TIME = {"sky": "sky #d3e3ee #eef4f7 0 0 100 62"}
 def draw(row: str | Mapping[str, str], *, size: int = 96) -> Image.Image:
     """Draw the scene of a caption.
 
-    The same caption gives the same pixels. What it does not say is drawn the same way everywhere, and the
-    pictures of a man and a woman differ only in that person.
+    The same caption always gives the same pixels. Details that it does not mention are drawn alike in all
+    images, and the images of a man and a woman differ only in the person.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def draw(row: str | Mapping[str, str], *, size: int = 96) -> Image.Image:
     Raises
     ------
     ValueError
-        Where the text is no English caption of the demo, or the size is not positive.
+        If the text is not an English caption of the demo, or the size is not positive.
 
     Examples
     --------
@@ -57,15 +57,16 @@ def draw(row: str | Mapping[str, str], *, size: int = 96) -> Image.Image:
 
 
 def draw_scenes(folder: Path, n_scenes: int = 500) -> Path:
-    """Write the captions of the demo with a picture for each image.
+    """Write the captions of the demo with an image for each scene and gender.
 
     Parameters
     ----------
     folder
-        Gets ``captions.csv``, with the columns of `actkit.demo.captions` and `image`, the path of the picture
-        below the folder, and the pictures in ``images``. What has the same names there is replaced.
+        Folder for ``captions.csv``, with the columns of `actkit.demo.captions` and `image`, the path of the
+        image below the folder, and for the images in ``images``. Existing files of these names are
+        overwritten.
     n_scenes
-        As `actkit.demo.captions` takes it; each scene has two images.
+        Number of scenes, as for `actkit.demo.captions`; each has two images.
 
     Returns
     -------
@@ -88,13 +89,13 @@ def draw_scenes(folder: Path, n_scenes: int = 500) -> Path:
 
 @functools.cache
 def pictures() -> dict[str, Any]:
-    """Give what pictures.toml says of every phrase."""
+    """Return the drawings of every phrase, from pictures.toml."""
     return tomllib.loads(_PICTURES.read_text(encoding="utf-8"))
 
 
 def _draw_scene(pen: Pen, scene: Scene) -> None:
     """Draw a scene from the sky to the things in front of the person."""
-    said = [
+    mentioned = [
         pictures()[table].get(phrase, {})
         for table, phrase in (
             ("adjectives", scene.adjective),
@@ -102,24 +103,24 @@ def _draw_scene(pen: Pen, scene: Scene) -> None:
             ("details", scene.detail),
         )
     ]
-    look = looks(*({k: v for k, v in part.items() if k not in ("behind", "front")} for part in said))
+    look = looks(*({k: v for k, v in part.items() if k not in ("behind", "front")} for part in mentioned))
     activity = steps(pictures()["activities"][scene.activity])
     hand = HANDS[scene.posture]
     if activity[0].word == "hand":
         hand, activity = (activity[0].numbers[0], activity[0].numbers[1]), activity[1:]
-    hides = _draw_place(pen, steps(pictures()["places"][scene.place]), scene.time)
-    for part in said:
+    foreground = _draw_place(pen, steps(pictures()["places"][scene.place]), scene.time)
+    for part in mentioned:
         pen.draw(part.get("behind", ""))
     draw_body(pen, scene.gender, scene.posture, look)
     pen.draw(activity)
     draw_arm(pen, scene.posture, look, hand)
-    pen.draw(hides)
-    for part in said:
+    pen.draw(foreground)
+    for part in mentioned:
         pen.draw(part.get("front", ""))
 
 
 def _draw_place(pen: Pen, place: tuple[Step, ...], time: str) -> tuple[Step, ...]:
-    """Draw a place at its time of the day or the year; give what stands before the person."""
+    """Draw a place at a time of day or year, and return the steps in front of the person."""
     ground, *things = place
     words = [step.word for step in things]
     end = words.index("front") if "front" in words else len(words)

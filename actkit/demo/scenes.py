@@ -1,4 +1,4 @@
-"""What a caption says, read back from its English text."""
+"""Scenes parsed from English captions."""
 
 import functools
 import re
@@ -15,7 +15,7 @@ _GENDERED = re.compile(r"\[([^|\]]+)\|([^|\]]+)\]")
 
 @dataclass(frozen=True)
 class Scene:
-    """The phrases of a caption, as scenes.toml spells them; empty where it says nothing."""
+    """Phrases of a caption, as spelled in scenes.toml; empty for those that it lacks."""
 
     gender: str
     occupation: str
@@ -29,17 +29,17 @@ class Scene:
 
 
 def read_scene(text: str) -> Scene:
-    """Find the phrases that an English caption was made of.
+    """Return the phrases that an English caption consists of.
 
     Parameters
     ----------
     text
-        A caption as `actkit.demo.captions` writes them.
+        Caption from `actkit.demo.captions`.
 
     Raises
     ------
     ValueError
-        Where no template of scenes.toml, filled with its phrases, gives this text.
+        If no template of scenes.toml yields this text.
 
     Examples
     --------
@@ -48,19 +48,19 @@ def read_scene(text: str) -> Scene:
     ('female', 'musician', 'sitting', 'a red coat')
     """
     for gender, template in _templates():
-        if found := template.fullmatch(text):
-            said = {
-                field: _spelled(field, gender)[phrase.lower()] for field, phrase in found.groupdict().items()
+        if match := template.fullmatch(text):
+            phrases = {
+                field: _spelled(field, gender)[phrase.lower()] for field, phrase in match.groupdict().items()
             }
-            noun, posture = _doers()[said["activity"]]
-            said.setdefault("posture", posture)
-            return Scene(gender=gender, occupation=said.pop("noun", noun), **said)
-    raise ValueError(f"is no English caption of the demo: {text!r}")
+            noun, posture = _actors()[phrases["activity"]]
+            phrases.setdefault("posture", posture)
+            return Scene(gender=gender, occupation=phrases.pop("noun", noun), **phrases)
+    raise ValueError(f"is not an English caption of the demo: {text!r}")
 
 
 @functools.cache
 def vocabulary() -> dict[str, list[str]]:
-    """Give the English phrases of scenes.toml by the field they fill, with their gender marks."""
+    """Return the English phrases of scenes.toml by field, with their gender markup."""
     scenes = _scenes()
     jobs = scenes["occupation"]
     plain = {"adjective": "adjectives", "clothes": "clothes", "time": "times", "detail": "details"}
@@ -78,8 +78,8 @@ def _scenes() -> dict[str, Any]:
 
 
 @functools.cache
-def _doers() -> dict[str, tuple[str, str]]:
-    """Give the occupation and the posture that each activity belongs to."""
+def _actors() -> dict[str, tuple[str, str]]:
+    """Return the occupation and the posture that each activity belongs to."""
     return {
         activity: (job["english"], posture)
         for job in _scenes()["occupation"]
@@ -89,13 +89,13 @@ def _doers() -> dict[str, tuple[str, str]]:
 
 @functools.cache
 def _spelled(field: str, gender: str) -> dict[str, str]:
-    """Give the phrases of a field by how captions of this gender spell them, in small letters."""
+    """Return the phrases of a field by their lower-case spelling in captions of a gender."""
     return {_resolved(phrase, gender).lower(): phrase for phrase in vocabulary()[field]}
 
 
 @functools.cache
 def _templates() -> list[tuple[str, re.Pattern[str]]]:
-    """Make a pattern of every English template, for each gender."""
+    """Return a pattern for every English template and gender."""
     return [
         (gender, _pattern(template["english"], gender))
         for template in _scenes()["template"]
@@ -104,7 +104,7 @@ def _templates() -> list[tuple[str, re.Pattern[str]]]:
 
 
 def _pattern(template: str, gender: str) -> re.Pattern[str]:
-    # One template says "young" by itself.
+    # one template contains "young" literally
     pattern = re.escape(_resolved(template, gender).replace("young", "{adjective}"))
     pattern = pattern.replace(re.escape("(n)"), "n?")
     for field in vocabulary():
@@ -114,5 +114,5 @@ def _pattern(template: str, gender: str) -> re.Pattern[str]:
 
 
 def _resolved(text: str, gender: str) -> str:
-    """Keep, of every [masculine|feminine], the form of this gender."""
+    """Replace each [masculine|feminine] by the form of a gender."""
     return _GENDERED.sub(rf"\{GENDERS.index(gender) + 1}", text)

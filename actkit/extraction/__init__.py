@@ -1,1 +1,1 @@
-"""Running a model and capturing its layers: the only code of actkit that imports torch."""
+"""Extraction: a model runs over prompts, and the outputs of its layers are written to a cube."""

@@ -1,4 +1,4 @@
-"""Pictures of what the statistics say, in HoloViews: for Bokeh, and for Matplotlib where that is loaded."""
+"""HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
 from .lines import adjacent_cka, group_differential, layer_norms, layer_updates, transfer
 from .maps import cka, direction_cosines, language_cka, tokens

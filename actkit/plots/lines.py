@@ -1,4 +1,4 @@
-"""What changes along the layers: norms, updates, alignment of neighbours, and how far groups are apart."""
+"""Curves over layers: norms, updates, CKA of adjacent layers, group separability and probe transfer."""
 
 from dataclasses import dataclass
 from itertools import cycle
@@ -8,6 +8,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from ..stats.groups import label_text
 from .style import GREY, colours, framed, shaded, side_by_side, styled
 
 _DASHES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
@@ -17,24 +18,24 @@ _BASELINES = (
     ("auroc_length", "length", "dashdot"),
 )
 _VARIANTS = (
-    ("cka_without_top", "without 3 dimensions", "dashed"),
+    ("cka_without_top", "without top 3 dimensions", "dashed"),
     ("cka_z_scored", "z-scored", "dotted"),
     ("cka_unit_rms", "unit RMS", "dashdot"),
 )
 
 
 def layer_norms(norms: xr.Dataset) -> Any:
-    """Show how norms grow: the mean with its interval, and the band of most tokens.
+    """Plot token norms over layers: the mean with its interval, and the 5th to 95th percentile of all tokens.
 
     Parameters
     ----------
     norms
-        From :func:`actkit.layer_norms`, also with ``by``.
+        From :func:`actkit.layer_norms`, with or without ``by``.
 
     Returns
     -------
     holoviews.Overlay
-        On a logarithmic axis.
+        The norm axis is logarithmic.
     """
     table = norms.compute()
     parts = []
@@ -46,7 +47,7 @@ def layer_norms(norms: xr.Dataset) -> Any:
     return framed(
         hv.Overlay(parts),
         title=f"Norms of {kind}",
-        bands="mean 95%, all 5–95%",
+        bands="95% CI, 5–95% of tokens",
         xlabel="layer",
         table=table,
         ylabel=f"L2 norm of {table.attrs.get('component', 'residual')}",
@@ -55,31 +56,31 @@ def layer_norms(norms: xr.Dataset) -> Any:
 
 
 def layer_updates(updates: xr.Dataset) -> Any:
-    """Show what the blocks change: relative size of the update, and the cosine to the layer before.
+    """Plot what each block changes: relative norm of the update, and cosine similarity to the previous layer.
 
     Parameters
     ----------
     updates
-        From :func:`actkit.layer_updates`, also with ``by``.
+        From :func:`actkit.layer_updates`, with or without ``by``.
 
     Returns
     -------
     holoviews.Layout
     """
     table = updates.compute()
-    shown = (("relative", "‖update‖ / ‖layer before‖"), ("cosine", "cosine to the layer before"))
+    shown = (("relative", "‖update‖ / ‖previous layer‖"), ("cosine", "cosine to the previous layer"))
     pictures = []
     for variable, label in shown:
         parts = []
         for line in _lines(table):
             parts += [line.band(f"{variable}_low", f"{variable}_high", 0.3), line.curve(variable)]
-        title = "Size of updates" if variable == "relative" else "Direction of updates"
+        title = "Relative size of updates" if variable == "relative" else "Cosine of adjacent layers"
         pictures.append(
             framed(
                 hv.Overlay(parts),
                 title=title,
-                bands="95%",
-                xlabel="layer (lower of two)",
+                bands="95% CI",
+                xlabel="layer (lower of the pair)",
                 ylabel=label,
                 table=table,
             )
@@ -87,23 +88,25 @@ def layer_updates(updates: xr.Dataset) -> Any:
     return side_by_side(pictures)
 
 
-def adjacent_cka(found: xr.Dataset, transitions: xr.Dataset | None = None, *, variants: bool = True) -> Any:
-    """Show how alike each layer is to the next, and where it changes abruptly.
+def adjacent_cka(
+    similarity: xr.Dataset, transitions: xr.Dataset | None = None, *, variants: bool = True
+) -> Any:
+    """Plot the CKA of adjacent layers, and mark transitions.
 
     Parameters
     ----------
-    found
+    similarity
         From :func:`actkit.adjacent_cka`.
     transitions
-        From :func:`actkit.transitions`: flagged ones are marked, filled where they are confirmed.
+        From :func:`actkit.transitions`; flagged transitions get open markers, confirmed ones filled markers.
     variants
-        Whether to show what it becomes without what often dominates it.
+        Whether to plot the variants without dominant dimensions, z-scored, and with unit RMS too.
 
     Returns
     -------
     holoviews.Overlay
     """
-    table = found.compute()
+    table = similarity.compute()
     flagged = None if transitions is None else transitions.compute()
     parts = []
     for line in _lines(table):
@@ -113,35 +116,35 @@ def adjacent_cka(found: xr.Dataset, transitions: xr.Dataset | None = None, *, va
                 parts.append(line.curve(variable, f", {label}", dash=dash, width=1))
         if flagged is not None:
             at = flagged.sel(language=line.name)
-            for sure, label in ((False, ": flagged"), (True, ": confirmed")):
-                where = line.table.cka.where(at.transition & (at.confirmed == sure)).dropna("layer")
+            for is_confirmed, label in ((False, ": flagged"), (True, ": confirmed")):
+                where = line.table.cka.where(at.change_point & (at.confirmed == is_confirmed)).dropna("layer")
                 if len(where):
-                    parts.append(line.marks(where, label, filled=sure))
+                    parts.append(line.marks(where, label, filled=is_confirmed))
     return framed(
         hv.Overlay(parts),
-        title="Debiased CKA of neighbouring layers",
-        bands="95%",
-        xlabel="layer (lower of two)",
+        title="Debiased CKA of adjacent layers",
+        bands="95% CI",
+        xlabel="layer (lower of the pair)",
         table=table,
-        ylabel=f"CKA of {table.attrs['values']} vectors",
+        ylabel=f"CKA of {table.attrs['vectors']} vectors",
     )
 
 
-def group_differential(found: xr.Dataset) -> Any:
-    """Show where two groups become separable, and what tells them apart without the model.
+def group_differential(differential: xr.Dataset) -> Any:
+    """Plot the probe AUROC between two groups over layers, with baselines.
 
     Parameters
     ----------
-    found
+    differential
         From :func:`actkit.group_differential`.
 
     Returns
     -------
     holoviews.Overlay
-        AUROC with its standard deviation over folds; a grey band that 95% of permutations stay within at
-        every layer; dashed and dotted baselines.
+        AUROC with its standard deviation over folds; a grey band that contains 95% of the permutations at
+        all layers at once; baselines, dashed and dotted.
     """
-    table = found.drop_dims("hidden", errors="ignore").compute()
+    table = differential.drop_dims("hidden", errors="ignore").compute()
     layers = table.layer.values
     bound = float(table.auroc_bound.max())
     chance = hv.Area(
@@ -159,50 +162,51 @@ def group_differential(found: xr.Dataset) -> Any:
         for variable, label, dash in _BASELINES:
             if line.table[variable].notnull().any():
                 parts.append(line.curve(variable, f", {label}", dash=dash, width=1))
-    by, labels = table.attrs["by"], table.attrs["labels"].replace(" to ", " or ")
+    by, between = table.attrs["by"], table.attrs["between"].replace(" to ", " or ")
     return framed(
         hv.Overlay(parts),
-        title=f"How well {by} ({labels}) is told apart",
-        bands="sd over folds",
+        title=f"Separability of {by} ({between})",
+        bands="SD over folds",
         xlabel="layer",
         table=table,
         ylabel="AUROC of a linear probe",
     )
 
 
-def transfer(found: xr.Dataset) -> Any:
-    """Show how a probe of one language does in another.
+def transfer(transferred: xr.Dataset) -> Any:
+    """Plot the AUROC of probes trained in one language and tested in another.
 
     Parameters
     ----------
-    found
+    transferred
         From :func:`actkit.transfer`.
 
     Returns
     -------
     holoviews.Overlay
-        Solid within a language, dashed from one to another.
+        Solid within a language, dashed across languages.
     """
-    table = found.compute()
-    shades = colours(table.train.values.tolist())
+    table = transferred.compute()
+    sides = [label_text(side) for side in table.train.values]
+    shades = colours(sides)
     parts = []
-    for train in table.train.values.tolist():
-        for test in table.test.values.tolist():
+    for row, train in enumerate(sides):
+        for column, test in enumerate(label_text(side) for side in table.test.values):
             dash = "solid" if train == test else "dashed"
-            line = _Line(f"{train} to {test}", table.sel(train=train, test=test), shades[train], dash)
+            line = _Line(f"{train} to {test}", table.isel(train=row, test=column), shades[train], dash)
             parts.append(line.curve("auroc"))
     return framed(
         hv.Overlay(parts),
-        title=f"Probe of {table.attrs['by']}, from one {table.attrs['across']} to another",
+        title=f"Cross-{table.attrs['across']} transfer of the {table.attrs['by']} probe",
         xlabel="layer",
         table=table,
-        ylabel="AUROC on held-out groups",
+        ylabel="AUROC on held-out clusters",
     )
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A language, or a group of one: its numbers, and how it is drawn."""
+    """The values and style of the curve of a language, or of a group within a language."""
 
     name: str
     table: xr.Dataset
@@ -210,7 +214,7 @@ class _Line:
     dash: str = "solid"
 
     def curve(self, variable: str, label: str = "", *, dash: str = "", width: float = 2) -> Any:
-        found = hv.Curve(
+        curve = hv.Curve(
             (self.table.layer.values, self.table[variable].values),
             "layer",
             variable,
@@ -218,7 +222,7 @@ class _Line:
         )
         dash = dash or self.dash
         return styled(
-            found,
+            curve,
             color=self.colour,
             bokeh={"line_dash": dash, "line_width": width, "tools": [] if label else ["hover"]},
             mpl={"linestyle": _DASHES[dash], "linewidth": width},
@@ -242,16 +246,16 @@ class _Line:
 
 
 def _lines(table: xr.Dataset) -> list[_Line]:
-    """Return a line for each language, or for each group of each: then dashed by language."""
+    """Return a line per language, or per group and language with a dash pattern for each language."""
     names = [str(name) for name in table.language.values]
-    by = table.attrs.get("by")
-    if by not in table.dims:
+    dim = table.attrs.get("group_dim")
+    if dim is None:
         shades = colours(names)
         return [_Line(name, table.sel(language=name), shades[name]) for name in names]
-    groups = [str(group) for group in table[by].values]
+    groups = [label_text(group) for group in table[dim].values]
     shades = colours(groups)
     return [
-        _Line(f"{name}, {group}", table.sel({"language": name, by: group}), shades[group], dash)
+        _Line(f"{name}, {group}", table.sel(language=name).isel({dim: at}), shades[group], dash)
         for name, dash in zip(names, cycle(_DASHES), strict=False)
-        for group in groups
+        for at, group in enumerate(groups)
     ]

@@ -1,12 +1,12 @@
-"""Maps: layer × layer, and layer × token of one sample."""
+"""Heat maps (layer × layer, and layer × token of a sample) and curves for pairs of languages."""
 
-from typing import Any
+from typing import Any, Literal
 
 import holoviews as hv
 import numpy as np
 import xarray as xr
 
-from ..errors import MissingError
+from ..canonical import Cube, as_cube, sample_of
 from ..schema import TokenKind
 from .style import (
     DIVERGING,
@@ -24,12 +24,12 @@ from .style import (
 _MOST_TOKENS = 60
 
 
-def cka(found: xr.Dataset, variable: str = "cka") -> Any:
-    """Show how alike all layers are, a map for each language.
+def cka(similarity: xr.Dataset, variable: Literal["cka", "se", "cka_biased"] = "cka") -> Any:
+    """Plot the CKA between all pairs of layers, one map per language.
 
     Parameters
     ----------
-    found
+    similarity
         From :func:`actkit.cka`.
     variable
         ``cka``, ``se`` or ``cka_biased``.
@@ -38,9 +38,10 @@ def cka(found: xr.Dataset, variable: str = "cka") -> Any:
     -------
     holoviews.Layout
     """
-    table = found[variable].compute()
+    table = similarity[variable].compute()
     names = {"cka": "Debiased CKA", "se": "Standard error of CKA", "cka_biased": "Biased CKA"}
-    span = (float(table.min()), float(table.max()))  # from 0 to 1, most models would be all yellow
+    # a scale from 0 to 1 would show most models as uniformly yellow
+    span = (float(table.min()), float(table.max()))
     return side_by_side(
         [
             _square(table.sel(language=language), f"{names[variable]}, {language}", span, SEQUENTIAL)
@@ -49,105 +50,100 @@ def cka(found: xr.Dataset, variable: str = "cka") -> Any:
     )
 
 
-def direction_cosines(found: xr.Dataset) -> Any:
-    """Show how alike the directions are in which groups differ: between layers, and between languages.
+def direction_cosines(cosines: xr.Dataset) -> Any:
+    """Plot cosines between the directions that separate the groups: across layers, and across languages.
 
     Parameters
     ----------
-    found
+    cosines
         From :func:`actkit.direction_cosines`.
 
     Returns
     -------
     holoviews.Layout
     """
-    table = found.compute()
+    table = cosines.compute()
     by = table.attrs["by"]
-    names, cosines = [str(name) for name in table.language.values], table.layers.rename("cosine")
+    names, layer_cosines = [str(name) for name in table.language.values], table.layers.rename("cosine")
     pictures = [
-        _square(cosines.sel(language=name), f"Cosine of {by} directions, {name}", (-1, 1), DIVERGING)
+        _square(layer_cosines.sel(language=name), f"Cosine of {by} directions, {name}", (-1, 1), DIVERGING)
         for name in names
     ]
-    pairs = [(one, two) for at, one in enumerate(names) for two in names[at + 1 :]]
+    pairs = [(first, second) for at, first in enumerate(names) for second in names[at + 1 :]]
     if pairs:
         pictures.append(_between(table, pairs, by))
     return side_by_side(pictures)
 
 
-def language_cka(found: xr.Dataset) -> Any:
-    """Show how alike languages are at each layer.
+def language_cka(similarity: xr.Dataset) -> Any:
+    """Plot the CKA between each pair of languages over layers.
 
     Parameters
     ----------
-    found
+    similarity
         From :func:`actkit.language_cka`.
 
     Returns
     -------
     holoviews.Overlay
     """
-    table = found.compute()
+    table = similarity.compute()
     names = [str(name) for name in table.language.values]
-    pairs = [(one, two) for at, one in enumerate(names) for two in names[at + 1 :]]
-    shades = colours(f"{one} and {two}" for one, two in pairs)
+    pairs = [(first, second) for at, first in enumerate(names) for second in names[at + 1 :]]
+    shades = colours(f"{first} and {second}" for first, second in pairs)
     parts = []
-    for one, two in pairs:
-        own = table.sel(language=one, language_2=two)
-        label = f"{one} and {two}"
-        band = hv.Area((own.layer.values, own.low.values, own.high.values), "layer", ["low", "high"])
-        curve = hv.Curve((own.layer.values, own.cka.values), "layer", "cka", label=label)
+    for first, second in pairs:
+        pair = table.sel(language=first, language_2=second)
+        label = f"{first} and {second}"
+        band = hv.Area((pair.layer.values, pair.low.values, pair.high.values), "layer", ["low", "high"])
+        curve = hv.Curve((pair.layer.values, pair.cka.values), "layer", "cka", label=label)
         parts.append(shaded(band, shades[label], 0.25))
         parts.append(styled(curve, color=shades[label], bokeh={"line_width": 2}, mpl={"linewidth": 2}))
     return framed(
         hv.Overlay(parts),
-        title="CKA of the same samples in two languages",
-        bands="95%",
+        title="CKA of the same samples between languages",
+        bands="95% CI",
         xlabel="layer",
         table=table,
-        ylabel=f"CKA of {table.attrs['values']} vectors",
+        ylabel=f"CKA of {table.attrs['vectors']} vectors",
     )
 
 
-def tokens(cube: xr.Dataset, sample: int, *, values: str = "norm", most: int = _MOST_TOKENS) -> Any:
-    """Show one sample, layer by token, with its text.
+def tokens(cube: Cube, sample: int, *, variable: str = "norm", most: int = _MOST_TOKENS) -> Any:
+    """Plot a sample as a layer × token map, with its text.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`.
     sample
-        Its coordinate ``sample``.
-    values
-        A variable with dims ``(layer, sample, token)``; its logarithm is shown.
+        Value of the coordinate ``sample``.
+    variable
+        Variable with dims ``(layer, sample, token)``; its logarithm is shown.
     most
-        How many tokens are shown, from the first one.
+        Maximum number of tokens shown, starting at the first.
 
     Returns
     -------
     holoviews.QuadMesh
-        Tokens run from right to left where the language does.
+        Tokens run from right to left for languages written that way.
 
     Raises
     ------
     MissingError, KeyError
-        Where the cube has no such variable, or no such sample.
+        If the cube lacks the variable or the sample.
     """
-    if values not in cube:
-        raise MissingError(f"the cube has no `{values}`; extract it again with `{values}` among `save`")
-    found = np.flatnonzero(np.atleast_1d(cube.sample.values) == sample)
-    if not len(found):
-        raise KeyError(f"the cube has no sample {sample}")
-    own = cube.isel(sample=int(found[0]))
-    count = int(min((own.token_kind.values != TokenKind.PAD).sum(), most))
-    table = np.log10(own[values].transpose("layer", "token").values[:, :count].astype(np.float64))
-    texts = [str(text).replace("\n", "⏎").strip() or "␣" for text in own.token_text.values[:count]]
-    language = str(own.language.item())
+    captured = sample_of(as_cube(cube), sample, variable, "text", "token_kind", "token_text")
+    count = int(min((captured.token_kind.values != TokenKind.PAD).sum(), most))
+    table = np.log10(captured[variable].transpose("layer", "token").values[:, :count].astype(np.float64))
+    texts = [str(text).replace("\n", "⏎").strip() or "␣" for text in captured.token_text.values[:count]]
+    language = str(captured.language.item())
     return _image(
         table,
-        own.layer.values,
+        captured.layer.values,
         dims=("token", "layer"),
-        colour_label=f"log10 of {values}",
-        title=f"Sample {sample}, {language}: {_shortened(str(own.text.item()))}",
+        colour_label=f"log10 of {variable}",
+        title=f"Sample {sample}, {language}: {_shortened(str(captured.text.item()))}",
         xlabel="token",
         ylabel="layer",
         cmap=SEQUENTIAL,
@@ -160,11 +156,11 @@ def tokens(cube: xr.Dataset, sample: int, *, values: str = "norm", most: int = _
 
 def _square(table: xr.DataArray, title: str, span: tuple[float, float], cmap: str) -> Any:
     """Draw a layer × layer map."""
-    own = table.transpose("layer", "layer_2")
+    square = table.transpose("layer", "layer_2")
     return _image(
-        own.values,
-        own.layer.values,
-        columns=own.layer_2.values,
+        square.values,
+        square.layer.values,
+        columns=square.layer_2.values,
         dims=("layer_2", "layer"),
         colour_label=str(table.name),
         title=title,
@@ -185,11 +181,11 @@ def _image(
     wide: bool = False,
     **both: Any,
 ) -> Any:
-    """Draw a map whose rows are layers, each as high as the others whichever they are."""
+    """Draw a map with one row of equal height per captured layer."""
     labels = [(at, str(layer)) for at, layer in enumerate(rows.tolist())]
     if columns is not None:
-        found = [(at, str(layer)) for at, layer in enumerate(columns.tolist())]
-        both["xticks"] = layer_ticks(found)
+        column_labels = [(at, str(layer)) for at, layer in enumerate(columns.tolist())]
+        both["xticks"] = layer_ticks(column_labels)
     image = hv.QuadMesh(
         (np.arange(table.shape[1]), np.arange(table.shape[0]), table), list(dims), [colour_label]
     )
@@ -211,23 +207,26 @@ def _image(
 
 
 def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
-    shades = colours(f"{one} and {two}" for one, two in pairs)
+    shades = colours(f"{first} and {second}" for first, second in pairs)
     parts = []
     shown = (
         ("languages", "cosine", "solid"),
         ("ceiling", "ceiling", "dotted"),
         ("disattenuated", "disattenuated", "dashed"),
     )
-    for one, two in pairs:
-        own = table.sel(language=one, language_2=two)
+    for first, second in pairs:
+        pair = table.sel(language=first, language_2=second)
         for variable, label, dash in shown:
             curve = hv.Curve(
-                (own.layer.values, own[variable].values), "layer", variable, label=f"{one} and {two}: {label}"
+                (pair.layer.values, pair[variable].values),
+                "layer",
+                variable,
+                label=f"{first} and {second}: {label}",
             )
             parts.append(
                 styled(
                     curve,
-                    color=shades[f"{one} and {two}"],
+                    color=shades[f"{first} and {second}"],
                     bokeh={"line_dash": dash},
                     mpl={"linestyle": {"solid": "-", "dotted": ":", "dashed": "--"}[dash]},
                 )

@@ -1,15 +1,15 @@
-"""How pictures look: one colour for each language and group, axes that say what they show."""
+"""Style of the plots: a fixed colour per language and group, and self-explanatory axes."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import holoviews as hv
-import holoviews.plotting.bokeh  # registers itself
+import holoviews.plotting.bokeh  # registers the backend
 import numpy as np
 import xarray as xr
 
-# Okabe and Ito's colours, which colour-blind readers tell apart
+# the palette of Okabe and Ito, which colour-blind readers can distinguish
 _BLUE, _ORANGE, _GREEN, _PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _SKY, _AMBER, _BLACK, _YELLOW = "#56B4E9", "#E69F00", "#000000", "#B8A800"
 LANGUAGES = {"english": _BLUE, "arabic": _ORANGE}
@@ -22,34 +22,34 @@ RIGHT_TO_LEFT = ("arabic", "hebrew", "persian", "farsi", "urdu", "ar", "he", "fa
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """Give each name a colour: its own where it has one, or else the next free one in order of the alphabet.
+    """Assign a colour to each name: its reserved colour, or else the next free one, in alphabetical order.
 
     Examples
     --------
     >>> colours(["arabic", "klingon"])["arabic"] == colours(["arabic"])["arabic"]
     True
     """
-    found: dict[str, str] = {}
-    own = LANGUAGES | GROUPS
-    for name in sorted(set(names), key=lambda name: (name.lower() not in own, name)):
-        free = [colour for colour in _FREE if colour not in found.values()] or list(_FREE)
-        found[name] = own.get(name.lower(), free[0])
-    return found
+    assigned: dict[str, str] = {}
+    reserved = LANGUAGES | GROUPS
+    for name in sorted(set(names), key=lambda name: (name.lower() not in reserved, name)):
+        free = [colour for colour in _FREE if colour not in assigned.values()] or list(_FREE)
+        assigned[name] = reserved.get(name.lower(), free[0])
+    return assigned
 
 
 def styled(
     element: Any, *, bokeh: dict[str, Any] | None = None, mpl: dict[str, Any] | None = None, **both: Any
 ) -> Any:
-    """Set options of an element, for each backend that is loaded.
+    """Set options of an element for each loaded backend.
 
     Parameters
     ----------
     element
-        Any of HoloViews.
+        Any HoloViews element.
     bokeh, mpl
         Options of one backend.
     **both
-        Options that both know.
+        Options that both backends accept.
     """
     element = element.opts(backend="bokeh", **both, **(bokeh or {}))
     if "matplotlib" in hv.Store.registry:
@@ -58,7 +58,7 @@ def styled(
 
 
 def shaded(area: Any, colour: str, alpha: float) -> Any:
-    """Fill an area with a colour, without an edge."""
+    """Fill an area with a colour and no edge."""
     mpl = {"facecolor": colour, "edgecolor": colour, "linewidth": 0}
     return styled(area, color=colour, alpha=alpha, bokeh={"line_alpha": 0}, mpl=mpl)
 
@@ -73,11 +73,11 @@ def framed(
     bands: str = "",
     **both: Any,
 ) -> Any:
-    """Give a picture title, axes and size; of a result, its layers, its samples and what its bands are."""
+    """Set title, axes and size; for a result, add layer ticks, sample count and meaning of the bands."""
     if table is not None:
         both["xticks"] = layer_ticks([(layer, str(layer)) for layer in table.layer.values.tolist()])
         xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples" + (f" · bands: {bands}" if bands else "")
-    # of a logarithmic axis HoloViews counts powers of e, and Matplotlib powers of 10
+    # HoloViews measures logarithmic axes in powers of e, Matplotlib in powers of 10
     aspect = 1.6 / (np.log(10) if both.get("logy") else 1)
     return styled(
         overlay,
@@ -99,12 +99,12 @@ def framed(
 
 
 def layer_ticks(ticks: list[tuple[int, str]], most: int = 12) -> list[tuple[int, str]]:
-    """Return the layers that an axis names: all, or some evenly spaced ones."""
+    """Return the ticks to label: all, or an evenly spaced subset."""
     return ticks[:: max(-(-len(ticks) // most), 1)]
 
 
 def side_by_side(pictures: list[Any]) -> Any:
-    """Put pictures into two columns."""
+    """Arrange figures in two columns."""
     layout = hv.Layout(pictures).cols(2).opts(shared_axes=False, backend="bokeh")
     if "matplotlib" in hv.Store.registry:
         options = {"sublabel_format": "", "hspace": 0.9, "vspace": 0.4, "fig_inches": 6.5}
@@ -113,12 +113,12 @@ def side_by_side(pictures: list[Any]) -> Any:
 
 
 def figure(picture: Any, path: str | Path) -> None:
-    """Write a picture to a file, drawn by Matplotlib.
+    """Render a figure with Matplotlib and write it to a file.
 
     Parameters
     ----------
     picture
-        From any function of this module, made after :func:`load_matplotlib` was called.
+        From any plotting function of this package, called after :func:`load_matplotlib`.
     path
         ``*.png`` or ``*.svg``.
     """
@@ -127,5 +127,5 @@ def figure(picture: Any, path: str | Path) -> None:
 
 
 def load_matplotlib() -> None:
-    """Let pictures that are made from now on be drawn by Matplotlib too."""
+    """Load the Matplotlib backend, so that figures created from now on can be rendered by it."""
     import holoviews.plotting.mpl  # noqa: F401

@@ -1,1 +1,1 @@
-"""Statistics of cubes: kernels on plain arrays, and the labelled functions over them."""
+"""Labelled statistics of cubes, over kernels on plain arrays."""

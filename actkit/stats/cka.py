@@ -1,4 +1,4 @@
-"""How alike the representations of layers are, of languages, and of models."""
+"""Debiased CKA between layers, languages and models."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,10 +6,13 @@ from functools import partial
 import numpy as np
 import xarray as xr
 
+from ..canonical import Cube
 from ..errors import Fault, InputError, MissingError
-from . import parts
+from . import selection
+from .finiteness import finite_cube
 from .kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
-from .tokens import sampled_tokens, token_cka
+from .matched_samples import Match, check_languages, same_samples
+from .token_cka import sampled_tokens, token_cka
 
 _VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cka_without_top": without_top,
@@ -20,47 +23,52 @@ _CORE = [["layer", "sample", "hidden"]]
 
 
 def cka(
-    a: xr.Dataset,
-    b: xr.Dataset | None = None,
+    a: Cube,
+    b: Cube | None = None,
     *,
-    values: str = "pooled",
-    pairs: str | None = None,
+    vectors: selection.Vectors = "pooled",
+    match: Match = "ids",
+    cluster: str | None = None,
     batch: int | None = None,
-    most_tokens: int = 4096,
+    max_sampled_tokens: int = 4096,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Compare layers with each other: debiased centred kernel alignment, linear kernel.
+    """Return the debiased linear CKA (centred kernel alignment) of every pair of layers.
 
     Parameters
     ----------
     a
         From :func:`actkit.open_cube`.
     b
-        Another cube on the same samples, matched by language and ``sample_id``: each layer of ``a`` with
-        each of ``b``. By default ``a`` with itself.
-    values
-        ``pooled`` or ``last``, one vector a sample; or ``tokens``: content tokens.
-    pairs
-        A label that samples share which are not independent, such as twins: the jackknife leaves them out
-        together. Tokens always go with their sample.
+        Another cube of the same samples, whose layers are compared with those of ``a``; by default, ``a``
+        itself.
+    vectors
+        ``pooled`` or ``last`` for one vector per sample; or ``tokens`` for content tokens.
+    match
+        How samples of two cubes are matched within each language. ``ids``: by ``sample_id``; if the data had
+        no ids, so that these are row numbers, the texts of each pair must be equal. ``text``: by text, which
+        must be unique within a cube.
+    cluster
+        A label; samples that share its value, such as twins, are not independent, and the jackknife deletes
+        them together. Tokens always stay with their sample.
     batch
-        Sum HSIC over random batches of so many vectors instead; then there is no ``se``.
-    most_tokens
-        Of ``tokens``, how many are drawn at random in each language.
+        Number of vectors per batch for minibatch CKA, which has no ``se``; by default, there is one batch.
+    max_sampled_tokens
+        Maximum number of tokens drawn at random in each language if ``vectors`` is ``tokens``.
     seed
-        Of what is drawn.
+        Random seed of the tokens and batches.
 
     Returns
     -------
     xarray.Dataset
-        Dims ``(language, layer, layer_2)``: ``cka`` with its standard error ``se`` (jackknife), and
-        ``cka_biased``, which has a floor far above 0. ``n`` has dims ``(language,)``. Computed when asked
-        for.
+        Dims ``(language, layer, layer_2)``: ``cka`` with its jackknife standard error ``se``, and
+        ``cka_biased``, which has a floor far above 0. ``n``, the number of vectors, has dims ``(language,)``.
+        Lazy if the cube is.
 
     Raises
     ------
     InputError, MissingError
-        Where the cubes have no samples in common, or lack what is asked for.
+        If the cubes share no samples, their samples cannot be matched, or they lack requested data.
 
     Notes
     -----
@@ -71,107 +79,122 @@ def cka(
     --------
     >>> from actkit import open_cube
     >>> from actkit.testing import write_cube
-    >>> found = cka(open_cube(write_cube(n_samples=40)))
-    >>> float(found.cka.sel(language="english", layer=0, layer_2=0).round(6))
+    >>> result = cka(open_cube(write_cube(n_samples=40)))
+    >>> float(result.cka.sel(language="english", layer=0, layer_2=0).round(6))
     1.0
     """
-    if b is not None and values == "tokens":
-        raise InputError([Fault("values", "two cubes have other tokens", "compare pooled or last vectors")])
+    if b is not None and vectors == "tokens":
+        raise InputError(
+            [Fault("vectors", "tokens of two cubes cannot be matched", "compare pooled or last vectors")]
+        )
+    selection.check_counts(
+        max_sampled_tokens=max_sampled_tokens, **({} if batch is None else {"batch": batch})
+    )
+    cubes = [finite_cube(cube) for cube in (a, b) if cube is not None]
     estimator = "debiased" if batch is None else f"minibatch of {batch}"
-    arrays = [_vectors(cube, values, most_tokens, seed) for cube in (a, b) if cube is not None]
+    arrays = [_vectors(cube, vectors, max_sampled_tokens, seed) for cube in cubes]
     if b is not None:
-        arrays = list(_matched(*arrays))
-    labels = _pairs(arrays[0], values, pairs)
+        arrays = list(_matched(arrays[0], arrays[1], match))
+    cluster_ids = _clusters(arrays[0], vectors, cluster)
 
-    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
-        own = [array.isel(sample=places) for array in arrays]
-        groups = None if labels is None else parts.codes(labels[places])
+    def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
+        parts = [array.isel(sample=samples) for array in arrays]
+        groups = None if cluster_ids is None else selection.codes(cluster_ids[samples])
         kernel = partial(_compare, groups=groups, batch=batch, seed=seed)
         if b is None:
-            names, core, sizes = ["layer", "layer_2"], _CORE, {"layer_2": own[0].sizes["layer"]}
+            names, core, sizes = ["layer", "layer_2"], _CORE, {"layer_2": parts[0].sizes["layer"]}
         else:
-            own[1] = own[1].rename(layer="layer_2", hidden="hidden_2")
+            parts[1] = parts[1].rename(layer="layer_2", hidden="hidden_2")
             names, sizes = ["layer", "layer_2"], {}
             core = [*_CORE, ["layer_2", "sample", "hidden_2"]]
         out = [names] * (3 if batch is None else 1)
-        found = parts.apply(kernel, *own, core=core, out=out, sizes=sizes, each=False)
-        result = xr.Dataset(dict(zip(("cka", "se", "cka_biased"), found, strict=False)))
-        return result.assign(n=len(places))
+        outputs = selection.apply(kernel, *parts, core=core, out=out, sizes=sizes, each=False)
+        result = xr.Dataset(dict(zip(("cka", "se", "cka_biased"), outputs, strict=False)))
+        return result.assign(n=len(samples))
 
-    result = parts.by_language(arrays[0], summarize)
+    result = selection.by_language(arrays[0], summarize)
     result = result.assign_coords(layer=arrays[0].layer.values, layer_2=arrays[-1].layer.values)
-    result.attrs = parts.settings(
+    result.attrs = selection.settings(
         arrays[0],
         "cka",
-        values=values,
+        vectors=vectors,
+        match=None if b is None else match,
         estimator=estimator,
-        pairs=pairs,
-        model=a.attrs.get("model", ""),
-        model_2=None if b is None else b.attrs.get("model", ""),
+        cluster=cluster,
+        model=cubes[0].attrs.get("model", ""),
+        model_2=None if b is None else cubes[1].attrs.get("model", ""),
     )
     return result
 
 
 def adjacent_cka(
-    cube: xr.Dataset,
+    cube: Cube,
     *,
-    values: str = "pooled",
-    pairs: str | None = None,
+    vectors: selection.Vectors = "pooled",
+    cluster: str | None = None,
     variants: bool = True,
 ) -> xr.Dataset:
-    """Compare each layer with the next one.
+    """Return the debiased CKA of adjacent layers.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`.
-    values
-        ``pooled`` or ``last``; or ``tokens``: all content tokens, which are read once, a block at a time.
-    pairs
+    vectors
+        ``pooled`` or ``last``; or ``tokens`` for all content tokens, read block by block.
+    cluster
         As for :func:`cka`.
     variants
-        Whether to say what the value becomes without what often dominates it; three times the work.
+        Whether to compute the variants that reveal dominant dimensions and vectors, which triples the work.
 
     Returns
     -------
     xarray.Dataset
         Dims ``(language, layer)``, where ``layer`` is the lower of the two: ``cka`` with ``se`` and the 95%
-        interval ``low`` to ``high``; ``cka_biased``; ``participation_ratio`` and ``top_share`` (the part of
-        the variance in its 3 largest dimensions) of the lower layer; ``cka_without_top`` (those dimensions
-        left out), ``cka_z_scored`` (dimensions scaled to one variance), ``cka_unit_rms`` (vectors scaled
-        to one length); ``n`` with dims ``(language,)``. Of ``tokens`` ``cka``, ``se``, ``low``, ``high``,
-        ``n``.
+        interval ``low`` to ``high``; ``cka_biased``; ``participation_ratio`` and ``top_share`` (share of the
+        variance in the 3 largest dimensions) of the lower layer; ``cka_without_top`` (without those
+        dimensions), ``cka_z_scored`` (dimensions scaled to equal variance), ``cka_unit_rms`` (vectors scaled
+        to equal length); ``n`` with dims ``(language,)``. For ``tokens``, only ``cka``, ``se``, ``low``,
+        ``high`` and ``n``.
 
     Raises
     ------
     InputError, MissingError
-        Where the cube lacks what is asked for.
+        If the cube lacks requested data.
+
+    Notes
+    -----
+    See :func:`cka`. The participation ratio is the squared sum of the covariance eigenvalues over the sum of
+    their squares.
     """
-    result = token_cka(cube, pairs) if values == "tokens" else _adjacent(cube, values, pairs, variants)
+    cube = finite_cube(cube)
+    result = token_cka(cube, cluster) if vectors == "tokens" else _adjacent(cube, vectors, cluster, variants)
     result["low"], result["high"] = (
-        result["cka"] - parts.Z95 * result["se"],
-        result["cka"] + parts.Z95 * result["se"],
+        result["cka"] - selection.Z95 * result["se"],
+        result["cka"] + selection.Z95 * result["se"],
     )
-    result.attrs = parts.settings(
+    result.attrs = selection.settings(
         cube,
         "adjacent_cka",
-        values=values,
+        vectors=vectors,
         estimator="debiased",
-        pairs=pairs,
-        interval="95%, jackknife over samples" if pairs is None else f"95%, jackknife over {pairs}",
+        cluster=cluster,
+        interval="95%, jackknife over samples" if cluster is None else f"95%, jackknife over {cluster}",
     )
     return result
 
 
-def language_cka(cube: xr.Dataset, *, values: str = "pooled", pairs: str | None = None) -> xr.Dataset:
-    """Compare languages at each layer, on the samples that both have, matched by ``sample_id``.
+def language_cka(
+    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = None
+) -> xr.Dataset:
+    """Return the debiased CKA between languages at each layer, on samples matched by ``sample_id``.
 
     Parameters
     ----------
     cube
-        From :func:`actkit.open_cube`, of several languages.
-    values, pairs
-        As for :func:`cka`, without ``tokens``.
+        From :func:`actkit.open_cube`, with several languages.
+    vectors, cluster
+        As for :func:`cka`, except ``tokens``.
 
     Returns
     -------
@@ -182,140 +205,144 @@ def language_cka(cube: xr.Dataset, *, values: str = "pooled", pairs: str | None 
     Raises
     ------
     InputError
-        Where no two languages share samples.
+        If no two languages share samples, or ``sample_id`` does not identify translations.
     """
-    own = parts.vectors(cube, values)
-    labels = _pairs(own, values, pairs)
-    names = own.sample_id.values.astype(str)
-    places = dict(parts.languages(own))
+    array = selection.vectors(finite_cube(cube), vectors)
+    check_languages(array, "name samples by an id: `id_column`, or `data` of an import")
+    cluster_ids = _clusters(array, vectors, cluster)
+    ids = array.sample_id.values.astype(str)
+    positions = dict(selection.languages(array))
     common = {
-        (one, two): _common(names, first, second)
-        for one, first in places.items()
-        for two, second in places.items()
+        (language, language_2): _common(ids, first, second)
+        for language, first in positions.items()
+        for language_2, second in positions.items()
     }
-    if not any(len(found[0]) for (one, two), found in common.items() if one != two):
-        raise InputError([Fault("sample_id", "no sample has the same one in two languages")])
+    if not any(len(shared[0]) for pair, shared in common.items() if pair[0] != pair[1]):
+        raise InputError([Fault("sample_id", "no sample has the same id in two languages")])
 
-    def compare(one: str, two: str) -> xr.Dataset:
-        first, second = common[one, two]
-        groups = None if labels is None else parts.codes(labels[first])
-        pair = own.isel(sample=first).drop_vars("sample"), own.isel(sample=second).drop_vars("sample")
+    def compare(language: str, language_2: str) -> xr.Dataset:
+        first, second = common[language, language_2]
+        groups = None if cluster_ids is None else selection.codes(cluster_ids[first])
+        pair = array.isel(sample=first).drop_vars("sample"), array.isel(sample=second).drop_vars("sample")
         core = [["sample", "hidden"], ["sample", "hidden"]]
-        found = parts.apply(partial(_of_two, groups=groups), *pair, core=core, out=[[], [], []])
-        return xr.Dataset(dict(zip(("cka", "se", "cka_biased"), found, strict=True))).assign(n=len(first))
+        outputs = selection.apply(partial(_pair_cka, groups=groups), *pair, core=core, out=[[], [], []])
+        return xr.Dataset(dict(zip(("cka", "se", "cka_biased"), outputs, strict=True))).assign(n=len(first))
 
-    index = [np.array(list(places), dtype=object)] * 2
+    index = [np.array(list(positions), dtype=object)] * 2
     rows = [
-        xr.concat([compare(one, two) for two in places], xr.Variable("language_2", index[1]))
-        for one in places
+        xr.concat(
+            [compare(language, language_2) for language_2 in positions], xr.Variable("language_2", index[1])
+        )
+        for language in positions
     ]
-    result = xr.concat(rows, xr.Variable("language", index[0])).assign_coords(layer=own.layer.values)
+    result = xr.concat(rows, xr.Variable("language", index[0])).assign_coords(layer=array.layer.values)
     result["low"], result["high"] = (
-        result["cka"] - parts.Z95 * result["se"],
-        result["cka"] + parts.Z95 * result["se"],
+        result["cka"] - selection.Z95 * result["se"],
+        result["cka"] + selection.Z95 * result["se"],
     )
-    result.attrs = parts.settings(
-        own, "language_cka", values=values, estimator="debiased", pairs=pairs, interval="95%, jackknife"
+    result.attrs = selection.settings(
+        array,
+        "language_cka",
+        vectors=vectors,
+        estimator="debiased",
+        cluster=cluster,
+        interval="95%, jackknife",
     )
     return result
 
 
-def _vectors(cube: xr.Dataset, values: str, most_tokens: int, seed: int) -> xr.DataArray:
-    if values == "tokens":
-        return sampled_tokens(cube, most_tokens, seed)
-    return parts.vectors(cube, values)
+def _vectors(
+    cube: xr.Dataset, vectors: selection.Vectors, max_sampled_tokens: int, seed: int
+) -> xr.DataArray:
+    if vectors == "tokens":
+        return sampled_tokens(cube, max_sampled_tokens, seed)
+    return selection.vectors(cube, vectors)
 
 
-def _pairs(array: xr.DataArray, values: str, pairs: str | None) -> np.ndarray | None:
-    if pairs is not None:
-        return parts.column(array, pairs, "pairs")
-    return array.sample_id.values.astype(str) if values == "tokens" else None
+def _clusters(array: xr.DataArray, vectors: selection.Vectors, cluster: str | None) -> np.ndarray | None:
+    if cluster is not None:
+        return selection.clusters(array, cluster)
+    return array.drawn_from.values if vectors == "tokens" else None
 
 
-def _common(names: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of samples of the same name, in the same order."""
-    _, one, two = np.intersect1d(names[first], names[second], return_indices=True)
-    return first[one], second[two]
+def _common(ids: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of samples with the same id, in the same order."""
+    _, in_first, in_second = np.intersect1d(ids[first], ids[second], return_indices=True)
+    return first[in_first], second[in_second]
 
 
-def _matched(one: xr.DataArray, two: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+def _matched(a: xr.DataArray, b: xr.DataArray, match: Match) -> tuple[xr.DataArray, xr.DataArray]:
     """Return the samples that two cubes share, in the same order."""
-    keys = [
-        np.char.add(np.char.add(array.language.values.astype(str), "\0"), array.sample_id.values.astype(str))
-        for array in (one, two)
-    ]
-    _, first, second = np.intersect1d(keys[0], keys[1], return_indices=True)
-    if not len(first):
-        raise InputError(
-            [
-                Fault(
-                    "b",
-                    "no sample has the same language and sample_id in both cubes",
-                    "compare runs of one table",
-                )
-            ]
-        )
-    second_part = two.isel(sample=second).assign_coords(sample=one.sample.values[first])
-    return one.isel(sample=first), second_part
+    first, second = same_samples(a, b, match)
+    b_matched = b.isel(sample=second).assign_coords(sample=a.sample.values[first])
+    return a.isel(sample=first), b_matched
 
 
 def _compare(
     x: np.ndarray, y: np.ndarray | None = None, *, groups: np.ndarray | None, batch: int | None, seed: int
 ) -> tuple[np.ndarray, ...]:
-    """Return debiased CKA, its error and the biased one, each layer of one with each of the other."""
-    both = x if y is None else _beside(x, y)
+    """Return debiased CKA, its standard error and biased CKA for each pair of layers."""
+    both = x if y is None else _stacked(x, y)
     if batch is not None:
-        found: tuple[np.ndarray, ...] = (minibatch_cka(both, batch=batch, seed=seed),)
+        tables: tuple[np.ndarray, ...] = (minibatch_cka(both, batch=batch, seed=seed),)
     else:
         aligned = align(both, groups)
-        found = (aligned.cka, aligned.se, aligned.biased)
-    return found if y is None else tuple(table[: len(x), len(x) :] for table in found)
+        tables = (aligned.cka, aligned.se, aligned.biased)
+    return tables if y is None else tuple(table[: len(x), len(x) :] for table in tables)
 
 
-def _beside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Put layers of two widths into one array, filled up with zeros, which change no Gram matrix."""
+def _stacked(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Stack layers of two widths, padded with zeros, which do not affect Gram matrices."""
     both = np.zeros((len(x) + len(y), x.shape[1], max(x.shape[2], y.shape[2])), dtype=np.result_type(x, y))
     both[: len(x), :, : x.shape[2]] = x
     both[len(x) :, :, : y.shape[2]] = y
     return both
 
 
-def _of_two(x: np.ndarray, y: np.ndarray, *, groups: np.ndarray | None) -> tuple[float, float, float]:
-    found = align(np.stack([x, y]), groups)
-    return found.cka[0, 1], found.se[0, 1], found.biased[0, 1]
+def _pair_cka(x: np.ndarray, y: np.ndarray, *, groups: np.ndarray | None) -> tuple[float, float, float]:
+    aligned = align(np.stack([x, y]), groups)
+    return aligned.cka[0, 1], aligned.se[0, 1], aligned.biased[0, 1]
 
 
-def _adjacent(cube: xr.Dataset, values: str, pairs: str | None, variants: bool) -> xr.Dataset:
-    own = parts.vectors(cube, values)
-    if own.sizes["layer"] < 2:
-        raise MissingError("the cube has one layer; extract it again with more of them")
-    labels = _pairs(own, values, pairs)
+def _adjacent(
+    cube: xr.Dataset, vectors: selection.Pooling, cluster: str | None, variants: bool
+) -> xr.Dataset:
+    array = selection.vectors(cube, vectors)
+    if array.sizes["layer"] < 2:
+        raise MissingError("the cube has one layer, and layers are compared; select or extract several")
+    cluster_ids = _clusters(array, vectors, cluster)
     names = ["cka", "se", "cka_biased", "participation_ratio", "top_share", *(_VARIANTS if variants else ())]
 
-    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
-        groups = None if labels is None else parts.codes(labels[places])
-        kernel = partial(_neighbours, groups=groups, variants=variants)
-        part = own.isel(sample=places)
+    def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
+        groups = None if cluster_ids is None else selection.codes(cluster_ids[samples])
+        kernel = partial(_adjacent_tables, groups=groups, variants=variants)
+        part = array.isel(sample=samples)
         lower = {"lower": part.sizes["layer"] - 1}
         out = [["lower"]] * len(names)
-        found = parts.apply(kernel, part, core=_CORE, out=out, sizes=lower, each=False)
-        return xr.Dataset(dict(zip(names, found, strict=True))).assign(n=len(places))
+        outputs = selection.apply(kernel, part, core=_CORE, out=out, sizes=lower, each=False)
+        return xr.Dataset(dict(zip(names, outputs, strict=True))).assign(n=len(samples))
 
-    return parts.by_language(own, summarize).rename(lower="layer").assign_coords(layer=own.layer.values[:-1])
-
-
-def _neighbours(x: np.ndarray, *, groups: np.ndarray | None, variants: bool) -> tuple[np.ndarray, ...]:
-    whole = align(x, groups)
-    others = [align(change(x), jackknife=False) for change in _VARIANTS.values()] if variants else []
     return (
-        _next(whole.cka),
-        _next(whole.se),
-        _next(whole.biased),
-        whole.participation[:-1],
-        top_share(x)[:-1],
-        *(_next(other.cka) for other in others),
+        selection.by_language(array, summarize)
+        .rename(lower="layer")
+        .assign_coords(layer=array.layer.values[:-1])
     )
 
 
-def _next(table: np.ndarray) -> np.ndarray:
+def _adjacent_tables(x: np.ndarray, *, groups: np.ndarray | None, variants: bool) -> tuple[np.ndarray, ...]:
+    original = align(x, groups)
+    variant_alignments = (
+        [align(change(x), jackknife=False) for change in _VARIANTS.values()] if variants else []
+    )
+    return (
+        _superdiagonal(original.cka),
+        _superdiagonal(original.se),
+        _superdiagonal(original.biased),
+        original.participation[:-1],
+        top_share(x)[:-1],
+        *(_superdiagonal(variant.cka) for variant in variant_alignments),
+    )
+
+
+def _superdiagonal(table: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.diagonal(table, offset=1))

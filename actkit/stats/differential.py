@@ -1,119 +1,137 @@
-"""Where two groups of samples become separable, and by what else they could have been told apart."""
+"""Group differentials: probe AUROC, effect sizes and directions by layer, with text-only baselines."""
 
 from functools import partial
+from typing import Any
 
 import dask.base
 import numpy as np
 import xarray as xr
 
-from . import parts
-from .comparing import Contrast, contrasts_of, cut_folds
+from ..canonical import Cube
+from . import selection
+from .finiteness import finite_cube
+from .group_comparison import Contrast, contrasts_of, cut_folds
 from .kernels import contrasts, probes
 
-_SUMMARIES = ("auroc", "auroc_sd", "balanced_accuracy", "effect", "effect_se", "ridge")
+_SUMMARIES = ("auroc", "auroc_sd", "balanced_accuracy", "squared_smd", "squared_smd_se", "ridge")
 _CORE = [["sample", "hidden"]]
 
 
 def group_differential(
-    cube: xr.Dataset,
+    cube: Cube,
     *,
-    by: str = "gender",
-    pairs: str | None = "image_id",
-    labels: tuple[str, str] | None = None,
-    values: str = "pooled",
+    by: str,
+    cluster: str | None = "image_id",
+    between: tuple[Any, Any] | None = None,
+    vectors: selection.Pooling = "pooled",
     folds: int = 5,
     seeds: int = 3,
     permutations: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Tell how far two groups of samples are apart, layer by layer, and what that proves.
+    """Measure how separable two groups of samples are at each layer, with baselines and permutation tests.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`.
     by
-        The label column that tells the groups, such as ``gender``.
-    pairs
-        The label column that samples share which are not independent (an image, a template, twins): they
-        are never trained and tested on at once. None where each sample stands alone.
-    labels
-        Its two values, the reference first; by default the two that there are, in the order of the alphabet.
-    values
+        The label column that defines the groups, such as ``gender``.
+    cluster
+        A label column: samples that share its value (an image, a template, twins) are not independent, and
+        are never split between training and test. None if all samples are independent.
+    between
+        Two values of ``by``, the reference first, as values or text; by default, its only two values in
+        ascending order. Samples without a value are excluded.
+    vectors
         ``pooled`` or ``last``.
     folds, seeds
-        The probe is cross-validated in so many folds, once for each seed.
+        Number of cross-validation folds, and of repetitions with different seeds.
     permutations
-        How often labels are permuted, within what ``pairs`` leaves free.
+        Number of label permutations, which respect ``cluster``.
     seed
-        Of the permutations.
+        Random seed of the permutations.
 
     Returns
     -------
     xarray.Dataset
         Dims ``(language, layer)``:
 
-        - ``auroc`` of a linear probe, ``auroc_sd`` over folds and seeds, ``balanced_accuracy``;
-        - ``p``, the largest of all layers counted, and ``auroc_bound``, which 95% of the permutations
-          stay below at every layer; both of a least-squares probe, whose AUROC is ``auroc_ridge``;
-        - ``effect``, the squared distance of the means over the variance within the groups, without what
-          chance adds, ``effect_se`` (jackknife), ``effect_low`` and ``effect_high`` (95%);
-        - with ``hidden``: ``direction``, the difference of the means (second label less the first) at
-          length 1, and ``d``, Cohen's d; ``d_bound``, which 95% of the permutations stay below anywhere.
+        - ``auroc`` of a linear probe, its standard deviation ``auroc_sd`` over folds and seeds, and
+          ``balanced_accuracy``;
+        - ``p``, the max-T permutation p-value, corrected over layers, and ``auroc_bound``, the 95% quantile
+          of the permuted maximum over layers; both for a least-squares probe, whose AUROC is ``auroc_ridge``;
+        - ``squared_smd``, the squared standardized mean difference over all dimensions, bias-corrected: the
+          squared distance between the means, minus its expectation under no difference, over the total
+          within-group variance (in one dimension, Cohen's d squared); ``squared_smd_se`` (jackknife),
+          ``squared_smd_low`` and ``squared_smd_high`` (95% interval);
+        - with ``hidden``: ``direction``, the difference between the means (second label minus first) scaled
+          to length 1, and ``d``, Cohen's d; ``d_bound``, the 95% quantile of the permuted maximum of ``|d|``
+          over dimensions and layers.
 
-        Of the language alone, what the text tells without the model: ``auroc_embedding`` (what enters the
-        first block), ``auroc_tfidf`` (characters of the text), ``auroc_length``; ``n_<label>``. Computed
-        when asked for.
+        With dims ``(language,)``, baselines without the model's layers: ``auroc_embedding`` (input of the
+        first block; NaN if a selection dropped tokens), ``auroc_tfidf`` (characters of the text),
+        ``auroc_length`` (number of tokens); and the group sizes ``n_<label>``. Lazy if the cube is.
 
     Raises
     ------
     InputError
-        Where a label is missing, has fewer than 10 samples, or lies in too few groups for the folds.
+        If a label is missing, has fewer than 10 samples, or occurs in too few clusters for the folds.
 
     Warns
     -----
     UserWarning
-        Where the permutations that there are allow no p below 0.05.
+        If there are too few clusters for a small p-value, or some folds lack a label.
 
     Notes
     -----
-    docs/decisions/0022 says why the permutations have a probe of their own.
+    Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993. docs/decisions/0022 explains why
+    the permutations use a separate probe.
     """
-    own = parts.vectors(cube, values)
-    names, found = contrasts_of(own, by=by, pairs=pairs, labels=labels, folds=folds)
-    embedding = _embedding(cube, own)
+    selection.check_counts(seeds=seeds, permutations=permutations)
+    selection.check_counts(2, folds=folds)
+    whole = finite_cube(cube)
+    selection.require(whole, "text", "n_tokens")
+    array = selection.vectors(whole, vectors)
+    names, group_contrasts = contrasts_of(array, by=by, cluster=cluster, between=between, folds=folds)
+    embedding = _embedding(whole, vectors)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
-        contrast = found[language]
-        cut = cut_folds(language, contrast.labels, contrast.groups, folds, seeds)
-        drawn = contrasts.permuted(contrast.labels, contrast.groups, permutations, seed=seed)
-        kernel = partial(_differ, contrast=contrast, folds=cut, n_folds=folds, drawn=drawn, seed=seed)
-        part = own.isel(sample=contrast.places)
+        contrast = group_contrasts[language]
+        splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds)
+        permuted = contrasts.permuted(contrast.labels, contrast.groups, permutations, seed=seed)
+        kernel = partial(
+            _layer_statistics, contrast=contrast, folds=splits, n_folds=folds, permuted=permuted, seed=seed
+        )
+        part = array.isel(sample=contrast.places)
         out: list[list[str]] = [[]] * len(_SUMMARIES) + [["draw"]] * 2 + [["hidden"]] * 2
-        *single, ridge, largest, direction, d = parts.apply(
+        *single, ridge, largest, direction, d = selection.apply(
             kernel, part, core=_CORE, out=out, sizes={"draw": permutations}
         )
         result = xr.Dataset(dict(zip(_SUMMARIES, single, strict=True))).rename(ridge="auroc_ridge")
-        null = ridge.max("layer")
-        reached = (null >= result.auroc_ridge).sum("draw")
-        result["p"] = ((1 + reached) / (1 + permutations)).where(result.auroc_ridge.notnull())
-        result["auroc_bound"], result["d_bound"] = _most(null), _most(largest.max("layer"))
-        result["effect_low"] = result.effect - 1.96 * result.effect_se
-        result["effect_high"] = result.effect + 1.96 * result.effect_se
+        null_maxima = ridge.max("layer")
+        n_exceeding = (null_maxima >= result.auroc_ridge).sum("draw")
+        result["p"] = ((1 + n_exceeding) / (1 + permutations)).where(result.auroc_ridge.notnull())
+        result["auroc_bound"], result["d_bound"] = (
+            _null_quantile(null_maxima),
+            _null_quantile(largest.max("layer")),
+        )
+        result["squared_smd_low"] = result.squared_smd - 1.96 * result.squared_smd_se
+        result["squared_smd_high"] = result.squared_smd + 1.96 * result.squared_smd_se
         result["direction"], result["d"] = direction, d
-        once = cut[:folds]
-        result = result.merge(_baselines(cube, own, embedding, contrast, once))
+        first_seed = splits[:folds]
+        result = result.merge(_baselines(array, embedding, contrast, first_seed))
         counts = {f"n_{names[0]}": (~contrast.labels).sum(), f"n_{names[1]}": contrast.labels.sum()}
         return result.assign({name: int(count) for name, count in counts.items()})
 
-    result = parts.by_language(own, summarize).assign_coords(layer=own.layer.values)
-    result.attrs = parts.settings(
-        own,
+    result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
+    result.attrs = selection.settings(
+        array,
         "group_differential",
         by=by,
-        labels=" to ".join(names),
-        pairs=pairs,
-        values=values,
+        between=" to ".join(names),
+        cluster=cluster,
+        vectors=vectors,
         folds=folds,
         seeds=seeds,
         permutations=permutations,
@@ -122,89 +140,88 @@ def group_differential(
     return result
 
 
-def _differ(
+def _layer_statistics(
     x: np.ndarray,
     *,
     contrast: Contrast,
     folds: list[probes.Fold],
     n_folds: int,
-    drawn: np.ndarray,
+    permuted: np.ndarray,
     seed: int,
 ) -> tuple[float | np.ndarray, ...]:
-    """Return what is in `_SUMMARIES`, what permutations give, and the direction and Cohen's d."""
+    """Return the `_SUMMARIES`, the permutation draws, the direction and Cohen's d of one layer."""
     if not np.isfinite(x).all():
-        nothing = np.full(len(drawn), np.nan)
-        return (*[np.nan] * len(_SUMMARIES), nothing, nothing, *np.full((2, x.shape[1]), np.nan))
-    second, groups = contrast.labels, contrast.groups if contrast.is_grouped else None
-    auroc, accuracy = probes.probe(x, second, folds)
-    ridge = probes.ridge_scores(x, np.vstack([second, drawn]), folds[:n_folds])
-    difference = contrasts.contrast(second) @ x.astype(np.float64)
-    length = np.linalg.norm(difference)
+        undefined = np.full(len(permuted), np.nan)
+        return (*[np.nan] * len(_SUMMARIES), undefined, undefined, *np.full((2, x.shape[1]), np.nan))
+    is_second, groups = contrast.labels, contrast.groups if contrast.is_grouped else None
+    auroc, accuracy = probes.probe(x, is_second, folds)
+    ridge = probes.ridge_scores(x, np.vstack([is_second, permuted]), folds[:n_folds])
+    difference = contrasts.contrast(is_second) @ x.astype(np.float64)
+    norm = np.linalg.norm(difference)
     return (
         auroc.mean(),
         auroc.std(ddof=1),
         accuracy.mean(),
-        contrasts.effect(x, second, groups),
-        contrasts.effect_error(x, second, groups, seed=seed),
+        contrasts.squared_smd(x, is_second, groups),
+        contrasts.squared_smd_error(x, is_second, groups, seed=seed),
         ridge[0],
         ridge[1:],
-        contrasts.largest_d(x, drawn),
-        difference / length if length > 0 else np.full(len(difference), np.nan),
-        contrasts.cohens_d(x, second),
+        contrasts.largest_d(x, permuted),
+        difference / norm if norm > 0 else np.full(len(difference), np.nan),
+        contrasts.cohens_d(x, is_second),
     )
 
 
-def _most(null: xr.DataArray) -> xr.DataArray:
-    """Return what 95% of the draws stay below."""
-    (bound,) = parts.apply(lambda x: (np.quantile(x, 0.95),), null, core=[["draw"]], out=[[]])
+def _null_quantile(draws: xr.DataArray) -> xr.DataArray:
+    """Return the 95% quantile of the draws."""
+    (bound,) = selection.apply(lambda x: (np.quantile(x, 0.95),), draws, core=[["draw"]], out=[[]])
     return bound
 
 
-def _embedding(cube: xr.Dataset, own: xr.DataArray) -> xr.DataArray | None:
-    """Return the mean over content tokens of what enters the first block, dims ``(sample, hidden)``."""
-    if "embedding" not in cube:
+def _embedding(cube: xr.Dataset, vectors: selection.Pooling) -> xr.DataArray | None:
+    """Return the mean input of the first block over content tokens, dims ``(sample, hidden)``."""
+    part = cube.isel(sample=np.flatnonzero(selection.with_vectors(cube, vectors)))
+    if "embedding" not in cube or not selection.holds_all_tokens(part).all():
         return None
-    part = cube.isel(sample=np.flatnonzero(np.isin(cube.sample.values, own.sample.values)))
-    mask = parts.token_mask(part)
+    mask = selection.token_mask(part)
     core = [["token", "hidden"], ["token"]]
-    (means,) = parts.apply(_means, part.embedding, mask, core=core, out=[["hidden"]], each=False)
+    (means,) = selection.apply(_means, part.embedding, mask, core=core, out=[["hidden"]], each=False)
     return means
 
 
 def _means(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray]:
     return (
-        np.stack([rows[counts].mean(axis=0, dtype=np.float64) for rows, counts in zip(x, mask, strict=True)]),
+        np.stack(
+            [rows[included].mean(axis=0, dtype=np.float64) for rows, included in zip(x, mask, strict=True)]
+        ),
     )
 
 
 def _baselines(
-    cube: xr.Dataset,
-    own: xr.DataArray,
+    array: xr.DataArray,
     embedding: xr.DataArray | None,
     contrast: Contrast,
     folds: list[probes.Fold],
 ) -> xr.Dataset:
-    """Return what the labels can be told by without the model."""
-    part = own.isel(sample=contrast.places)
-    sample = part.sample.values
-    words, lengths = part.text.variable, part.n_tokens.variable.astype(np.float64)
-    inputs = [xr.DataArray(words), xr.DataArray(lengths)]
-    if dask.base.is_dask_collection(own):
+    """Return the AUROC of baselines that do not use the layers: text, length and embedding."""
+    part = array.isel(sample=contrast.places)
+    texts, lengths = part.text.variable, part.n_tokens.variable.astype(np.float64)
+    inputs = [xr.DataArray(texts), xr.DataArray(lengths)]
+    if dask.base.is_dask_collection(array):
         inputs = [array.chunk() for array in inputs]
-    second = contrast.labels
+    is_second = contrast.labels
 
-    def of_texts(texts: np.ndarray) -> tuple[float]:
-        return (probes.probe_texts([str(text) for text in texts], second, folds)[0].mean(),)
+    def text_auroc(texts: np.ndarray) -> tuple[float]:
+        return (probes.probe_texts([str(text) for text in texts], is_second, folds)[0].mean(),)
 
-    def of_vectors(x: np.ndarray) -> tuple[float]:
-        return (probes.probe(x.reshape(len(second), -1), second, folds)[0].mean(),)
+    def vector_auroc(x: np.ndarray) -> tuple[float]:
+        return (probes.probe(x.reshape(len(is_second), -1), is_second, folds)[0].mean(),)
 
     result = xr.Dataset()
-    (result["auroc_tfidf"],) = parts.apply(of_texts, inputs[0], core=[["sample"]], out=[[]])
-    (result["auroc_length"],) = parts.apply(of_vectors, inputs[1], core=[["sample"]], out=[[]])
+    (result["auroc_tfidf"],) = selection.apply(text_auroc, inputs[0], core=[["sample"]], out=[[]])
+    (result["auroc_length"],) = selection.apply(vector_auroc, inputs[1], core=[["sample"]], out=[[]])
     result["auroc_embedding"] = xr.DataArray(np.nan)
     if embedding is not None:
         chosen = embedding.isel(sample=contrast.places)
-        assert len(chosen.sample) == len(sample)
-        (result["auroc_embedding"],) = parts.apply(of_vectors, chosen, core=_CORE, out=[[]])
+        (result["auroc_embedding"],) = selection.apply(vector_auroc, chosen, core=_CORE, out=[[]])
     return result

@@ -1,98 +1,106 @@
-"""The direction in which two groups differ: between layers, and between languages."""
+"""Cosines between group directions, across layers and across languages."""
+
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from . import parts
-from .comparing import contrasts_of
+from ..canonical import Cube
+from . import selection
+from .finiteness import finite_cube
+from .group_comparison import contrasts_of
 from .kernels.contrasts import contrast, cosines, halves
 
 
 def direction_cosines(
-    cube: xr.Dataset,
+    cube: Cube,
     *,
-    by: str = "gender",
-    pairs: str | None = "image_id",
-    labels: tuple[str, str] | None = None,
-    values: str = "pooled",
+    by: str,
+    cluster: str | None = "image_id",
+    between: tuple[Any, Any] | None = None,
+    vectors: selection.Pooling = "pooled",
     splits: int = 20,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Compare the direction in which two groups differ between layers, and between languages.
+    """Return cosines between the directions that separate two groups, across layers and across languages.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`.
-    by, pairs, labels, values
+    by, cluster, between, vectors
         As for :func:`actkit.group_differential`.
     splits
-        How often samples are cut into halves, which tells how well a direction is known.
+        Number of random split-halves from which the reliability of directions is estimated.
     seed
-        Of the halves.
+        Random seed of the splits.
 
     Returns
     -------
     xarray.Dataset
-        ``layers``, cosines between layers, dims ``(language, layer, layer_2)``; ``languages``, between
-        languages at
-        a layer, dims ``(language, language_2, layer)``, with ``ceiling``, the most it can be expected to
-        be with directions known no better, and ``disattenuated``, the one over the other, which may exceed 1;
-        ``reliability`` of each direction, dims ``(language, layer)``. Computed when asked for.
+        ``layers``, cosines between layers, dims ``(language, layer, layer_2)``; ``languages``, cosines
+        between languages at each layer, dims ``(language, language_2, layer)``, with ``ceiling``, the largest
+        expected cosine given the reliabilities, and ``disattenuated``, the cosine over the ceiling, which may
+        exceed 1; ``reliability`` of each direction, dims ``(language, layer)``. Lazy if the cube is.
 
     Raises
     ------
     InputError
-        As :func:`actkit.group_differential`.
+        As for :func:`actkit.group_differential`.
 
     Notes
     -----
-    ``reliability`` is the cosine of the directions of two halves, stepped up by the Spearman-Brown formula;
-    the ceiling is the root of the product of two of them (Spearman 1904). Where samples of two languages
-    come from the same images, their errors are not independent, and the ceiling is rough.
+    ``reliability`` is the mean cosine between directions of two halves, corrected by the Spearman-Brown
+    formula (Spearman 1910; Brown 1910); ``ceiling`` is the geometric mean of two reliabilities (Spearman, The
+    proof and measurement of association between two things, American Journal of Psychology 1904). If samples
+    of two languages show the same images, their errors are not independent, and the ceiling is approximate.
     """
-    own = parts.vectors(cube, values)
-    names, found = contrasts_of(own, by=by, pairs=pairs, labels=labels, folds=2)
+    selection.check_counts(splits=splits)
+    array = selection.vectors(finite_cube(cube), vectors)
+    names, group_contrasts = contrasts_of(array, by=by, cluster=cluster, between=between, folds=2)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
-        each = found[language]
-        weights = halves(each.labels, each.groups, splits, seed=seed)
-        whole = contrast(each.labels)
+        group_contrast = group_contrasts[language]
+        weights = halves(group_contrast.labels, group_contrast.groups, splits, seed=seed)
+        full = contrast(group_contrast.labels)
 
         def kernel(x: np.ndarray) -> tuple[np.ndarray, float]:
             exact = x.astype(np.float64)
             exact -= exact.mean(axis=0)
-            one, two = weights @ exact
-            alike = np.mean(cosines(one, two))
-            return whole @ exact, 2 * alike / (1 + alike) if alike > -1 else np.nan
+            first, second = weights @ exact
+            half_cosine = np.mean(cosines(first, second))
+            return full @ exact, 2 * half_cosine / (1 + half_cosine) if half_cosine > -1 else np.nan
 
         core, out = [["sample", "hidden"]], [["hidden"], []]
-        direction, reliability = parts.apply(kernel, own.isel(sample=each.places), core=core, out=out)
+        direction, reliability = selection.apply(
+            kernel, array.isel(sample=group_contrast.places), core=core, out=out
+        )
         return xr.Dataset({"direction": direction, "reliability": reliability})
 
-    table = parts.by_language(own, summarize).assign_coords(layer=own.layer.values)
-    unit = table.direction / np.sqrt((table.direction**2).sum("hidden"))
-    if unit.chunks is not None:  # small by now, and needed whole
+    directions = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
+    norm = np.sqrt((directions.direction**2).sum("hidden"))
+    unit = directions.direction / norm.where(norm > 0)
+    if unit.chunks is not None:  # small by now, and needed in full
         unit = unit.chunk(language=-1, layer=-1)
-    reliability = table.reliability.where(table.reliability > 0)
+    reliability = directions.reliability.where(directions.reliability > 0)
     result = xr.Dataset(
         {
             "layers": xr.dot(unit, unit.rename(layer="layer_2"), dim="hidden"),
             "languages": xr.dot(unit, unit.rename(language="language_2"), dim="hidden"),
-            "reliability": table.reliability,
+            "reliability": directions.reliability,
         }
     )
-    other = result.language != result.language_2  # with itself, errors are the same
-    result["ceiling"] = np.sqrt(reliability * reliability.rename(language="language_2")).where(other)
+    is_other = result.language != result.language_2  # a language shares its errors with itself
+    result["ceiling"] = np.sqrt(reliability * reliability.rename(language="language_2")).where(is_other)
     result["disattenuated"] = result["languages"] / result["ceiling"]
     result = result.transpose("language", "language_2", "layer", "layer_2")
-    result.attrs = parts.settings(
-        own,
+    result.attrs = selection.settings(
+        array,
         "direction_cosines",
         by=by,
-        labels=" to ".join(names),
-        pairs=pairs,
-        values=values,
+        between=" to ".join(names),
+        cluster=cluster,
+        vectors=vectors,
         splits=splits,
         seed=seed,
     )

@@ -1,4 +1,4 @@
-"""How large the residual stream is, layer by layer, and how it changes from one to the next."""
+"""Norms of the residual stream by layer, updates between adjacent layers, and massive activations."""
 
 from functools import partial
 from typing import Any
@@ -6,52 +6,61 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import MissingError
-from . import parts
-from .kernels.norms import NORM_SUMMARIES, largest, lengths, summarize_norms, updates
+from ..canonical import Cube
+from ..errors import Fault, InputError, MissingError
+from ..schema import WIDTH, Component
+from . import selection
+from .finiteness import checked, finite_cube
+from .kernels.norms import NORM_SUMMARIES, empty_summary, largest, lengths, summarize_norms, updates
+
+_GROUP = "group"  # temporary name of the group dimension, until the result's variables are known
 
 
 def layer_norms(
-    cube: xr.Dataset,
+    cube: Cube,
     *,
     by: str | None = None,
-    tokens: str = "content",
-    component: str = "residual",
+    tokens: selection.Tokens = "content",
+    component: Component = "residual",
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Summarise the L2 norms of tokens by language and layer.
+    """Summarise the L2 norms of token vectors by language and layer.
 
     Parameters
     ----------
     cube
-        From :func:`actkit.open_cube`, with `norm`; its group ``vision`` too, of which all patches count.
+        From :func:`actkit.open_cube`, with `norm`; or its group ``vision``, with all patches included.
     by
-        A label column: its values are told apart too.
+        A label column by which samples are grouped as well; samples without a value are excluded.
     tokens
-        Which count: ``content``, or ``special``, ``template``, ``text``, ``image``, ``generated``,
-        ``first`` (position 0) or ``all``. Of a cube that keeps the last tokens or means alone, these do.
+        Tokens included: ``content``, ``special``, ``template``, ``text``, ``image``, ``generated``, ``first``
+        (position 0) or ``all``. A cube that keeps only last tokens or means uses those.
     component
-        ``residual``, of which the cube holds norms; or ``attention`` or ``mlp``, which are read.
+        ``residual``, whose norms the cube stores; or ``attention`` or ``mlp``, whose norms are computed.
     resamples
-        Bootstrap resamples behind ``low`` and ``high``; they draw samples, not tokens.
+        Number of bootstrap resamples for ``low`` and ``high``. Samples are resampled, not tokens.
     seed
-        Of the resampling.
+        Random seed of the bootstrap.
 
     Returns
     -------
     xarray.Dataset
-        Dims ``(language, layer)``, with ``by`` between: ``mean`` (every token weighs alike) with its 95%
-        interval ``low`` to ``high``, ``sample_mean`` (every sample weighs alike), ``median``, ``p5``,
-        ``p95``,
-        ``p99``, ``max``, ``n_tokens``, ``n_outliers`` (tokens above 10 times the median of the layer), and
-        ``rms`` (the mean over the root of the width, to compare models). Unit: that of the residual
-        stream. Computed when asked for.
+        Dims ``(language, layer)``, or ``(language, by, layer)`` (named ``<by>_label`` if a variable of the
+        result is named ``by``; the attribute ``group_dim`` holds the name): ``mean`` (tokens weighted
+        equally) with its 95% interval ``low`` to ``high``, ``sample_mean`` (samples weighted equally),
+        ``median``, ``p5``, ``p95``, ``p99``, ``max``, ``n_tokens``, ``n_outliers`` (tokens above 10 times the
+        median of the layer), and ``rms`` (the mean over the square root of the width, to compare models). In
+        units of the residual stream. Lazy if the cube is.
 
     Raises
     ------
     InputError, MissingError
-        Where there is no such label, kind of token or component.
+        If the label, kind of token or component does not exist.
+
+    Notes
+    -----
+    Percentile bootstrap: Efron, Tibshirani, An introduction to the bootstrap, Chapman & Hall 1993.
 
     Examples
     --------
@@ -61,16 +70,20 @@ def layer_norms(
     >>> bool(abs(norms["mean"].mean() - 8) < 0.5)  # sqrt(64), for standard normal numbers
     True
     """
-    own, norms = _norms(cube, component)
-    mask = parts.token_mask(own, tokens)
-    result = _summarize(own, norms, mask, by, resamples, seed)
-    if hidden := own.sizes.get("hidden"):
+    selection.check_counts(resamples=resamples)
+    selected, norms = _norms(finite_cube(cube), component)
+    mask = selection.token_mask(selected, tokens)
+    is_captured = selected.coords.get(f"has_{component}", True)  # layers without it are all NaN
+    result = _summarize(selected, checked(norms, mask & is_captured), mask, by, resamples, seed)
+    if hidden := selected.sizes.get("hidden"):
         result["rms"] = result["mean"] / np.sqrt(hidden)
-    result.attrs = parts.settings(
-        own,
+    result, group_dim = _name_groups(result, by)
+    result.attrs = selection.settings(
+        selected,
         "layer_norms",
         by=by,
-        tokens=parts.counted(own, tokens),
+        group_dim=group_dim,
+        tokens=selection.counted(selected, tokens),
         component=component,
         interval="95%, bootstrap over samples",
         resamples=resamples,
@@ -79,10 +92,8 @@ def layer_norms(
     return result
 
 
-def layer_updates(
-    cube: xr.Dataset, *, by: str | None = None, resamples: int = 1000, seed: int = 0
-) -> xr.Dataset:
-    """Summarise what the blocks change: by how much each token's vector differs from the layer before.
+def layer_updates(cube: Cube, *, by: str | None = None, resamples: int = 1000, seed: int = 0) -> xr.Dataset:
+    """Summarise the updates between adjacent layers: how much each token's vector changes.
 
     Parameters
     ----------
@@ -94,34 +105,42 @@ def layer_updates(
     Returns
     -------
     xarray.Dataset
-        Dims ``(language, layer)``, with ``by`` between; ``layer`` is the lower of the two. Means over
-        content tokens of ``update_norm``, of the difference; ``relative``, that over the norm before;
-        ``cosine``, of the two vectors. Each has its 95% interval, ``cosine_low`` to ``cosine_high``.
+        Dims ``(language, layer)``, or ``(language, by, layer)``; ``layer`` is the lower of the two. Means
+        over content tokens of ``update_norm``, the norm of the difference; ``relative``, that norm over the
+        norm of the lower layer; and ``cosine`` of the two vectors. Each has a 95% bootstrap interval, such as
+        ``cosine_low`` to ``cosine_high``.
 
     Raises
     ------
     InputError, MissingError
-        Where there is no such label, or no `residual`.
+        If the label does not exist, or the cube has no `residual` or only one layer.
     """
-    parts.require(cube, "residual")
-    own = parts.captured(cube)
-    if own.sizes["layer"] < 2:
-        raise MissingError("the cube has one layer; extract it again with more of them")
-    before = own.residual.isel(layer=slice(None, -1))
-    after = own.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
+    selection.check_counts(resamples=resamples)
+    cube = finite_cube(cube)
+    selection.require(cube, "residual")
+    available = selection.captured(cube)
+    if available.sizes["layer"] < 2:
+        raise MissingError("the cube has one layer, and layers are compared; select or extract several")
+    before = available.residual.isel(layer=slice(None, -1))
+    after = available.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
     core = [["hidden"], ["hidden"]]
-    found = parts.apply(updates, before, after, core=core, out=[[], [], []], each=False)
-    mask, result = parts.token_mask(own), xr.Dataset()
-    for name, values in zip(("update_norm", "relative", "cosine"), found, strict=True):
-        summary = _summarize(own, values.transpose("layer", "sample", "token"), mask, by, resamples, seed)
+    outputs = selection.apply(updates, before, after, core=core, out=[[], [], []], each=False)
+    mask, result = selection.token_mask(available), xr.Dataset()
+    outputs = (checked(outputs[0].rename("update_norm"), mask), *outputs[1:])
+    for name, values in zip(("update_norm", "relative", "cosine"), outputs, strict=True):
+        summary = _summarize(
+            available, values.transpose("layer", "sample", "token"), mask, by, resamples, seed
+        )
         result[name] = summary["mean"]
         result[f"{name}_low"], result[f"{name}_high"] = summary["low"], summary["high"]
     result["n_tokens"] = summary["n_tokens"]
-    result.attrs = parts.settings(
-        own,
+    result, group_dim = _name_groups(result, by)
+    result.attrs = selection.settings(
+        available,
         "layer_updates",
         by=by,
-        tokens=parts.counted(own, "content"),
+        group_dim=group_dim,
+        tokens=selection.counted(available, "content"),
         interval="95%, bootstrap over samples",
         resamples=resamples,
         seed=seed,
@@ -129,68 +148,88 @@ def layer_updates(
     return result
 
 
-def massive_activations(cube: xr.Dataset, *, tokens: str = "content") -> xr.Dataset:
-    """Find the largest value of each layer, and how far above the others it is.
+def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> xr.Dataset:
+    """Find the largest activation of each layer, and its ratio to the median.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`, with `residual`.
     tokens
-        Which count, as for :func:`layer_norms`; massive activations often sit in the ``first`` one.
+        Tokens included, as for :func:`layer_norms`; massive activations often occur at the ``first`` one.
 
     Returns
     -------
     xarray.Dataset
-        Dims ``(language, layer)``: ``max`` of the absolute values, ``median`` (over samples, of each
-        sample's median), ``ratio``, and where the largest one is: ``at_sample``, ``at_token``, ``at_hidden``.
+        Dims ``(language, layer)``: ``max`` of the absolute values, ``median`` (of the medians of the
+        samples), ``ratio`` of the two, and the location of the maximum: ``at_sample``, ``at_token``,
+        ``at_hidden``.
+
+    Raises
+    ------
+    InputError, MissingError
+        If the kind of token does not exist, or the cube has no `residual`.
+
+    Notes
+    -----
+    Sun, Chen, Kolter, Liu, Massive activations in large language models, 2024, arXiv:2402.17762.
     """
-    parts.require(cube, "residual")
-    own = parts.captured(cube)
-    mask = parts.token_mask(own, tokens)
-    residual = own.residual.transpose("layer", "sample", "token", "hidden")
+    cube = finite_cube(cube)
+    selection.require(cube, "residual")
+    available = selection.captured(cube)
+    mask = selection.token_mask(available, tokens)
+    residual = available.residual.transpose("layer", "sample", "token", "hidden")
     core = [["token", "hidden"], ["token"]]
-    most, median, token, hidden = parts.apply(
+    largest_value, median, token, hidden = selection.apply(
         largest, residual, mask, core=core, out=[[], [], [], []], each=False
     )
+    largest_value = checked(largest_value.rename("residual"), mask.any("token"))
 
-    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
-        part = [array.isel(sample=places) for array in (most, median, token, hidden)]
+    def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
+        part = [array.isel(sample=samples) for array in (largest_value, median, token, hidden)]
         core = [["sample"]] * 4
-        found = parts.apply(
-            partial(_where_largest, samples=own.sample.values[places]), *part, core=core, out=[[]] * 5
+        outputs = selection.apply(
+            partial(_where_largest, samples=available.sample.values[samples], tokens=available.token.values),
+            *part,
+            core=core,
+            out=[[]] * 5,
         )
         names = ("max", "median", "at_sample", "at_token", "at_hidden")
-        return xr.Dataset(dict(zip(names, found, strict=True)))
+        return xr.Dataset(dict(zip(names, outputs, strict=True)))
 
-    result = parts.by_language(own, summarize)
+    result = selection.by_language(available, summarize)
     result["ratio"] = result["max"] / result["median"]
-    result.attrs = parts.settings(own, "massive_activations", tokens=parts.counted(own, tokens))
+    result.attrs = selection.settings(
+        available, "massive_activations", tokens=selection.counted(available, tokens)
+    )
     return result
 
 
-def _norms(cube: xr.Dataset, component: str) -> tuple[xr.Dataset, xr.DataArray]:
-    if component == "residual":
-        if "norm" not in cube:
-            raise MissingError("the cube has no `norm`; extract it again with `norm` among `save`")
+def _norms(cube: xr.Dataset, component: Component) -> tuple[xr.Dataset, xr.DataArray]:
+    is_subset = cube.sizes.get("hidden") != cube.attrs.get(WIDTH, cube.sizes.get("hidden"))
+    if component == "residual" and not is_subset:  # `norm` is that of all dimensions
+        selection.require(cube, "norm")
         return cube, cube.norm
-    parts.require(cube, component)
-    own = parts.captured(cube, component)
-    (norms,) = parts.apply(lengths, own[component], core=[["hidden"]], out=[[]], each=False)
-    return own, norms.transpose("layer", "sample", "token")
+    selection.require(cube, component)
+    available = selection.captured(cube, component)
+    (norms,) = selection.apply(lengths, available[component], core=[["hidden"]], out=[[]], each=False)
+    return available, norms.transpose("layer", "sample", "token")
 
 
 def _summarize(
     cube: xr.Dataset, norms: xr.DataArray, mask: xr.DataArray, by: str | None, resamples: int, seed: int
 ) -> xr.Dataset:
-    labels = None if by is None else parts.column(cube, by, "by")
-    groups = [] if labels is None else sorted(set(labels.tolist()) - {""})
+    groups = None if by is None else selection.column(cube, by, "by")
+    if groups is not None and not len(groups.values):
+        raise InputError([Fault("by", f"no sample has a value of `{by}`", "choose another label")])
     kernel = partial(summarize_norms, resamples=resamples, seed=seed)
     core, out = [["layer", "sample", "token"], ["sample", "token"]], [["layer", "summary"]]
 
-    def table(places: np.ndarray) -> xr.DataArray:
-        part = norms.isel(sample=places), mask.isel(sample=places)
-        (found,) = parts.apply(
+    empty = xr.DataArray(empty_summary(norms.sizes["layer"]), dims=["layer", "summary"])
+
+    def summary_table(samples: np.ndarray) -> xr.DataArray:
+        part = norms.isel(sample=samples), mask.isel(sample=samples)
+        (table,) = selection.apply(
             lambda *arrays: (kernel(*arrays),),
             *part,
             core=core,
@@ -198,23 +237,44 @@ def _summarize(
             sizes={"summary": len(NORM_SUMMARIES)},
             each=False,
         )
-        return found
+        return table
 
-    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
-        if labels is None:
-            found = table(places)
+    def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
+        if groups is None:
+            table = summary_table(samples)
         else:
-            tables = [table(places[labels[places] == group]) for group in groups]
-            found = xr.concat(tables, xr.Variable(str(by), np.array(groups, dtype=object)))
-        return xr.Dataset({name: found.isel(summary=i) for i, name in enumerate(NORM_SUMMARIES)})
+            by_group = [samples[groups.codes[samples] == code] for code in range(len(groups.values))]
+            tables = [summary_table(members) if len(members) else empty for members in by_group]
+            table = xr.concat(tables, xr.Variable(_GROUP, groups.values))
+        return xr.Dataset({name: table.isel(summary=i) for i, name in enumerate(NORM_SUMMARIES)})
 
-    return parts.by_language(cube, summarize).assign_coords(layer=norms.layer.values)
+    return selection.by_language(cube, summarize).assign_coords(layer=norms.layer.values)
+
+
+def _name_groups(result: xr.Dataset, by: str | None) -> tuple[xr.Dataset, str | None]:
+    """Name the group dimension after its label, or a variant that the result does not use."""
+    if by is None:
+        return result, None
+    name = selection.free_name(by, {*result.variables, *result.dims} - {_GROUP})
+    return result.rename({_GROUP: name}), name
 
 
 def _where_largest(
-    most: np.ndarray, median: np.ndarray, token: np.ndarray, hidden: np.ndarray, *, samples: np.ndarray
+    maxima: np.ndarray,
+    medians: np.ndarray,
+    token_positions: np.ndarray,
+    hidden_indices: np.ndarray,
+    *,
+    samples: np.ndarray,
+    tokens: np.ndarray,
 ) -> tuple[Any, ...]:
-    if np.isnan(most).all():
+    if np.isnan(maxima).all():
         return (np.nan,) * 5
-    place = int(np.nanargmax(most))
-    return most[place], np.nanmedian(median), samples[place], token[place], hidden[place]
+    sample = int(np.nanargmax(maxima))
+    return (
+        maxima[sample],
+        np.nanmedian(medians),
+        samples[sample],
+        tokens[int(token_positions[sample])],
+        hidden_indices[sample],
+    )

@@ -1,90 +1,100 @@
-"""Where the representation changes abruptly from one layer to the next."""
+"""Detect change points of the representation along layers."""
 
 from functools import partial
 
 import numpy as np
 import xarray as xr
 
+from ..canonical import Cube
 from ..errors import Fault, InputError
-from . import parts
+from . import selection
+from .finiteness import finite_cube
+from .kernels.change_points import robust_z, segment
+from .kernels.change_points import transitions as detect
 from .kernels.cka import align
-from .kernels.segments import robust_z, segment
-from .kernels.segments import transitions as abrupt
 
-SURE = 0.9  # of the halves in which a boundary is found
+STABLE = 0.9  # share of half-samples required to confirm a change point
 
 
 def transitions(
-    cube: xr.Dataset,
+    cube: Cube,
     *,
-    values: str = "pooled",
-    pairs: str | None = None,
+    vectors: selection.Pooling = "pooled",
+    cluster: str | None = None,
     halves: int = 20,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Find the layers after which the representation changes abruptly.
+    """Find change points: layers after which the representation changes far more than elsewhere.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`.
-    values
+    vectors
         ``pooled`` or ``last``.
-    pairs
-        A label that samples share which are not independent.
+    cluster
+        A label; samples that share its value are not independent.
     halves
-        How many random halves of the samples are looked at, to see whether a transition stays.
+        Number of random half-samples on which the stability of a change point is tested.
     seed
-        Of the halves.
+        Random seed of the half-samples.
 
     Returns
     -------
     xarray.Dataset
-        Dims ``(language, layer)``, where ``layer`` is the lower of the two: ``distance``, 1 less the
-        debiased CKA, with
-        its 95% interval ``low`` to ``high``; ``z``, how far it is above the median of all, in robust standard
-        deviations; ``transition``, whether z reaches 3.5 and the lower bound exceeds the median of the
-        others;
-        ``stability``, the part of the halves in which the layer × layer matrix, cut into as many segments as
-        there are transitions and one more, is cut there; ``confirmed``, a transition with 0.9 of it.
+        Dims ``(language, layer)``, where ``layer`` is the lower of the two: ``distance``, 1 minus the
+        debiased CKA, with its 95% interval ``low`` to ``high``; ``z``, its modified z-score over layers;
+        ``change_point``, whether ``z`` reaches 3.5 and ``low`` exceeds the median of the other distances;
+        ``stability``, the share of half-samples in which kernel change-point detection on the layer × layer
+        matrix places a change point there, with as many as were found; ``confirmed``, a change point with a
+        stability of at least 0.9.
 
     Raises
     ------
     InputError, MissingError
-        Where there are fewer than 4 layers, or the cube lacks what is asked for.
+        If there are fewer than 4 layers, or the cube lacks requested data.
+
+    Notes
+    -----
+    Modified z-score: Iglewicz, Hoaglin, How to detect and handle outliers, ASQC Quality Press 1993. Kernel
+    change-point detection: Harchaoui, Cappé, Retrospective multiple change-point estimation with kernels,
+    IEEE SSP 2007. The rule of 3.5 is descriptive; it has no calibrated error rate.
     """
-    own = parts.vectors(cube, values)
-    n_layers = own.sizes["layer"]
+    selection.check_counts(0, halves=halves)
+    array = selection.vectors(finite_cube(cube), vectors)
+    n_layers = array.sizes["layer"]
     if n_layers < 4:
         raise InputError(
-            [Fault("layer", f"{n_layers} layers show no change that stands out", "keep at least 4")]
+            [Fault("layer", f"{n_layers} layers are too few to detect change points", "keep at least 4")]
         )
-    labels = None if pairs is None else parts.column(own, pairs, "pairs")
-    names = ["distance", "low", "high", "z", "transition", "stability"]
+    cluster_ids = None if cluster is None else selection.clusters(array, cluster)
+    names = ["distance", "low", "high", "z", "change_point", "stability"]
 
-    def summarize(_language: str, places: np.ndarray) -> xr.Dataset:
-        groups = np.arange(len(places)) if labels is None else parts.codes(labels[places])
-        kernel = partial(_find, groups=groups, halves=halves, seed=seed)
-        found = parts.apply(
+    def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
+        groups = np.arange(len(samples)) if cluster_ids is None else selection.codes(cluster_ids[samples])
+        kernel = partial(_change_points, groups=groups, halves=halves, seed=seed)
+        outputs = selection.apply(
             kernel,
-            own.isel(sample=places),
+            array.isel(sample=samples),
             core=[["layer", "sample", "hidden"]],
             out=[["lower"]] * len(names),
             sizes={"lower": n_layers - 1},
             each=False,
         )
-        return xr.Dataset(dict(zip(names, found, strict=True)))
+        return xr.Dataset(dict(zip(names, outputs, strict=True)))
 
     result = (
-        parts.by_language(own, summarize).rename(lower="layer").assign_coords(layer=own.layer.values[:-1])
+        selection.by_language(array, summarize)
+        .rename(lower="layer")
+        .assign_coords(layer=array.layer.values[:-1])
     )
-    result["transition"] = result["transition"] == 1
-    result["confirmed"] = result["transition"] & (result["stability"] >= SURE)
-    result.attrs = parts.settings(
-        own,
+    result["change_point"] = result["change_point"] == 1
+    result["confirmed"] = result["change_point"] & (result["stability"] >= STABLE)
+    result.attrs = selection.settings(
+        array,
         "transitions",
-        values=values,
-        pairs=pairs,
+        vectors=vectors,
+        cluster=cluster,
         estimator="debiased",
         interval="95%, jackknife",
         halves=halves,
@@ -93,19 +103,19 @@ def transitions(
     return result
 
 
-def _find(x: np.ndarray, *, groups: np.ndarray, halves: int, seed: int) -> tuple[np.ndarray, ...]:
-    whole = align(x, groups)
-    distance, error = 1 - np.diagonal(whole.cka, offset=1), np.diagonal(whole.se, offset=1)
-    low, high = distance - parts.Z95 * error, distance + parts.Z95 * error
-    found = abrupt(distance, low)
+def _change_points(x: np.ndarray, *, groups: np.ndarray, halves: int, seed: int) -> tuple[np.ndarray, ...]:
+    original = align(x, groups)
+    distance, se = 1 - np.diagonal(original.cka, offset=1), np.diagonal(original.se, offset=1)
+    low, high = distance - selection.Z95 * se, distance + selection.Z95 * se
+    is_change_point = detect(distance, low)
     stability = np.full(len(distance), np.nan)
-    if found.any() and halves:
+    if is_change_point.any() and halves:
         stability[:] = 0
         rng = np.random.default_rng(seed)
         n_groups = groups.max() + 1
         for _ in range(halves):
-            chosen = np.isin(groups, rng.permutation(n_groups)[: n_groups // 2])
-            cka = align(x[:, chosen], jackknife=False).cka
+            in_half = np.isin(groups, rng.permutation(n_groups)[: n_groups // 2])
+            cka = align(x[:, in_half], jackknife=False).cka
             if np.isfinite(cka).all():
-                stability[segment(cka, int(found.sum()) + 1)] += 1 / halves
-    return distance, low, high, robust_z(distance), found.astype(np.float64), stability
+                stability[segment(cka, int(is_change_point.sum()) + 1)] += 1 / halves
+    return distance, low, high, robust_z(distance), is_change_point.astype(np.float64), stability

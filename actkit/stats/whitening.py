@@ -1,23 +1,27 @@
-"""Whitening: directions of the residual stream, scaled so that each varies as much as the others."""
+"""Whitening of activation vectors: ZCA or PCA, with optional shrinkage."""
 
 import json
+import os
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
 
+from ..canonical import Cube, as_cube
 from ..errors import Fault, InputError
+from ..regular_files import check_regular
 from ..schema import MOMENTS
-from . import parts
-from .accumulating import accumulate, layer_vectors
+from . import selection
+from .finiteness import finite_cube
 from .kernels.moments import Moments
-from .moment_files import about_moments, load_moments
+from .layer_moments import accumulate, layer_vectors
+from .moment_files import gathered_moments
 
-_ENOUGH = 5  # vectors for each dimension
-METHODS = ("zca", "pca")
+_ENOUGH = 5  # vectors required per dimension
+Method = Literal["zca", "pca"]
+METHODS: tuple[str, ...] = get_args(Method)
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,24 @@ class Whitener:
     Parameters
     ----------
     moments
-        Of the vectors that it was fitted to.
+        Moments of the vectors used for the fit.
     transform_matrix
-        Dims ``(hidden, component)``.
+        Whitening matrix, dims ``(hidden, component)``.
     inverse_matrix
-        Dims ``(component, hidden)``.
+        Inverse map, dims ``(component, hidden)``.
     rank
-        How many dimensions vary at all.
+        Numerical rank of the estimated covariance.
     condition
-        Ratio of the largest variance to the smallest, with what is added to each.
+        Ratio of the largest regularised variance to the smallest.
     settings
-        How it was fitted: ``layer``, ``method``, ``eps_rel``, ``shrinkage`` and so on.
+        Options of the fit: ``layer``, ``method``, ``eps_rel``, ``shrinkage`` and others.
     samples
-        The coordinate ``sample`` of all that it was fitted to, dims ``(sample,)``.
+        Coordinate ``sample`` of the samples used for the fit, dims ``(sample,)``.
+
+    Notes
+    -----
+    ZCA and PCA whitening: Kessy, Lewin, Strimmer, Optimal whitening and decorrelation, The American
+    Statistician 2018. docs/methods.md has the formulas.
 
     Examples
     --------
@@ -64,73 +73,80 @@ class Whitener:
     samples: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"Whitener({told}; rank {self.rank} of {len(self.mean)}, condition {self.condition:.3g})"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"Whitener({options}; rank {self.rank} of {len(self.mean)}, condition {self.condition:.3g})"
 
     @property
     def mean(self) -> np.ndarray:
-        """What is taken off first, dims ``(hidden,)``."""
+        """Mean that is subtracted first, dims ``(hidden,)``."""
         return self.moments.mean
 
     @classmethod
     def fit(
         cls,
-        cube: xr.Dataset,
+        cube: Cube,
         *,
         layer: int,
         language: str | None = None,
-        values: str = "tokens",
-        method: str = "zca",
+        vectors: selection.Vectors = "tokens",
+        method: Method = "zca",
         eps_rel: float = 1e-6,
-        shrinkage: str | None = None,
-        components: int | None = None,
+        shrinkage: Literal["ledoit-wolf"] | None = None,
+        n_components: int | None = None,
         resume: "Whitener | None" = None,
     ) -> "Whitener":
-        """Fit it to a layer of a cube, block after block.
+        """Fit a whitener to a layer of a cube, block by block.
 
         Parameters
         ----------
         cube
-            From :func:`actkit.open_cube`; a partial one too.
+            From :func:`actkit.open_cube`; it may be incomplete.
         layer
             The block.
         language
-            Its samples alone; all by default.
-        values
-            ``tokens``: content tokens; or ``pooled`` or ``last``.
+            Language whose samples are used; all by default.
+        vectors
+            ``tokens`` for content tokens; or ``pooled`` or ``last``.
         method
-            ``zca``, the whitened vectors that lie closest to the given ones; or ``pca``, in the order of the
+            ``zca``, which stays closest to the original vectors; or ``pca``, whose components are ordered by
             variance.
         eps_rel
-            What is added to each variance, as a part of their mean.
+            Regularisation added to each variance, relative to the mean variance.
         shrinkage
-            ``ledoit-wolf`` moves all variances towards their mean, as far as so few vectors ask for.
-        components
-            How many directions of most variance are kept; all by default.
+            ``ledoit-wolf`` shrinks the covariance towards a multiple of the identity (Ledoit and Wolf 2004).
+        n_components
+            Number of leading principal directions to keep; all by default.
         resume
-            An earlier one of the same layer: only samples that it has not seen are read.
+            Earlier whitener of the same layer of the same cube; only samples new to it are read.
 
         Raises
         ------
         InputError, MissingError
-            Where the cube lacks what is asked for; where there are fewer than 5 vectors for each dimension,
-            and neither ``shrinkage`` nor few enough ``components`` are asked for; where a value is not
-            finite.
+            If the cube lacks requested data, a value is not finite, or there are fewer than 5 vectors per
+            dimension without ``shrinkage`` or a small enough ``n_components``.
         """
-        own = {"layer": layer, "values": values, "language": language, "model": cube.attrs.get("model", "")}
-        own = {name: value for name, value in own.items() if value is not None}
-        vectors, mask = layer_vectors(cube, layer, language, values)
+        cube = finite_cube(cube)
+        source = {
+            "layer": layer,
+            "vectors": vectors,
+            "language": language,
+            "model": cube.attrs.get("model", ""),
+        }
+        source = {name: value for name, value in source.items() if value is not None}
+        if "metadata_sha256" in cube.attrs:  # sample numbers are only meaningful within one cube
+            source["cube"] = str(cube.attrs["metadata_sha256"])[:12]
+        available, mask = layer_vectors(cube, layer, language, vectors)
         moments, seen = None, np.empty(0, dtype=np.int64)
         if resume is not None:
-            before = {name: resume.settings.get(name) for name in own}
-            if before != own:
-                raise InputError([Fault("resume", f"was fitted to {before}, and now it is {own}")])
+            _check_resumed(resume, source, available.sample.values)
             moments, seen = resume.moments, resume.samples
-        counts = mask & ~np.isin(vectors.sample.values, seen).reshape(-1, *[1] * (mask.ndim - 1))
-        moments = accumulate(moments, vectors, counts)
-        known = np.union1d(seen, vectors.sample.values[mask.reshape(len(mask), -1).any(axis=1)])
-        fitted = cls.of(moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, components=components)
-        return replace(fitted, settings={**fitted.settings, **own}, samples=known)
+        new = mask & ~np.isin(available.sample.values, seen).reshape(-1, *[1] * (mask.ndim - 1))
+        moments = accumulate(moments, available, new)
+        used = np.union1d(seen, available.sample.values[mask.reshape(len(mask), -1).any(axis=1)])
+        fitted = cls.of(
+            moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, n_components=n_components
+        )
+        return replace(fitted, settings={**fitted.settings, **source}, samples=used)
 
     @classmethod
     def of_run(
@@ -139,134 +155,156 @@ class Whitener:
         *,
         layer: int,
         language: str | None = None,
-        method: str = "zca",
+        method: Method = "zca",
         eps_rel: float = 1e-6,
-        shrinkage: str | None = None,
-        components: int | None = None,
+        shrinkage: Literal["ledoit-wolf"] | None = None,
+        n_components: int | None = None,
     ) -> "Whitener":
-        """Make it from what a run with ``whiten: true`` gathered: nothing of the cube is read.
+        """Create a whitener from the moments gathered by a run with ``whiten: true``, not from its cube.
 
         Parameters
         ----------
         run
             The run folder.
-        layer, language, method, eps_rel, shrinkage, components
+        layer, language, method, eps_rel, shrinkage, n_components
             As for :meth:`fit`.
 
         Raises
         ------
         InputError
-            Where the run gathered nothing, or not of this layer or language; otherwise as :meth:`fit`.
+            If the run gathered no moments of this layer or language, or the file belongs to another cube;
+            otherwise as for :meth:`fit`.
+        IncompleteError
+            If samples are missing.
         """
-        path = Path(run) / MOMENTS
-        try:
-            about = about_moments(path)
-        except ValueError as error:
-            fault = Fault("run", str(error), "extract it with whiten=True; running it again is enough")
-            raise InputError([fault]) from error
-        known = {(entry["language"], entry["layer"]) for entry in about["entries"]}
-        wanted = {key for key in known if key[1] == layer and language in (None, key[0])}
-        if not wanted:
-            layers, names = sorted({key[1] for key in known}), sorted({key[0] for key in known})
-            what = f"gathered nothing of layer {layer}" + (f" in {language}" if language else "")
-            raise InputError([Fault("run", what, f"it has layers {layers} in {', '.join(names)}")])
-        moments = reduce(Moments.merge, load_moments(path, wanted).values())
-        fitted = cls.of(moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, components=components)
-        own = {"layer": layer, "values": "tokens"} | ({} if language is None else {"language": language})
-        return replace(fitted, settings={**fitted.settings, **own})
+        if not isinstance(run, str | os.PathLike):
+            problem = f"is of type {type(run).__name__}, but must be the path of a run folder"
+            raise InputError([Fault("run", problem, "give the run folder, or pass the cube to Whitener.fit")])
+        has_cube = any(Path(run).glob("*.zarr"))  # absent if only the file was copied
+        moments = gathered_moments(Path(run) / MOMENTS, as_cube(run) if has_cube else None, layer, language)
+        if not moments.n:
+            problem = (
+                f"gathered no vectors at layer {layer}: every sample lacks content or has non-finite values"
+            )
+            remedy = "choose layers without NaN and Inf: Whitener.fit(cube.sel(layer=[...]), layer=...)"
+            raise InputError([Fault("run", problem, remedy)])
+        fitted = cls.of(
+            moments, method=method, eps_rel=eps_rel, shrinkage=shrinkage, n_components=n_components
+        )
+        source = {"layer": layer, "vectors": "tokens"} | ({} if language is None else {"language": language})
+        return replace(fitted, settings={**fitted.settings, **source})
 
     @classmethod
     def of(
         cls,
         moments: Moments,
         *,
-        method: str = "zca",
+        method: Method = "zca",
         eps_rel: float = 1e-6,
-        shrinkage: str | None = None,
-        components: int | None = None,
+        shrinkage: Literal["ledoit-wolf"] | None = None,
+        n_components: int | None = None,
     ) -> "Whitener":
-        """Make it from moments alone; parameters and errors as for :meth:`fit`."""
+        """Create a whitener from moments; parameters and errors are those of :meth:`fit`."""
         hidden = len(moments.mean)
-        _check(moments.n, hidden, method, eps_rel, shrinkage, components)
+        _check(moments.n, hidden, method, eps_rel, shrinkage, n_components)
         covariance, shrunk = moments.covariance, 0.0
         if shrinkage is not None:
             shrunk = moments.ledoit_wolf
             covariance = (1 - shrunk) * covariance
             covariance[np.diag_indices(hidden)] += shrunk * np.trace(moments.covariance) / hidden
         if not np.isfinite(covariance).all():
-            raise InputError([Fault("cube", "has values that are not finite", "leave them out first")])
+            raise InputError([Fault("cube", "contains non-finite values", "exclude those samples first")])
         variances, axes = np.linalg.eigh(covariance)
         variances, axes = np.maximum(variances[::-1], 0), axes[:, ::-1]
-        # the sign of an axis is arbitrary: let its largest entry be positive
+        # the sign of an axis is arbitrary; make its largest entry positive
         axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(hidden)])
         tolerance = variances[0] * max(moments.n, hidden) * np.finfo(np.float64).eps
-        kept = slice(components)
+        kept = slice(n_components)
         scales = np.sqrt(variances[kept] + eps_rel * variances.sum() / hidden)
         if not scales.all():
-            raise InputError([Fault("eps_rel", "is 0, and some directions do not vary", "give 1e-6")])
-        forward, back = axes[:, kept] / scales, (axes[:, kept] * scales).T
+            raise InputError([Fault("eps_rel", "is 0, but some directions have no variance", "use 1e-6")])
+        transform_matrix, inverse_matrix = axes[:, kept] / scales, (axes[:, kept] * scales).T
         if method == "zca":
-            forward, back = forward @ axes[:, kept].T, axes[:, kept] @ back
-        known = {"method": method, "eps_rel": eps_rel, "shrinkage": shrinkage, "components": components}
-        settings = {name: value for name, value in known.items() if value is not None}
+            transform_matrix, inverse_matrix = (
+                transform_matrix @ axes[:, kept].T,
+                axes[:, kept] @ inverse_matrix,
+            )
+        options = {"method": method, "eps_rel": eps_rel, "shrinkage": shrinkage, "n_components": n_components}
+        settings = {name: value for name, value in options.items() if value is not None}
         if shrinkage is not None:
             settings["shrunk"] = shrunk
         return cls(
             moments,
-            forward,
-            back,
+            transform_matrix,
+            inverse_matrix,
             rank=int((variances > tolerance).sum()),
             condition=float((scales[0] / scales[-1]) ** 2),
             settings=settings,
         )
 
-    def transform(self, values: xr.Dataset | xr.DataArray) -> xr.DataArray:
+    def transform(self, vectors: Cube | xr.DataArray) -> xr.DataArray:
         """Whiten vectors.
 
         Parameters
         ----------
-        values
-            A cube, of which the layer and the values that it was fitted to are taken; or an array with
-            ``hidden``.
+        vectors
+            A cube or run folder, whose vectors at the fitted layer are whitened; or an array with the
+            dimension ``hidden``.
 
         Returns
         -------
         xarray.DataArray
-            Float64, lazy where the values are; ``hidden`` becomes ``component`` where it is ``pca``.
+            Float64, lazy if the vectors are; ``hidden`` becomes ``component`` if the method is ``pca``.
+
+        Raises
+        ------
+        InputError, MissingError
+            If the cube lacks the fitted layer or vectors, or the array lacks the dimension.
         """
-        array = values
-        if isinstance(values, xr.Dataset):
-            name = "residual" if self.settings["values"] == "tokens" else self.settings["values"]
-            array = values[name].sel(layer=self.settings["layer"])
+        if isinstance(vectors, xr.DataArray):
+            array = vectors
+        else:
+            cube = as_cube(vectors)
+            name = "residual" if self.settings["vectors"] == "tokens" else self.settings["vectors"]
+            selection.require(cube, name)
+            if self.settings["layer"] not in cube.layer.values:
+                problem, known = f"the cube lacks {self.settings['layer']}", cube.layer.values.tolist()
+                raise InputError([Fault("layer", problem, f"it has {known}")])
+            array = cube[name].sel(layer=self.settings["layer"])
         out = "hidden" if self.settings["method"] == "zca" else "component"
         return self._map(array, "hidden", out, lambda x: (x - self.mean) @ self.transform_matrix)
 
     def inverse(self, whitened: xr.DataArray) -> xr.DataArray:
-        """Undo :meth:`transform`; with fewer ``components``, the other directions stay at their mean."""
-        own = "hidden" if self.settings["method"] == "zca" else "component"
-        return self._map(whitened, own, "hidden", lambda z: z @ self.inverse_matrix + self.mean)
+        """Invert :meth:`transform`; directions dropped by ``n_components`` are set to their mean."""
+        dim = "hidden" if self.settings["method"] == "zca" else "component"
+        return self._map(whitened, dim, "hidden", lambda z: z @ self.inverse_matrix + self.mean)
 
-    def _map(self, array: Any, own: str, out: str, function: Any) -> xr.DataArray:
-        length = self.transform_matrix.shape[1] if out == "component" else len(self.mean)
-        core, place = [[own]], "_mapped"
-        (found,) = parts.apply(
-            lambda x: (function(x),), array, core=core, out=[[place]], sizes={place: length}, each=False
+    def _map(self, array: xr.DataArray, dim: str, out: str, function: Any) -> xr.DataArray:
+        length_in = self.inverse_matrix.shape[0] if dim == "component" else len(self.mean)
+        if not isinstance(array, xr.DataArray) or array.sizes.get(dim) != length_in:
+            actual = dict(array.sizes) if isinstance(array, xr.DataArray) else type(array).__name__
+            hint = f"give an xarray.DataArray whose dimension `{dim}` has length {length_in}"
+            raise InputError([Fault("vectors", f"are {actual}", hint)])
+        length_out = self.transform_matrix.shape[1] if out == "component" else len(self.mean)
+        core, mapped = [[dim]], "_mapped"
+        (result,) = selection.apply(
+            lambda x: (function(x),), array, core=core, out=[[mapped]], sizes={mapped: length_out}, each=False
         )
-        return found.rename({place: out})
+        return result.rename({mapped: out})
 
     def save(self, path: str | Path) -> None:
-        """Write it to a file.
+        """Write the whitener to a file.
 
         Parameters
         ----------
         path
-            ``*.safetensors``, from which :meth:`load` gives it back, to be resumed too; or ``*.npz``, with
-            ``mean``, ``transform``, ``reverse_transform`` and ``n_samples``, for scripts that read these.
+            ``*.safetensors``, which :meth:`load` reads and ``resume`` accepts; or ``*.npz`` for other
+            scripts, with ``mean``, ``transform``, ``reverse_transform`` and ``n_samples``.
 
         Raises
         ------
         InputError
-            Where it ends in something else.
+            If the path has another extension.
         """
         path = Path(path)
         if path.suffix == ".npz":
@@ -302,24 +340,25 @@ class Whitener:
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitener":
-        """Read it from a ``*.safetensors`` file that :meth:`save` wrote.
+        """Read a whitener from a ``*.safetensors`` file written by :meth:`save`.
 
         Raises
         ------
         InputError
-            Where the file is something else.
+            If the file is not a whitener.
         """
         path = Path(path)
         _check_suffix(path)
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_regular([path])
             with safe_open(path, "numpy") as file:
                 about = json.loads((file.metadata() or {})["actkit_whitener"])
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (KeyError, OSError, SafetensorError) as error:
             raise InputError(
-                [Fault(str(path), f"is no whitener: {error}", "give what save() wrote")]
+                [Fault(str(path), f"is not a whitener: {error}", "give a file written by save()")]
             ) from error
         moments = Moments(about["n"], arrays["mean"], arrays["scatter"], about["fourth"], arrays["third"])
         return cls(
@@ -333,13 +372,27 @@ class Whitener:
         )
 
 
+def _check_resumed(before: Whitener, source: dict[str, Any], samples: np.ndarray) -> None:
+    """Check that a whitener belongs to the same cube and options, and that sample numbers are unique."""
+    unrecorded = {"cube"} - before.settings.keys()  # earlier versions did not record it
+    wanted = {name: value for name, value in source.items() if name not in unrecorded}
+    fitted = {name: before.settings.get(name) for name in wanted}
+    if fitted != wanted:
+        raise InputError([Fault("resume", f"was fitted with {fitted}, but this fit has {wanted}")])
+    if len(np.unique(samples)) < len(samples):
+        problem = (
+            "several samples of the cube have the same number, so those already used cannot be identified"
+        )
+        raise InputError([Fault("resume", problem, "fit without `resume`")])
+
+
 def _check_suffix(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise InputError([Fault(str(path), f"ends in {path.suffix!r}", "give .safetensors")])
 
 
 def _check(
-    n: int, hidden: int, method: str, eps_rel: float, shrinkage: str | None, components: int | None
+    n: int, hidden: int, method: str, eps_rel: float, shrinkage: str | None, n_components: int | None
 ) -> None:
     faults = []
     if method not in METHODS:
@@ -348,11 +401,11 @@ def _check(
         faults.append(Fault("shrinkage", f"{shrinkage!r} is unknown", "ledoit-wolf"))
     if not eps_rel >= 0:
         faults.append(Fault("eps_rel", f"{eps_rel} is negative"))
-    if components is not None and not 0 < components <= hidden:
-        faults.append(Fault("components", f"{components} is not between 1 and {hidden}"))
-    needed = _ENOUGH * (components or hidden)
+    if n_components is not None and not 0 < n_components <= hidden:
+        faults.append(Fault("n_components", f"{n_components} is not between 1 and {hidden}"))
+    needed = _ENOUGH * (n_components or hidden)
     if (n < needed and shrinkage is None) or n < 2:
-        what = f"{n} vectors are too few for {components or hidden} dimensions; {needed} would do"
-        faults.append(Fault("cube", what, "ask for shrinkage='ledoit-wolf', or for fewer components"))
+        problem = f"{n} vectors are too few for {n_components or hidden} dimensions, which need {needed}"
+        faults.append(Fault("cube", problem, "use shrinkage='ledoit-wolf' or a smaller n_components"))
     if faults:
         raise InputError(faults, "cannot whiten")

@@ -1,1 +1,1 @@
-"""The cube on disk: how it is laid out, written, checked and read."""
+"""The cube on disk: layout, writing, verification and reading; and the run folder around it."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,31 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
-from ..errors import CorruptError, CubeError, Fault
+from ..errors import CorruptError, CubeError, Fault, InputError
+from ..regular_files import file_fault
 from ..schema import FORMAT, Variable
+from .metadata import (
+    ARRAYS,
+    CHECKSUM,
+    METADATA,
+    METADATA_BYTES,
+    Document,
+    check_documents,
+    compression,
+    file_limit,
+    is_array,
+    is_known,
+    listed_nodes,
+    node_fault,
+    read_document,
+    read_root,
+)
+from .plain_store import PlainStore
+from .xarray_copies import is_copy
 
 CUBE = "cube.zarr"
 COORD_CHUNK = 4096
-METADATA = "zarr.json"
-ARRAYS = "arrays"
-CHECKSUM = "metadata_sha256"
-AGAIN = "delete the run folder and extract again"
+AGAIN = "restore it from a backup, or extract again into another folder"
 BLOSC_NAME: Literal["lz4"] = "lz4"
 BLOSC_LEVEL = 5
 
@@ -47,34 +64,62 @@ def cube_path(path: str | Path) -> Path:
     CubeError
         Where there is neither.
     """
+    if not isinstance(path, str | os.PathLike):
+        what = f"is of type {type(path).__name__}, but files are read"
+        source = getattr(path, "encoding", {}).get("source")
+        hint = f"give the run folder; this was opened from {source}" if source else "give the run folder"
+        raise InputError([Fault("path", what, hint)])
     given = Path(path)
     for candidate in (given / CUBE, given):
         if (candidate / METADATA).is_file():
             return candidate
+    if given.is_file() or any((given / name).exists() for name in (".zgroup", ".zmetadata")):
+        opener = "xarray.open_dataset" if given.is_file() else "xarray.open_zarr"
+        raise CubeError(f"{given}: is no cube; if it is a copy of one, {opener} opens it for every statistic")
     raise CubeError(f"{given}: holds no cube; give a run folder with {CUBE} in it, or the .zarr folder")
 
 
-def open_group(path: Path, *, mode: str = "r") -> zarr.Group:
-    """Open the group of a cube.
+def open_group(path: Path, store: type[PlainStore] = PlainStore) -> zarr.Group:
+    """Open the group of a cube, for reading.
+
+    Everything in its metadata is checked before anything that they ask for is allocated.
+
+    Parameters
+    ----------
+    path
+        The ``.zarr`` folder.
+    store
+        What reads its files.
 
     Raises
     ------
     CubeError
-        Where the group is none of ours, or of a newer format.
+        Where the group is none of ours, or of a newer format, or not as the format says.
     CorruptError
         Where its metadata are not as they were written; names each file.
     """
-    try:
-        group = zarr.open_group(path, mode=mode, zarr_format=3, use_consolidated=False)  # type: ignore[arg-type]
-        version = group.attrs.get("actkit_format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CubeError(f"{path}: cannot be opened as a zarr v3 group: {error}") from error
+    if is_copy(path):
+        what = "was written by xarray, without checksums or ledger"
+        raise CubeError(f"{path}: {what}; actkit.open_cube and xarray.open_zarr open it")
+    content, root = read_root(path)
+    version = root["attributes"].get("actkit_format") if "attributes" in root else None
     if version != FORMAT:
         what = "was not written by actkit" if version is None else f"is of format {version}"
         raise CubeError(f"{path}: {what}; this version reads format {FORMAT}")
-    changed = list(_changed_metadata(path, group))
-    if changed:
-        raise CorruptError(changed)
+    documents = _unchanged(path, content, root)
+    faults = check_documents(path, root, documents)
+    if faults:
+        raise CorruptError(faults, f"{path}: cannot be read: {len(faults)} fault(s) of its metadata")
+    arrays = {name: node for name, node in documents.items() if is_array(node) and is_known(name, node)}
+    limits = {name: file_limit(document) for name, document in arrays.items()}
+    compressions = {name: compression(document) for name, document in arrays.items()}
+    try:
+        files = store(path, limits=limits, compressions=compressions)
+        group = zarr.open_group(files, mode="r", zarr_format=3, use_consolidated=False)
+        for name in arrays:
+            array_of(group, name)
+    except Exception as error:  # zarr raises what it likes
+        raise CubeError(f"{path}: cannot be opened by zarr: {error}") from error
     return group
 
 
@@ -161,23 +206,31 @@ def seal(path: Path, group: zarr.Group, nodes: Iterable[str], attrs: Mapping[str
     group.update_attributes({CHECKSUM: _sha256((path / METADATA).read_bytes())})
 
 
-def _changed_metadata(path: Path, group: zarr.Group) -> Iterator[Fault]:
-    content = (path / METADATA).read_bytes()
-    if b'"consolidated_metadata"' in content:  # zarr can add it at any time, and we do not read it
-        document = json.loads(content)
-        document.pop("consolidated_metadata", None)
-        content = json.dumps(document, indent=2).encode()
-    seal = str(group.attrs.get(CHECKSUM))
+def _unchanged(path: Path, content: bytes, root: Document) -> dict[str, Document]:
+    """Return the metadata of all nodes, none of which was changed since the cube was created."""
+    if "consolidated_metadata" in root:  # zarr can add it at any time, and we do not read it
+        content = json.dumps(
+            {key: root[key] for key in root if key != "consolidated_metadata"}, indent=2
+        ).encode()
+    seal = str(root["attributes"].get(CHECKSUM))
     # the seal was made of the file without it
     if _sha256(content.replace(seal.encode(), b"")) != seal:
-        yield Fault(METADATA, "was changed", AGAIN)
-        return
-    for name, digest in json.loads(str(group.attrs[ARRAYS])).items():
-        file = path / name / METADATA
-        if not file.is_file():
-            yield Fault(f"{name}/{METADATA}", "is missing", AGAIN)
-        elif _sha256(file.read_bytes()) != digest:
-            yield Fault(f"{name}/{METADATA}", "was changed", AGAIN)
+        raise CorruptError([Fault(METADATA, "was changed", AGAIN)])
+    documents: dict[str, Document] = {}
+    faults = []
+    for name, digest in listed_nodes(path, root["attributes"]).items():
+        what = node_fault(path, name) or file_fault(path / name / METADATA, METADATA_BYTES)
+        if not what:
+            try:
+                node, documents[name] = read_document(path / name / METADATA)
+                what = "" if _sha256(node) == digest else "was changed"
+            except ValueError:
+                what = "was changed"
+        if what:
+            faults.append(Fault(f"{name}/{METADATA}", what, AGAIN))
+    if faults:
+        raise CorruptError(faults)
+    return documents
 
 
 def _sha256(content: bytes) -> str:
@@ -185,10 +238,12 @@ def _sha256(content: bytes) -> str:
 
 
 def array_names(group: zarr.Group) -> list[str]:
-    """Return the names of the arrays that a cube was created with, those in its groups as paths."""
-    nodes = [str(name) for name in json.loads(str(group.attrs[ARRAYS]))]
-    groups = {name.rpartition("/")[0] for name in nodes}
-    return [name for name in nodes if name not in groups]
+    """Return the names of the arrays that a reader of this version knows, those in its groups as paths.
+
+    Those are variables of the format and labels; whatever else a cube was created with is ignored.
+    """
+    assert isinstance(group.store, PlainStore)
+    return list(group.store.limits)  # of which :func:`open_group` made it
 
 
 def shards(path: Path, array: Array) -> Iterator[Shard]:

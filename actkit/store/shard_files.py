@@ -1,24 +1,32 @@
 """One shard, written whole: the inner chunks of a window, one after the other, and where each lies."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import google_crc32c
 import numpy as np
+import zarr
 from numcodecs.blosc import BITSHUFFLE, Blosc
+from zarr.core.array_spec import ArrayConfig
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore, StorePath
 
-from .layout import BLOSC_LEVEL, BLOSC_NAME, Array
+from .layout import BLOSC_LEVEL, BLOSC_NAME, Array, shard_region
 from .ragged import Ragged
 
-PARTIAL = ".partial"
+# a user may have set another one for reading; zarrs leaves out empty chunks
+PIPELINE = {"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
 _ABSENT = 2**64 - 1
 _CHECKSUM_BYTES = 4
-BUFFER = 2**20
+
+
+class Writable(Protocol):
+    """Whatever takes bytes."""
+
+    def write(self, content: bytes, /) -> int:  # noqa: D102
+        ...
 
 
 class _Tile(NamedTuple):
@@ -53,32 +61,18 @@ class ShardWriter:
         if self._pool is not None:
             self._pool.shutdown()
 
-    def write(self, path: Path, array: Array, values: Ragged) -> None:
-        """Put a shard in its place, safely on disk; readers see all of it or nothing.
+    def write_to(self, file: Writable, array: Array, values: Ragged) -> int:
+        """Write the bytes of a shard to an open file, and return how many they are.
 
         Parameters
         ----------
-        path
+        file
             The file.
         array
             Its array, which says how shards are cut into chunks.
         values
             What the window holds.
         """
-        partial = path.with_name(path.name + PARTIAL)
-        try:
-            with partial.open("wb", buffering=BUFFER) as file:
-                self.write_to(file, array, values)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            with suppress(OSError):  # a full disk needs the room
-                partial.unlink()
-            raise
-
-    def write_to(self, file: BinaryIO, array: Array, values: Ragged) -> int:
-        """Write the bytes of a shard to an open file, and return how many they are."""
         assert array.shards is not None
         grid = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         *layers, groups, tiles, _ = grid
@@ -119,8 +113,30 @@ def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
             yield _Tile((group, number), positions, np.flatnonzero(offsets >= lengths[:, None]))
 
 
-def _write_checked(file: BinaryIO, content: bytes) -> int:
+def _write_checked(file: Writable, content: bytes) -> int:
     """Write bytes and the checksum that zarr's `crc32c` codec expects, and return how many they are."""
     file.write(content)
     file.write(int(google_crc32c.value(content)).to_bytes(_CHECKSUM_BYTES, "little"))
     return len(content) + _CHECKSUM_BYTES
+
+
+def in_memory(array: Array) -> tuple[Array, dict[str, Buffer]]:
+    """Return an array of the same metadata that holds nothing, and the dict that its files go to, by key."""
+    stored: dict[str, Buffer] = {}
+    with zarr.config.set(PIPELINE):
+        empty = zarr.Array.from_dict(StorePath(MemoryStore(stored)), array.metadata.to_dict())
+        # this setting is not stored: without it, a shard of zeros would be no file at all
+        return empty.with_config(ArrayConfig.from_dict({"write_empty_chunks": True})), stored  # type: ignore[return-value]
+
+
+def encoded(array: Array, window: int, values: np.ndarray) -> bytes:
+    """Return the bytes of one file of an array, as zarr writes them."""
+    twin, stored = in_memory(array)
+    twin[shard_region(array, window)] = storable(values)
+    (content,) = stored.values()
+    return content.to_bytes()
+
+
+def storable(array: np.ndarray) -> Any:
+    """Return an array as zarr takes it: strings of any length are no objects."""
+    return array.astype(np.dtypes.StringDType()) if array.dtype == object else array

@@ -1,17 +1,17 @@
-"""What shows runs and cubes: in a notebook with ipywidgets, in a notebook and in the app alike with Panel."""
+"""Widgets for runs and cubes: ipywidgets in notebooks, Panel in notebooks and the app."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .choosing import ExtractionForm
     from .explorer import Explorer
-    from .watching import Watch
+    from .extraction_form import ExtractionForm
+    from .progress_widget import Watch
 
 __all__ = ["Explorer", "ExtractionForm", "Watch"]
 
-# imported on first use: the app has no ipywidgets, and a notebook that only runs needs no Panel
-_HOMES = {"Explorer": ".explorer", "ExtractionForm": ".choosing", "Watch": ".watching"}
+# imported on first use: the app lacks ipywidgets, and notebooks that only extract need no Panel
+_HOMES = {"Explorer": ".explorer", "ExtractionForm": ".extraction_form", "Watch": ".progress_widget"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Work that a page does not wait for."""
+"""Background work that does not block a page."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import panel as pn
 
 
 def in_background(work: Callable[[], None]) -> None:
-    """Do it in a thread of the server; without such threads, as in a notebook, at once."""
+    """Run the work in a server thread, or immediately if there are none, as in a notebook."""
     if pn.config.nthreads and pn.state.curdoc:
         pn.state.execute(work, schedule="thread")
     else:

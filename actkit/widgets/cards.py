@@ -1,4 +1,4 @@
-"""A plot on a page: drawn when it is ready, with its files and the Python that makes it."""
+"""Card for a plot: drawn when ready, with downloads and the Python code that produces it."""
 
 import json
 from collections.abc import Callable
@@ -17,11 +17,11 @@ import xarray as xr
 
 from .. import plots
 from ..errors import ActkitError
-from ..reporting.writing import table_of
-from .style import html
+from ..reports.html_page import csv_of
+from .panel_style import html
 
 _SKELETON = 300
-# browsers lend the clipboard to pages of this machine and of https alone; others have the old way
+# browsers expose navigator.clipboard only on localhost and over https; elsewhere, fall back to execCommand
 _COPY = """
 const text = TEXT;
 const old = () => {
@@ -38,18 +38,18 @@ navigator.clipboard ? navigator.clipboard.writeText(text).catch(old) : old();
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot, and what it is made from.
+    """Specification of a plot.
 
     Parameters
     ----------
     name
-        Of its files.
+        Base name of the downloaded files.
     make
-        Returns it, and the result that it shows.
+        Returns the plot and the result that it shows.
     code
-        The Python that makes it.
+        Python code that produces the plot.
     axes
-        Where layers lie: on ``x``, on ``y`` or on both (``xy``); or ``points``: each point is a sample.
+        Axes that show layers: ``x``, ``y`` or both (``xy``); or ``points`` if each point is a sample.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Picture:
 
 
 class Card:
-    """A plot with its downloads, and a place for it until it is drawn.
+    """A plot with its downloads, and a placeholder until it is drawn.
 
     Parameters
     ----------
     picture
-        What is drawn.
+        The plot to draw.
     mark
-        A method that HoloViews calls with each figure, as it calls hooks; and ``axes``.
+        Method called with the arguments of a HoloViews hook and ``axes``.
     """
 
     def __init__(self, picture: Picture, mark: Callable[..., None]) -> None:
@@ -107,7 +107,7 @@ class Card:
         )
 
     def draw(self) -> None:
-        """Compute and draw it, or say why not."""
+        """Compute and draw the plot, or show why that failed."""
         picture = self._picture
         try:
             self._made, self._result = picture.make()
@@ -115,14 +115,18 @@ class Card:
             self._place.objects = [pmui.Alert(title=str(error), severity="warning")]
             return
         hook = _hook(self._mark, picture.axes)
-        shown = self._made
+        figure = self._made
         if picture.name != "tokens":
             size = {"responsive": True, "frame_width": None, "min_width": 280}
-            shown = shown.map(lambda own: own.opts(**size, backend="bokeh"), [hv.Overlay, hv.QuadMesh])
-        shown = shown.map(lambda own: own.opts(hooks=[hook], backend="bokeh"), [hv.Overlay, hv.QuadMesh])
+            figure = figure.map(
+                lambda element: element.opts(**size, backend="bokeh"), [hv.Overlay, hv.QuadMesh]
+            )
+        figure = figure.map(
+            lambda element: element.opts(hooks=[hook], backend="bokeh"), [hv.Overlay, hv.QuadMesh]
+        )
         self._place.objects = [
             pn.Column(
-                pn.pane.HoloViews(shown, backend="bokeh", linked_axes=False),
+                pn.pane.HoloViews(figure, backend="bokeh", linked_axes=False),
                 sizing_mode="stretch_width",
                 styles={"overflow-x": "auto"},
             )
@@ -133,7 +137,7 @@ class Card:
     def _file(self, kind: str) -> BytesIO | StringIO:
         if kind == "csv":
             assert self._result is not None
-            return StringIO(table_of(self._result).to_csv(index=False))
+            return StringIO(csv_of(self._result))
         with TemporaryDirectory() as folder:
             path = Path(folder, f"{self._picture.name}.{kind}")
             plots.figure(self._made, path)
@@ -147,11 +151,11 @@ class Card:
 
 
 def _hook(method: Callable[..., None], axes: str) -> Callable[[Any, Any], None]:
-    """Return what HoloViews calls with a figure; its options outlive every page, and must not hold one."""
+    """Return a HoloViews hook; it holds the method weakly, because the options of plots outlive pages."""
     mark = WeakMethod(method)
 
     def hook(plot: Any, element: Any) -> None:
-        if (found := mark()) is not None:
-            found(plot, element, axes)
+        if (bound := mark()) is not None:
+            bound(plot, element, axes)
 
     return hook

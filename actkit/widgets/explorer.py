@@ -1,4 +1,4 @@
-"""Look at a cube: norms, groups, alignment of layers, updates, samples; one layer is chosen everywhere."""
+"""Interactive explorer of a cube: norms, groups, CKA, updates and samples, with linked layer selection."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,45 +13,50 @@ import param
 import xarray as xr
 
 from .. import plots
-from ..stats import parts
-from ..store.checking import read_committed
+from ..stats import selection
 from ..store.layout import open_group
-from ..store.reading import open_cube
+from ..store.reader import open_cube
+from ..store.verification import read_committed
+from ..store.xarray_copies import COPY
 from .background import in_background
 from .cards import Card, Picture
 from .marks import Marks
 from .markup import short_model
-from .samples import SampleList
-from .style import ACCORDION, html
+from .panel_style import ACCORDION, html
+from .sample_list import SampleList
 from .summaries import Summaries
 
 _NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
 _FEWEST_FOR_TRANSITIONS = 4
-_WIDTH = 170  # of a choice: two beside each other on a phone
+_WIDTH = 170  # of a widget, so that two fit side by side on a phone
 
 
 class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
-    """A cube, to be looked at. Its parameters are all that was chosen.
+    """Explorer of a cube, whose parameters hold the current selection.
 
     Parameters
     ----------
     path
-        Run folder; one that is still being written too.
+        Run folder, whose cube may still be incomplete.
     summaries
-        What was computed before; of the process, where several look at cubes.
+        Cache of computed statistics; share one between the explorers of a process.
     """
 
-    layer = param.Integer(0, doc="the layer that is marked everywhere")
-    tab = param.String("norms", doc="which plots are shown")
-    by = param.String("", doc="label that tells groups; none by default")
-    pairs = param.String("", doc="label of samples that are not independent")
-    values = param.Selector(default="pooled", objects=["pooled", "last"], doc="one vector a sample")
-    tokens = param.Selector(default="content", objects=list(parts.TOKENS), doc="which tokens count for norms")
-    estimator = param.Selector(default="cka", objects=["cka", "cka_biased", "se"], doc="what the map shows")
-    between = param.List([], doc="the two groups, of a label that has more")
-    languages = param.List([], doc="those that are shown; all by default")
-    sample = param.Integer(-1, doc="the sample whose tokens are shown")
+    layer = param.Integer(0, doc="the selected layer, marked in all plots")
+    tab = param.String("norms", doc="the set of plots shown")
+    by = param.String("", doc="label that defines the groups")
+    cluster = param.String("", doc="label that identifies clusters of dependent samples")
+    vectors = param.Selector(
+        default="pooled", objects=["pooled", "last"], doc="which vector represents each sample"
+    )
+    tokens = param.Selector(default="content", objects=list(selection.TOKENS), doc="tokens included in norms")
+    estimator = param.Selector(
+        default="cka", objects=["cka", "cka_biased", "se"], doc="quantity shown in the CKA map"
+    )
+    between = param.List([], doc="the two groups to compare if the label has more")
+    languages = param.List([], doc="languages shown; all if empty")
+    sample = param.Integer(-1, doc="the sample whose tokens are shown; -1 for none")
 
     TABS = ("norms", "groups", "cka", "updates", "samples")
     CHOICES = (
@@ -59,8 +64,8 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         "tab",
         "by",
         "between",
-        "pairs",
-        "values",
+        "cluster",
+        "vectors",
         "tokens",
         "estimator",
         "languages",
@@ -71,9 +76,9 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self.path = Path(path)
         self._summaries = summaries or Summaries()
         self._cube = open_cube(self.path, partial=True)
-        labels = parts.label_names(self._cube)
+        labels = selection.label_names(self._cube)
         chosen.setdefault("by", next((name for name in ("gender", "label") if name in labels), ""))
-        chosen.setdefault("pairs", parts.pairing_label(self._cube, chosen["by"]))
+        chosen.setdefault("cluster", selection.cluster_label(self._cube, chosen["by"]))
         known = self._cube.layer.values.tolist()
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)
@@ -89,7 +94,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._build(labels, known)
 
     def __panel__(self) -> Any:
-        if not self._is_shown and pn.state.curdoc is None:  # a page of a server says itself when it is ready
+        if not self._is_shown and pn.state.curdoc is None:  # pages of a server call draw() themselves
             self.show()
         return self._view
 
@@ -98,12 +103,14 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         choices = {_NONE: "", **{name: name for name in labels}}
         self._layer = pmui.DiscreteSlider(label="Layer", options=layers, value=self.layer)
         widgets = {
-            "by": pmui.Select(label="Groups", options=choices, value=self.by),
-            "pairs": pmui.Select(label="Not independent", options=choices, value=self.pairs),
-            "between": pmui.MultiChoice(label="Compared groups", options=[], placeholder="choose two"),
-            "values": pmui.Select(label="Vectors", options=["pooled", "last"], value=self.values),
-            "tokens": pmui.Select(label="Tokens of norms", options=list(parts.TOKENS), value=self.tokens),
-            "estimator": pmui.Select(label="Map of CKA", options=_ESTIMATORS, value=self.estimator),
+            "by": pmui.Select(label="Group by", options=choices, value=self.by),
+            "cluster": pmui.Select(label="Cluster by", options=choices, value=self.cluster),
+            "between": pmui.MultiChoice(label="Groups to compare", options=[], placeholder="choose two"),
+            "vectors": pmui.Select(label="Vectors", options=["pooled", "last"], value=self.vectors),
+            "tokens": pmui.Select(
+                label="Tokens included in norms", options=list(selection.TOKENS), value=self.tokens
+            ),
+            "estimator": pmui.Select(label="CKA map", options=_ESTIMATORS, value=self.estimator),
             "languages": pmui.MultiChoice(label="Languages", options=names, placeholder="all"),
         }
         for name, widget in widgets.items():
@@ -126,7 +133,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._what = html(sizing_mode="stretch_width")
         self._plots = pn.FlexBox(sizing_mode="stretch_width", gap="12px")
         self.choices = pmui.Accordion(
-            ("Choices", pn.FlexBox(*widgets.values())),
+            ("Options", pn.FlexBox(*widgets.values())),
             active=[0],
             title_variant="h3",
             sx=ACCORDION,
@@ -144,37 +151,38 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What a link must hold, that is the layer, the tab, and what is not as it was at first."""
-        own = {name: getattr(self, name) for name in self.CHOICES}
-        return {name: value for name, value in own.items() if value != self._defaults.get(name)}
+        """The selection that a link must encode, as the parameters that differ from their defaults."""
+        current = {name: getattr(self, name) for name in self.CHOICES}
+        return {name: value for name, value in current.items() if value != self._defaults.get(name)}
 
     def choose(self, asked: Mapping[str, Any]) -> list[str]:
-        """Set parameters one by one, and return what is wrong with those that cannot be.
+        """Set parameters one by one, and return an error for each that is invalid.
 
         Parameters
         ----------
         asked
-            Parameter to value; numbers may be text, as they are in links.
+            Value by parameter; numbers may be strings, as in links.
         """
         wrong = []
-        labels = ["", *parts.label_names(self._cube)]
+        labels = ["", *selection.label_names(self._cube)]
         known: dict[str, list[Any]] = {
             "layer": self._cube.layer.values.tolist(),
             "tab": list(self.TABS),
             "by": labels,
-            "pairs": labels,
+            "cluster": labels,
             "languages": self._language_names(),
             "sample": [-1, *self._cube.sample.values.tolist()],
         }
-        for name in (name for name in self.CHOICES if name in asked):  # groups after their label
+        # `between` comes after `by`, which determines its options
+        for name in (name for name in self.CHOICES if name in asked):
             value = asked[name]
             known["between"] = list(self._between.options)
             try:
                 if name in ("layer", "sample"):
                     value = int(value)
-                for own in value if isinstance(value, list) else [value]:
-                    if name in known and own not in known[name]:
-                        raise ValueError(f"{own!r} is not in this cube")
+                for item in value if isinstance(value, list) else [value]:
+                    if name in known and item not in known[name]:
+                        raise ValueError(f"{item!r} is not in this cube")
                 setattr(self, name, value)
             except ValueError as error:
                 wrong.append(f"{name}: {error}")
@@ -184,14 +192,14 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         return sorted(set(self._cube.language.values.astype(str).tolist()))
 
     def _offer_groups(self, *_events: Any) -> None:
-        """Offer the groups of the label, where two of them are to be chosen."""
-        names = sorted(set(self._cube[self.by].values.astype(str).tolist())) if self.by else []
+        """Offer the groups of the label if there are more than two."""
+        names = selection.column(self._cube, self.by, "by").texts if self.by else []
         self.between = []
         self._between.param.update(options=names, visible=len(names) > 2)
 
     def refresh(self) -> None:
-        """Look at the cube again: one that is being written has grown."""
-        if self._is_whole:
+        """Reload the cube if more samples have been committed."""
+        if self._is_whole or COPY in self._cube.attrs:
             return
         folder = Path(self._cube.encoding["source"])
         committed, _ = read_committed(folder, open_group(folder))
@@ -201,27 +209,27 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             self.show()
 
     def show(self) -> None:
-        """Show what is chosen."""
+        """Show the current selection."""
         self.lay_out()
         self.draw()
 
     def lay_out(self) -> None:
-        """Make places for what is chosen, which is drawn later."""
+        """Create placeholders for the current selection, to be drawn later."""
         cube = self._cube
         model = short_model(cube.attrs.get("model", ""))
-        told = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}"
+        summary = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}"
         name = escape(self.path.name)
-        self._what.object = f"<h2>{name} <span class='figures'>{escape(told)}</span></h2>"
+        self._what.object = f"<h2>{name} <span class='figures'>{escape(summary)}</span></h2>"
         missing = self._missing()
         wanted = [] if missing else self._wanted()
         self._marks.boxes.clear()
         self._cards = [Card(picture, self._marks.draw) for picture in wanted]
         listed = [self._sample_list()] if self.tab == "samples" else []
-        said = [pmui.Alert(title=missing, severity="info", sizing_mode="stretch_width")] if missing else []
-        self._plots.objects = [*said, *listed, *(card.view for card in self._cards)]
+        notices = [pmui.Alert(title=missing, severity="info", sizing_mode="stretch_width")] if missing else []
+        self._plots.objects = [*notices, *listed, *(card.view for card in self._cards)]
 
     def draw(self) -> None:
-        """Draw what is laid out; in a thread of the server, where it has any."""
+        """Draw the plots that are laid out, in a server thread if there is one."""
         self._is_shown = True
         cards = self._cards
 
@@ -232,19 +240,19 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         in_background(work)
 
     def _redraw(self, *_events: Any) -> None:
-        """Draw again; what is chosen before the first time is drawn then."""
+        """Redraw, unless the explorer has not been shown yet."""
         if self._is_shown:
             self.show()
 
     def _missing(self) -> str:
-        """Say what is to be chosen before there is anything to see."""
+        """Return a prompt for a selection that the plots still need, or ""."""
         if self.tab != "groups":
             return ""
         if not self.by:
-            return "Choose a label under Groups: it tells which samples are compared."
+            return "Choose a label under Group by to define the groups to compare."
         groups = self._between.options
         if len(groups) > 2 and len(self.between) != 2:
-            return f"{self.by} has {len(groups)} groups: choose two under Compared groups."
+            return f"{self.by} has {len(groups)} groups: choose two under Groups to compare."
         return ""
 
     def _wanted(self) -> list[Picture]:
@@ -259,12 +267,12 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _statistic(self, name: str, **options: Any) -> xr.Dataset:
         asked = {option: value for option, value in options.items() if value != ""}
-        found = self._summaries.get(self._cube, name, **asked)
+        result = self._summaries.get(self._cube, name, **asked)
         if self.languages:
             for dim in _language_dims(name):
-                shown = [language for language in found[dim].values.tolist() if language in self.languages]
-                found = found.sel({dim: shown})
-        return found
+                shown = [language for language in result[dim].values.tolist() if language in self.languages]
+                result = result.sel({dim: shown})
+        return result
 
     def _picture(
         self,
@@ -276,54 +284,54 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         how: Mapping[str, Any] | None = None,
         axes: str = "x",
     ) -> Picture:
-        """Return a picture of statistics with the same options, and the Python that makes it."""
+        """Return a plot of statistics that share their options, with its Python code."""
         how, languages = how or {}, list(self.languages)
 
         def make() -> tuple[Any, xr.Dataset]:
-            found = [self._statistic(statistic, **options) for statistic in statistics]
-            return getattr(plots, draw)(*found, **how), found[0]
+            results = [self._statistic(statistic, **options) for statistic in statistics]
+            return getattr(plots, draw)(*results, **how), results[0]
 
-        told = _arguments("cube", **{key: value for key, value in options.items() if value != ""})
+        arguments = _arguments("cube", **{key: value for key, value in options.items() if value != ""})
         lines = [self._opening]
         for statistic in statistics:
-            lines.append(f"{statistic} = actkit.{statistic}({told})\n")
+            lines.append(f"{statistic} = actkit.{statistic}({arguments})\n")
             if languages:
-                told_languages = _arguments(**dict.fromkeys(_language_dims(statistic), languages))
-                lines.append(f"{statistic} = {statistic}.sel({told_languages})\n")
+                selection = _arguments(**dict.fromkeys(_language_dims(statistic), languages))
+                lines.append(f"{statistic} = {statistic}.sel({selection})\n")
         lines.append(f"actkit.plots.{draw}({_arguments(*statistics, **how)})\n")
         return Picture(name, make, "".join(lines), axes)
 
     @property
     def _opening(self) -> str:
-        """The Python that any picture begins with."""
+        """First lines of the Python code of every plot."""
         return f"import actkit\n\ncube = actkit.open_cube({str(self.path)!r}, partial=True)\n"
 
     def _norms(self) -> list[Picture]:
-        told = {"tokens": self.tokens}
-        found = [self._picture("norms", "layer_norms", ["layer_norms"], told)]
+        options = {"tokens": self.tokens}
+        pictures = [self._picture("norms", "layer_norms", ["layer_norms"], options)]
         if self.by:
-            by_group = {"by": self.by, **told}
-            found.append(self._picture("norms_by_group", "layer_norms", ["layer_norms"], by_group))
-        return found
+            by_group = {"by": self.by, **options}
+            pictures.append(self._picture("norms_by_group", "layer_norms", ["layer_norms"], by_group))
+        return pictures
 
     def _groups(self) -> list[Picture]:
-        told: dict[str, Any] = {"by": self.by, "pairs": self.pairs or None, "values": self.values}
+        options: dict[str, Any] = {"by": self.by, "cluster": self.cluster or None, "vectors": self.vectors}
         if self.between:
-            told["labels"] = tuple(self.between)
-        found = [self._picture("groups", "group_differential", ["group_differential"], told)]
+            options["between"] = tuple(self.between)
+        pictures = [self._picture("groups", "group_differential", ["group_differential"], options)]
         if len(self._language_names()) > 1:
-            found.append(self._picture("transfer", "transfer", ["transfer"], told))
-        return found
+            pictures.append(self._picture("transfer", "transfer", ["transfer"], options))
+        return pictures
 
     def _cka(self) -> list[Picture]:
-        told = {"values": self.values, "pairs": self.pairs}
-        both = ["adjacent_cka", "transitions"]
+        options = {"vectors": self.vectors, "cluster": self.cluster}
+        statistics = ["adjacent_cka", "transitions"]
         if self._cube.sizes["layer"] < _FEWEST_FOR_TRANSITIONS:
-            both.pop()
+            statistics.pop()
         how = {} if self.estimator == "cka" else {"variable": self.estimator}
         return [
-            self._picture("adjacent_cka", "adjacent_cka", both, told),
-            self._picture("cka", "cka", ["cka"], told, how=how, axes="xy"),
+            self._picture("adjacent_cka", "adjacent_cka", statistics, options),
+            self._picture("cka", "cka", ["cka"], options, how=how, axes="xy"),
         ]
 
     def _updates(self) -> list[Picture]:
@@ -333,14 +341,14 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         cube, layer = self._shown_samples(), self.layer
 
         def points() -> tuple[Any, None]:
-            return plots.projection(cube, layer, by=self.by or None, values=self.values), None
+            return plots.projection(cube, layer, by=self.by or None, vectors=self.vectors), None
 
-        told = f"cube, {layer}, by={self.by or None!r}, values={self.values!r}"
+        arguments = f"cube, {layer}, by={self.by or None!r}, vectors={self.vectors!r}"
         opening = self._opening
         if self.languages:
             opening += f"cube = cube.isel(sample=cube.language.isin({self.languages}).values)\n"
-        code = f"{opening}actkit.plots.projection({told})\n"
-        found = [Picture("projection", points, code, "points")]
+        code = f"{opening}actkit.plots.projection({arguments})\n"
+        pictures = [Picture("projection", points, code, "points")]
         if self.sample in cube.sample.values:
             sample = self.sample
 
@@ -348,11 +356,11 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
                 return plots.tokens(cube, sample), None
 
             code = f"{opening}actkit.plots.tokens(cube, {sample})\n"
-            found.append(Picture("tokens", tokens, code, "y"))
-        return found
+            pictures.append(Picture("tokens", tokens, code, "y"))
+        return pictures
 
     def _sample_list(self) -> Any:
-        """Return the samples with their texts; a click shows the tokens of one."""
+        """Return the list of samples; selecting one shows its tokens."""
         listed = SampleList(self._shown_samples(), sample=self.sample)
         listed.param.watch(lambda event: setattr(self, "sample", event.new), "sample")
         return pn.Column(listed, sizing_mode="stretch_width", styles={"flex": "1 1 100%", "min-width": "0"})
@@ -364,7 +372,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _mark(self, event: Any) -> None:
         self._layer.value = event.new
-        pn.state.execute(partial(self._marks.move, event.new))  # where the document is locked
+        pn.state.execute(partial(self._marks.move, event.new))  # holds the lock of the document
         if self.tab == "samples":
             self._redraw()
 
@@ -374,5 +382,5 @@ def _language_dims(statistic: str) -> tuple[str, ...]:
 
 
 def _arguments(*names: str, **options: Any) -> str:
-    """Write the arguments of a call."""
+    """Format the arguments of a call."""
     return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])

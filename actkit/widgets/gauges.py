@@ -1,4 +1,4 @@
-"""How full the memory of the devices is, or that of the machine where there are none."""
+"""Memory use of the devices, or of the machine if it has none."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,16 +9,16 @@ import psutil
 
 @dataclass(frozen=True)
 class Gauge:
-    """One bar.
+    """Reading of one memory bar.
 
     Parameters
     ----------
     label
-        Of what.
+        What is measured.
     used, total
         Bytes.
     utilisation
-        How busy the device is, in percent; None where nobody knows.
+        Utilisation of the device in percent; None if unknown.
     """
 
     label: str
@@ -28,44 +28,44 @@ class Gauge:
 
     @property
     def share(self) -> float:
-        """How full it is, from 0 to 1."""
+        """Fraction used, from 0 to 1."""
         return min(self.used / self.total, 1.0) if self.total else 0.0
 
 
 def measure(process_bytes: int = 0) -> list[Gauge]:
-    """Return a gauge for each NVIDIA device; without any, of the machine and, where it is known, a process.
+    """Return a gauge per NVIDIA device, or else one of the machine and one of the process, if known.
 
     Parameters
     ----------
     process_bytes
-        Memory of the process of an extraction.
+        Memory used by the extraction process; 0 if unknown.
     """
     if devices := _devices():
         return devices
     memory = psutil.virtual_memory()
-    found = [Gauge("memory of the machine", int(memory.total - memory.available), int(memory.total))]
+    measured = [Gauge("System memory", int(memory.total - memory.available), int(memory.total))]
     if process_bytes:
-        found.append(Gauge("memory of the extraction", process_bytes, int(memory.total)))
-    return found
+        measured.append(Gauge("Extraction process", process_bytes, int(memory.total)))
+    return measured
 
 
 def _devices() -> list[Gauge]:
     nvml = _nvml()
     if nvml is None:
         return []
-    found = []
+    measured = []
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         name = nvml.nvmlDeviceGetName(handle)
         name = name.decode() if isinstance(name, bytes) else name
         label = f"cuda:{index} {name}"
-        found.append(Gauge(label, int(memory.used), int(memory.total), _utilisation(nvml, handle)))
-    return found
+        measured.append(Gauge(label, int(memory.used), int(memory.total), _utilisation(nvml, handle)))
+    return measured
 
 
 def _utilisation(nvml: Any, handle: Any) -> int | None:
-    """Return how busy a device is; not every one, such as a part of another, tells."""
+    """Return the utilisation of a device; None if it reports none, as MIG slices do."""
     try:
         return int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except nvml.NVMLError:
@@ -74,11 +74,11 @@ def _utilisation(nvml: Any, handle: Any) -> int | None:
 
 @cache
 def _nvml() -> Any:
-    """Return NVIDIA's library, begun; None where there is no driver, or no binding."""
+    """Return NVIDIA's management library, initialised; None without a driver or the Python binding."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # each driver fails in its own way; there are no devices then
+    except Exception:  # drivers fail in various ways; treat all as having no devices
         return None
     return pynvml

@@ -1,63 +1,68 @@
-"""What a layer specification means for a model that is not loaded, nor even fetched."""
+"""Interpretation of a layer specification from a model's configuration, without loading the model."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..layers import describe, parse, resolve
+from ..layer_spec import describe, parse, resolve
+from ..regular_files import MOST_JSON, read_regular
 
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
 
 
 def layer_counts(model: str) -> dict[str, int]:
-    """Return how many blocks a model has, by component, as its configuration says; {} if unknown."""
+    """Return the number of blocks per component according to the model's configuration; {} if unknown."""
     path = _configuration(model)
     try:
-        told = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
+        configuration = json.loads(read_regular(path, MOST_JSON)) if path else {}
+    except (OSError, ValueError, RecursionError):
         return {}
-    text = told.get("text_config") or told.get("llm_config") or told
+    text = configuration.get("text_config") or configuration.get("llm_config") or configuration
     n_layers = next((text[name] for name in _COUNTS if isinstance(text.get(name), int)), None)
     if n_layers is None:
         return {}
     counts = dict.fromkeys(("residual", "attention", "mlp"), n_layers)
-    vision = told.get("vision_config") or {}
+    vision = configuration.get("vision_config") or {}
     tower = next((vision[name] for name in _COUNTS if isinstance(vision.get(name), int)), None)
     return counts | ({} if tower is None else {"vision": tower})
 
 
 def _configuration(model: str) -> Path | None:
-    if Path(model).is_absolute() or Path(model).is_dir():
+    if os.path.isabs(model) or os.path.exists(model):
         return Path(model) / "config.json"
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
-    found = try_to_load_from_cache(model, "config.json")
-    return Path(found) if isinstance(found, str) else None
+    try:
+        cached = try_to_load_from_cache(model, "config.json")
+    except ValueError:  # not a valid id, such as one that is still being typed
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def echo(spec: str, counts: Mapping[str, int]) -> tuple[str, str, tuple[int, ...]]:
-    """Say what a layer specification means.
+    """Describe a layer specification.
 
     Returns
     -------
     meaning : str
         Such as "34 layers: 0-33".
     fault : str
-        What is wrong with it, or "".
+        The error in the specification, or "".
     layers : tuple of int
-        The blocks whose residual is kept.
+        Blocks whose residual stream is kept.
     """
     parts, faults = parse(spec or "all")
     if faults or not counts:
-        return "", "; ".join(fault.told for fault in faults), ()
+        return "", "; ".join(fault.message for fault in faults), ()
     layers, faults = resolve(parts, counts)
     if faults:
-        return "", "; ".join(fault.told for fault in faults), ()
-    told = [
+        return "", "; ".join(fault.message for fault in faults), ()
+    described = [
         ("" if name == "residual" else f"{name}: ")
-        + f"{len(own)} layer{'' if len(own) == 1 else 's'}: {describe(own)}"
-        for name, own in layers.items()
+        + f"{len(chosen)} layer{'' if len(chosen) == 1 else 's'}: {describe(chosen)}"
+        for name, chosen in layers.items()
     ]
-    return "; ".join(told), "", layers.get("residual", ())
+    return "; ".join(described), "", layers.get("residual", ())

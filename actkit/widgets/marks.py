@@ -1,4 +1,4 @@
-"""One layer is marked in every figure; a click chooses another one, or a sample."""
+"""Marker of the selected layer in every figure; clicks select another layer or a sample."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from bokeh.events import Tap
 from bokeh.models.annotations import BoxAnnotation
 
 _SHADE: dict[str, Any] = {"level": "underlay", "fill_alpha": 0.15, "fill_color": "#888888", "line_alpha": 0}
-# of a map, which hides what lies below it
+# for maps, which would hide an underlay
 _FRAME: dict[str, Any] = {
     "level": "overlay",
     "fill_alpha": 0,
@@ -21,16 +21,16 @@ _FRAME: dict[str, Any] = {
 
 
 class Marks:
-    """The marks of a layer, and what clicks do.
+    """Markers of the selected layer, and handlers of clicks.
 
     Parameters
     ----------
     layers
-        Those of the cube.
+        Layers of the cube.
     layer
-        The one that is marked.
+        The layer to mark.
     choose_layer, choose_sample
-        Called with what was clicked.
+        Called with the clicked layer or sample.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class Marks:
         self.boxes: list[tuple[BoxAnnotation, str, str]] = []
 
     def draw(self, plot: Any, element: Any, axes: str) -> None:
-        """Mark the layer in a figure, and listen to clicks; a hook of HoloViews.
+        """Mark the layer in a figure and handle clicks; called from a HoloViews hook.
 
         Parameters
         ----------
         plot, element
-            What HoloViews drew, and from what.
+            The HoloViews plot and the element that it draws.
         axes
-            As of :class:`~actkit.widgets.cards.Picture`.
+            As for :class:`~actkit.widgets.cards.Picture`.
         """
         figure = plot.state
         if axes == "points":
-            points = pd.concat([own.dframe() for own in element.traverse(specs=[hv.Points])])
+            points = pd.concat([group.dframe() for group in element.traverse(specs=[hv.Points])])
             figure.on_event(Tap, lambda event: self.tapped_point(event.x, event.y, points))
             return
         look = _SHADE if axes == "x" else _FRAME
@@ -68,27 +68,27 @@ class Marks:
         figure.on_event(Tap, lambda event: self.tapped(event.y if axes == "y" else event.x, axes))
 
     def move(self, layer: int) -> None:
-        """Mark another layer; Bokeh's models may be touched under the document's lock alone."""
+        """Mark another layer; must be called while holding the lock of the Bokeh document."""
         self._layer = layer
         for mark in self.boxes:
             self._place(*mark)
 
     def tapped(self, at: float | None, axes: str) -> None:
-        """Choose the layer that is nearest to a place on its axis."""
+        """Select the layer nearest to a position on its axis."""
         if at is not None and np.isfinite(at):
             places = self._places(axes)
             self._choose_layer(min(places, key=lambda layer: abs(places[layer] - at)))
 
     def tapped_point(self, x: float | None, y: float | None, points: pd.DataFrame) -> None:
-        """Choose the sample that is nearest, as the figure shows distances."""
+        """Select the nearest sample, with distances scaled as in the figure."""
         if x is None or y is None:
             return
-        own = points[["first", "second"]]
-        away = ((own - [x, y]) / (own.max() - own.min())) ** 2
-        self._choose_sample(int(points["sample"].iloc[away.sum(axis=1).to_numpy().argmin()]))
+        coordinates = points[["first", "second"]]
+        distances = ((coordinates - [x, y]) / (coordinates.max() - coordinates.min())) ** 2
+        self._choose_sample(int(points["sample"].iloc[distances.sum(axis=1).to_numpy().argmin()]))
 
     def _places(self, axes: str) -> dict[int, int]:
-        """Return where layers lie on an axis: at their number, or of a map at their place."""
+        """Return the position of each layer on an axis: its number, or its index in a map."""
         return {layer: layer if axes == "x" else at for at, layer in enumerate(self._layers)}
 
     def _place(self, box: BoxAnnotation, axis: str, axes: str) -> None:

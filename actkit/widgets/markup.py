@@ -1,4 +1,4 @@
-"""Pieces of HTML that notebooks and the app show alike: how far a run is, how full memory is."""
+"""HTML fragments shared by notebooks and the app: progress of a run, memory use, faults."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -28,84 +28,84 @@ h3 { font-size: 1.05em; margin: 4px 0; overflow-wrap: anywhere; }
 .state { color: #fff; background: #595959; }
 .state.running { background: #005b96; }
 .state.done { background: #00674b; }
-.state.failed { background: #a3290b; }
+.state.failed, .state.unreadable { background: #a3290b; }
 .state.cancelled, .state.interrupted { background: #7a5200; }
 """
 
 
 def title(name: str, state: str, what: str) -> str:
-    """Name a run, with its state, and say what it is."""
+    """Return the name of a run with its state and a description."""
     badge = f"<span class='state {state}'>{escape(state)}</span>"
     return f"<h3>{escape(name)} {badge}</h3><span class='figures'>{escape(what)}</span>"
 
 
 def bar(label: str, share: float, *, role: str = "progressbar") -> str:
-    """Draw a share, from 0 to 1."""
-    told = f"aria-label='{escape(label, quote=True)}' aria-valuemin='0' aria-valuemax='100'"
+    """Return a bar that shows a fraction from 0 to 1."""
+    attributes = f"aria-label='{escape(label, quote=True)}' aria-valuemin='0' aria-valuemax='100'"
     return (
-        f"<div class='bar' role='{role}' {told} aria-valuenow='{share * 100:.0f}'>"
+        f"<div class='bar' role='{role}' {attributes} aria-valuenow='{share * 100:.0f}'>"
         f"<div style='width:{share * 100:.1f}%'></div></div>"
     )
 
 
 def gauges(measured: Iterable[Gauge]) -> str:
-    """Draw how full the memories are."""
+    """Return a bar per gauge."""
     return "".join(_gauge(gauge) for gauge in measured)
 
 
 def _gauge(gauge: Gauge) -> str:
     busy = "" if gauge.utilisation is None else f", {gauge.utilisation}% busy"
-    told = f"{readable_bytes(gauge.used)} of {readable_bytes(gauge.total)}{busy}"
+    used = f"{readable_bytes(gauge.used)} of {readable_bytes(gauge.total)}{busy}"
     drawn = bar(gauge.label, gauge.share, role="meter")
-    return f"<div class='gauge'><span>{escape(gauge.label)}</span><span>{told}</span>{drawn}</div>"
+    return f"<div class='gauge'><span>{escape(gauge.label)}</span><span>{used}</span>{drawn}</div>"
 
 
 def figures(status: Mapping[str, Any], *, is_running: bool) -> str:
-    """Write how far a run is, and how fast.
+    """Return the progress and throughput of a run.
 
     Parameters
     ----------
     status
-        The names of :class:`actkit.extraction.progress.Progress`; ``updated`` is a time.
+        Fields of :class:`actkit.extraction.monitoring.progress.Progress`, and ``updated``, a POSIX timestamp.
     is_running
-        Whether what it says of the time left still holds.
+        Whether the run is in progress, so that its estimate of the remaining time is still valid.
     """
-    told = []
+    shown = []
     if total := status.get("total_samples"):
-        told.append(f"{status.get('samples', 0):,} of {total:,} samples")
+        shown.append(f"{status.get('samples', 0):,} of {total:,} samples")
     if is_running and status.get("state") != "running":
-        told.append(str(status.get("state")))
+        shown.append(str(status.get("state")))
     if status.get("samples_per_second"):
-        told.append(f"{status['samples_per_second']:,.1f} samples/s")
-        told.append(f"{status.get('tokens_per_second', 0):,.0f} tokens/s")
+        shown.append(f"{status['samples_per_second']:,.1f} samples/s")
+        shown.append(f"{status.get('tokens_per_second', 0):,.0f} tokens/s")
     if is_running and status.get("eta_seconds") is not None:
-        told.append(f"{readable_seconds(status['eta_seconds'])} left")
+        shown.append(f"{readable_seconds(status['eta_seconds'])} left")
     for name in ("allocated", "reserved"):
         if size := (status.get("device_bytes") or {}).get(name):
-            told.append(f"{readable_bytes(size)} {name} on the device")
+            shown.append(f"{readable_bytes(size)} {name} on device")
     if updated := status.get("updated"):
-        told.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)))
-    return f"<span class='figures'>{escape(' · '.join(told))}</span>"
+        shown.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)))
+    return f"<span class='figures'>{escape(' · '.join(shown))}</span>"
 
 
 def counts(samples: Mapping[str, int]) -> str:
-    """Write how many samples there are of each kind."""
-    told = " · ".join(f"{name} {count:,}" for name, count in samples.items())
-    return f"<div class='figures'>{escape(told)}</div>"
+    """Return the number of samples of each kind."""
+    listed = " · ".join(f"{name} {count:,}" for name, count in samples.items())
+    return f"<div class='figures'>{escape(listed)}</div>"
 
 
 def pairs(lines: Iterable[tuple[str, str]]) -> str:
-    """Write lines of which each has a name."""
+    """Return a table of named values."""
     rows = (f"<tr><th scope='row'>{escape(name)}</th><td>{escape(what)}</td></tr>" for name, what in lines)
     return f"<table>{''.join(rows)}</table>"
 
 
-def faults(found: Iterable[Fault], heading: str) -> str:
-    """List what is wrong, and how to mend it."""
-    listed = "".join(f"<li>{escape(str(fault))}</li>" for fault in found)
+def faults(reported: Iterable[Fault], heading: str) -> str:
+    """Return a list of faults, each with its hint."""
+    listed = "".join(f"<li>{escape(str(fault))}</li>" for fault in reported)
     return f"<div role='alert'><p>{escape(heading)}</p><ul>{listed}</ul></div>"
 
 
 def short_model(name: object) -> str:
-    """Return the end of a model's id or path, which tells it from others."""
+    """Return the last two parts of a model's id or path."""
     return "/".join(str(name).split("/")[-2:])

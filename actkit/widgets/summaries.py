@@ -1,29 +1,36 @@
-"""What is computed of cubes, kept in memory and beside the cube: it is there at once the next time."""
+"""Cache of statistics computed from cubes, in memory and in the run folder."""
 
 import hashlib
 import json
-import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import xarray as xr
+from safetensors.numpy import load, save
 
+from ..regular_files import MB
 from ..stats.cka import adjacent_cka, cka, language_cka
+from ..stats.cross_language import transfer
 from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
 from ..stats.norms import layer_norms, layer_updates
-from ..stats.transfer import transfer
 from ..stats.transitions import transitions
-from ..store.layout import CHECKSUM
+from ..store.folders import Folder
+from ..store.metadata import CHECKSUM
+from ..store.reader import cube_version
+from ..store.xarray_copies import COPY
 
 FOLDER = "summaries"
 _IN_MEMORY = 64
-_ORDER = "order_of_variables"  # which zarr does not keep
+_MOST_BYTES = 256 * MB  # per file; larger results are not cached on disk
+_VERSION = 4  # of the results; results of other versions are recomputed
+_ABOUT = "actkit_summary"
+_Key = tuple[str, tuple[int, ...], str]  # path, version and digest
 _STATISTICS: dict[str, Callable[..., xr.Dataset]] = {
     function.__name__: function
     for function in (
@@ -41,78 +48,109 @@ _STATISTICS: dict[str, Callable[..., xr.Dataset]] = {
 
 
 class Summaries:
-    """Statistics of cubes, each computed once; safe for several threads."""
+    """Thread-safe cache of statistics, each computed once per cube."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], xr.Dataset] = OrderedDict()
+        self._known: OrderedDict[_Key, xr.Dataset] = OrderedDict()
         self._lock = Lock()
-        self._busy: dict[tuple[str, str], Lock] = {}
+        self._busy: dict[_Key, Lock] = {}
 
     def get(self, cube: xr.Dataset, statistic: str, **options: Any) -> xr.Dataset:
-        """Return a statistic of a cube, computed.
+        """Return the computed statistic of a cube; results for copies are not cached.
 
         Parameters
         ----------
         cube
-            From :func:`actkit.open_cube`, all of it.
+            From :func:`actkit.open_cube`, without selections.
         statistic
-            The name of its function: ``layer_norms``, ``cka`` and so on.
+            Name of its function: ``layer_norms``, ``cka`` and so on.
         **options
-            What that takes.
+            Options of that function.
 
         Raises
         ------
         ActkitError
-            Where the cube is damaged, or lacks what is asked for.
+            If the cube is damaged or gone, or lacks the data that the statistic needs.
         """
+        if COPY in cube.attrs:  # its values cannot be identified without reading them
+            return _STATISTICS[statistic](cube, **options).compute()
         source = Path(cube.encoding["source"])
-        key = str(source), _digest(cube, statistic, options)
+        digest = _digest(cube, statistic, options)
+        key = str(source), cube_version(source), digest
         with self._lock:
             busy = self._busy.setdefault(key, Lock())
-        with busy:  # two who ask at once wait for one answer
+        with busy:  # concurrent requests share one computation
             with self._lock:
                 if key in self._known:
                     self._known.move_to_end(key)
                     return self._known[key]
-            kept = source.parent / FOLDER / f"{statistic}-{key[1]}.zarr"
-            found = _read(kept)
-            if found is None:
-                found = _STATISTICS[statistic](cube, **options).compute()
-                _write(found, kept)
+            kept = source.parent / FOLDER / f"{statistic}-{digest[:24]}.safetensors"
+            result = _read(kept, digest)
+            if result is None:
+                result = _STATISTICS[statistic](cube, **options).compute()
+                _write(result, kept, digest)
             with self._lock:
-                self._known[key] = found
+                self._known[key] = result
                 while len(self._known) > _IN_MEMORY:
                     self._busy.pop(self._known.popitem(last=False)[0], None)
-        return found
+        return result
 
 
 def _digest(cube: xr.Dataset, statistic: str, options: Mapping[str, Any]) -> str:
-    """Name a result by all that it depends on: the cube, how much of it there is, and the options."""
+    """Return a hash of everything the result depends on: the cube, its committed samples, the options."""
     samples = cube.sample.values
-    asked = [statistic, sorted(options.items()), str(cube.attrs[CHECKSUM]), samples.tolist()]
-    return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()[:24]
+    asked = [_VERSION, statistic, sorted(options.items()), str(cube.attrs[CHECKSUM]), samples.tolist()]
+    return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
 
 
-def _read(path: Path) -> xr.Dataset | None:
-    if not path.is_dir():
-        return None
+def _read(path: Path, key: str) -> xr.Dataset | None:
+    """Return the result cached under a key if its file is intact; None otherwise."""
     try:
-        found = xr.open_zarr(path, consolidated=False, chunks=None).load()
-        order = json.loads(found.attrs.pop(_ORDER))
-        texts = {
-            name: array.astype(object) for name, array in found.coords.items() if array.dtype.kind == "T"
-        }
-        ordered: xr.Dataset = found.assign_coords(texts)[order]
-        return ordered
-    except Exception:  # damaged, or written by another version: it is computed again
+        with closing(Folder(path.parent, follow=False)) as folder:
+            content = folder.read(path.name, _MOST_BYTES) or b""
+        seal, body = content[: hashlib.sha256().digest_size], content[hashlib.sha256().digest_size :]
+        return _decode(body) if seal == _seal(key, body) else None
+    except Exception:  # untrusted files may raise anything; the result is recomputed
         return None
 
 
-def _write(found: xr.Dataset, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    kept = found.drop_encoding().assign_attrs({_ORDER: json.dumps(list(found.data_vars))})
-    with suppress(OSError):  # a folder that may only be read keeps nothing
+def _write(result: xr.Dataset, path: Path, key: str) -> None:
+    body = _encode(result)
+    with suppress(OSError):  # read-only folders cache nothing
         path.parent.mkdir(exist_ok=True)
-        kept.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
+        sealed = _seal(key, body) + body
+        if len(sealed) <= _MOST_BYTES:
+            with closing(Folder(path.parent, follow=False)) as folder:
+                folder.replace(path.name, sealed)
+
+
+def _seal(key: str, body: bytes) -> bytes:
+    """Return a checksum of the result and its key, so that a file is valid only for its own key."""
+    return hashlib.sha256(key.encode() + body).digest()
+
+
+def _encode(result: xr.Dataset) -> bytes:
+    """Serialise a result to safetensors: numbers as tensors, everything else as JSON."""
+    tensors: dict[str, np.ndarray] = {}
+    about: list[dict[str, Any]] = []
+    for name, array in result.variables.items():
+        kept: dict[str, Any] = {"name": name, "dims": array.dims, "attrs": array.attrs}
+        kept["coord"] = name in result.coords
+        if array.dtype.kind in "biuf":
+            tensors[str(len(about))] = np.ascontiguousarray(array.values)
+        else:
+            kept |= {"texts": array.values.tolist(), "dtype": array.dtype.str}
+        about.append(kept)
+    return save(tensors, {_ABOUT: json.dumps({"variables": about, "attrs": result.attrs})})
+
+
+def _decode(body: bytes) -> xr.Dataset:
+    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
+    about, tensors = json.loads(header["__metadata__"][_ABOUT]), load(body)
+    coords: dict[str, xr.Variable] = {}
+    variables: dict[str, xr.Variable] = {}
+    for number, kept in enumerate(about["variables"]):
+        values = np.array(kept["texts"], kept["dtype"]) if "texts" in kept else tensors[str(number)]
+        place = coords if kept["coord"] else variables
+        place[kept["name"]] = xr.Variable(kept["dims"], values, kept["attrs"])
+    return xr.Dataset(variables, coords, about["attrs"])

@@ -1,1 +1,1 @@
-"""What the pages are made of."""
+"""Views of the app: the form of a run and the list of runs."""

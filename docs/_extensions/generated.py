@@ -1,4 +1,4 @@
-"""What the pages say of options, commands and variables, made from the code that obeys it."""
+"""Tables of options, commands and variables for the documentation, generated from the code."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from actkit.schema import TokenKind, markdown_table
 
 def options(model: type[BaseModel] = Config) -> str:
     """Return a table of the options of a pydantic model."""
-    rows = ["| option | default | what it is |", "|---|---|---|"]
+    rows = ["| option | default | description |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         default = "required" if field.default is PydanticUndefined else f"`{_as_yaml(field.default)}`"
         rows.append(f"| `{name}` | {default} | {_cell(field.description)} |")
@@ -41,7 +41,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 
 
 def commands() -> str:
-    """Return a section for each command, with a table of its arguments; those of a config are left out."""
+    """Return a section for each command, with a table of its arguments other than config options."""
     (action,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
     purposes = {choice.dest: choice.help for choice in action._choices_actions}
     return "\n\n".join(_command(name, parser, purposes[name]) for name, parser in action.choices.items())
@@ -53,10 +53,13 @@ def _command(name: str, parser: argparse.ArgumentParser, purpose: str | None) ->
         takes_config |= action.dest in Config.model_fields and name in ("extract", "plan")
         if not isinstance(action, argparse._HelpAction) and not (takes_config and _is_of_config(action)):
             shown.append(action)
-    said = (purpose or "").strip()
-    lines = [f"## actkit {name}", "", f"{said[:1].upper()}{said[1:]}.", "", *_arguments(shown)]
+    text = (purpose or "").strip()
+    lines = [f"## actkit {name}", "", f"{text[:1].upper()}{text[1:]}.", "", *_arguments(shown)]
     if takes_config:
-        lines += ["", "Beside these it takes every option of a config: `max_tokens` is `--max-tokens`."]
+        lines += [
+            "",
+            "The command also accepts every config option; for example, `max_tokens` is `--max-tokens`.",
+        ]
     return "\n".join(lines)
 
 
@@ -65,15 +68,15 @@ def _is_of_config(action: argparse.Action) -> bool:
 
 
 def _arguments(actions: list[argparse.Action]) -> Iterator[str]:
-    yield "| argument | what it is |"
+    yield "| argument | description |"
     yield "|---|---|"
     for action in actions:
         shown = ", ".join(f"`{text}`" for text in action.option_strings) or f"`{action.dest}`"
-        said = (action.help or "") % {"default": action.default, "prog": "actkit"}
-        yield f"| {shown} | {_cell(said)}{' (required)' if _is_asked(action) else ''} |"
+        text = (action.help or "") % {"default": action.default, "prog": "actkit"}
+        yield f"| {shown} | {_cell(text)}{' (required)' if _is_required(action) else ''} |"
 
 
-def _is_asked(action: argparse.Action) -> bool:
+def _is_required(action: argparse.Action) -> bool:
     return action.required and bool(action.option_strings)
 
 
@@ -83,7 +86,7 @@ def kinds() -> str:
     return "\n".join(["| value | kind |", "|---|---|", *rows])
 
 
-_MADE: dict[str, Callable[[], str]] = {
+_TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "generation": lambda: options(Generation),
     "kinds": kinds,
@@ -94,12 +97,12 @@ _MADE: dict[str, Callable[[], str]] = {
 
 
 class _Generated(SphinxDirective):
-    """Puts one of them into a page."""
+    """Directive that inserts a generated table."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        text = _MADE[self.arguments[0]]()
+        text = _TABLES[self.arguments[0]]()
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: no network, no script."""
+"""Formulas as MathML, which browsers render without network access or scripts."""
 
 from typing import Any
 

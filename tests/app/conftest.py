@@ -12,12 +12,12 @@ from actkit.errors import InputError
 from actkit.testing import write_cube
 from app.jobs import Jobs
 from app.settings import Settings
-from tests.app.serving import Server
+from tests.app.server import Server
 from tests.browser import CHROMIUM, FLAGS
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, user_cache: Path) -> Settings:
     return Settings.of({"ACTKIT_WORKSPACE": str(tmp_path / "runs"), "ACTKIT_CANCEL_SECONDS": "20"})
 
 

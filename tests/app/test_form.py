@@ -65,16 +65,16 @@ def test_what_is_filled_in(settings: Settings) -> None:
         ("limit", "many", "'many' is not possible"),
         ("limit", "0", "'0' is not possible"),
         ("layers", "ten", "`ten`"),
-        ("batch_size", "0", "a batch holds 1 prompt or more"),
+        ("batch_size", "0", "a batch holds at least 1 prompt"),
         ("device", "tpu", "'tpu' is not possible"),
         ("generate", "max_new_tokens", "max_new_tokens=20"),
         ("template", "no place", "{text}"),
-        ("model", "/etc", "no model that can be chosen"),
-        ("model", "google/gemma-3-4b-it", "no model that can be chosen"),
-        ("model", "", "no model that can be chosen"),
-        ("data", "../../etc/passwd", "outside of data"),
-        ("data", "/etc/passwd", "outside of data"),
-        ("data", "missing.csv", "no file of prompts"),
+        ("model", "/etc", "not an available model"),
+        ("model", "google/gemma-3-4b-it", "not an available model"),
+        ("model", "", "not an available model"),
+        ("data", "../../etc/passwd", "outside data"),
+        ("data", "/etc/passwd", "outside data"),
+        ("data", "missing.csv", "not a prompt file"),
     ],
 )
 def test_what_is_wrong_stands_at_its_field(settings: Settings, field: str, value: str, fault: str) -> None:
@@ -94,7 +94,15 @@ def test_an_id_can_be_typed_where_the_settings_allow_it(settings: Settings) -> N
 
 
 def test_a_file_may_ask_for_what_the_app_does_not_offer(settings: Settings, tmp_path: Path) -> None:
-    asked = {"model": "/etc", "data": str(CAPTIONS), "image_root": str(tmp_path), "speed": 3, "out": "x"}
+    asked = {
+        "model": "/etc",
+        "data": str(CAPTIONS),
+        "image_root": str(tmp_path),
+        "speed": 3,
+        "tokens": "last",
+        "out": "x",
+    }
     values, faults = from_options(settings, asked)
     assert values == {"data": BUNDLED_DATA}
-    assert [fault.where for fault in faults] == ["model", "image_root", "speed"]
+    assert [fault.where for fault in faults] == ["model", "image_root", "speed", "tokens"]
+    assert str(faults[-1]) == "tokens: is not an option (did you mean keep_tokens?)"

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from actkit import open_cube, verify
 from actkit.config import Config
 from actkit.demo import CAPTIONS, MODEL
 from actkit.errors import InputError, LockedError
+from actkit.store.run_folder import locked
 from actkit.testing import contents, write_cube
-from app.jobs import Jobs, Run, State, is_alive, state_of
+from app import processes
+from app.jobs import Jobs, Run, State, state_of
 from app.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -127,7 +129,7 @@ def test_what_cannot_run_says_why(jobs: Jobs) -> None:
 def test_names_and_limits(jobs: Jobs, settings: Settings) -> None:
     write_cube(settings.workspace / "brought")
     assert jobs["brought"].state is State.DONE
-    with pytest.raises(InputError, match="there is brought already"):
+    with pytest.raises(InputError, match="brought already exists"):
         jobs.start("brought", asked())
     for name in ("../x", "a/b", ".x", ""):
         with pytest.raises(InputError):
@@ -148,7 +150,7 @@ def test_links_are_no_runs(jobs: Jobs, settings: Settings, tmp_path: Path) -> No
     write_cube(tmp_path / "elsewhere")
     (settings.workspace / "link").symlink_to(tmp_path / "elsewhere")
     assert list(jobs) == []
-    with pytest.raises(InputError, match="outside of runs"):
+    with pytest.raises(InputError, match="outside runs"):
         jobs.delete("link")
     assert (tmp_path / "elsewhere" / "cube.zarr").exists()
 
@@ -175,17 +177,19 @@ def test_states(told: str, alive: bool, cancelled: bool, state: State) -> None:
     assert state_of({"state": told}, is_alive=alive, is_cancelled=cancelled) is state
 
 
-def test_a_process_is_known_by_more_than_its_number() -> None:
+def test_a_process_is_known_by_more_than_its_number(tmp_path: Path) -> None:
     own = psutil.Process()
     host = os.uname().nodename
 
-    def status(**told: Any) -> Mapping[str, Any]:
-        return {"state": "running", "pid": own.pid, "host": host, "updated": time.time(), **told}
+    def alive(asked: Sequence[str] = ("python", "other"), **told: Any) -> bool:
+        status = {"state": "running", "pid": own.pid, "host": host, "updated": time.time(), **told}
+        return processes.is_alive(tmp_path, status, asked)
 
-    assert is_alive(status())
-    assert not is_alive(status(state="done"))
-    assert not is_alive(status(updated=own.create_time() - 60))  # another one had the number then
-    assert not is_alive(status(pid=None))
-    assert not is_alive(status(pid=2**22 + 1))
-    assert is_alive(status(host="elsewhere"))
-    assert not is_alive(status(host="elsewhere", updated=time.time() - 3600))
+    assert not alive()
+    assert alive(own.cmdline())  # started for it
+    with locked(tmp_path):
+        assert alive()
+        assert not alive(state="done")
+        assert not alive(pid=2**22 + 1)
+        assert not alive(pid=own.ppid())
+    assert not alive()

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, expect
 
 from actkit import open_cube
 from app.jobs import State
-from tests.app.serving import IN_BROWSER, LONG, ROOT, SCREENS, Server, card, opened, ready
+from tests.app.server import IN_BROWSER, LONG, ROOT, SCREENS, Server, card, opened, ready
 
 pytestmark = IN_BROWSER
 
@@ -18,8 +18,8 @@ pytestmark = IN_BROWSER
 def test_the_first_click_is_start_and_the_run_outlives_everything(server: Server, browser: Browser) -> None:
     with opened(browser, server.url, loses_its_server=True) as page:
         ready(page)
-        page.get_by_label("Name of the run").fill("first")
-        page.get_by_label("Name of the run").press("Enter")
+        page.get_by_label("Run name").fill("first")
+        page.get_by_label("Run name").press("Enter")
         page.get_by_role("button", name="Start").click()
         card(page, "first")
         page.reload()
@@ -40,8 +40,8 @@ def test_the_first_click_is_start_and_the_run_outlives_everything(server: Server
 def test_cancel_resume_and_delete(server: Server, browser: Browser) -> None:
     with opened(browser, server.url) as page:
         ready(page)
-        page.get_by_label("Name of the run").fill("second")
-        page.get_by_label("Name of the run").press("Enter")
+        page.get_by_label("Run name").fill("second")
+        page.get_by_label("Run name").press("Enter")
         page.get_by_role("button", name="Start").click()
         card(page, "second")
         page.get_by_role("button", name="Cancel").click()

@@ -17,7 +17,7 @@ ENGLISH_WORDS = {
     "male": {"he", "his", "him", "man", "male"},
     "female": {"she", "her", "woman", "female"},
 }
-# What no rule of ours would derive; every other feminine noun and adjective must end in ة.
+# irregular forms; every other feminine noun and adjective must end in ة
 OTHER_FEMININES = {"شقراء", "واثقة من نفسها"}
 
 
@@ -34,14 +34,14 @@ def strings(node):
 
 
 def gendered_pairs():
-    """All [masculine|feminine] pairs of the Arabic vocabulary, found without the generator."""
+    """Return all [masculine|feminine] pairs of the Arabic vocabulary, found without the generator."""
     for text in strings(VOCABULARY):
         if re.search("[\u0600-\u06ff]", text):
             yield from re.findall(r"\[([^|\]]+)\|([^|\]]+)\]", text)
 
 
 def lexicon():
-    """Arabic words that tell the gender: those of one side of the pairs that the other lacks."""
+    """Return the Arabic words that reveal the gender: those on one side of the pairs but not on the other."""
     male, female = (
         {word for side in sides for word in words(side)} for sides in zip(*gendered_pairs(), strict=True)
     )
@@ -49,7 +49,7 @@ def lexicon():
 
 
 def spoken(word):
-    """A word with and without the prefixes that Arabic writes onto it."""
+    """Return a word with and without the prefixes that Arabic attaches to it."""
     bare = word.removeprefix("و")
     return {word, bare, bare.removeprefix("ال")}
 
@@ -164,7 +164,7 @@ def test_captions_that_were_read_by_eye(caption):
 
 
 def told_after(male, female):
-    """Share of the words that come before the first word that tells the gender."""
+    """Return the fraction of words before the first one that reveals the gender."""
     pairs = list(zip(male["text"].split(), female["text"].split(), strict=True))
     return next(i for i, (one, other) in enumerate(pairs) if one != other) / len(pairs)
 

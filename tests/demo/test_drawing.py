@@ -14,7 +14,7 @@ from PIL import Image
 from actkit import demo
 from actkit.demo.canvas import shapes, steps
 from actkit.demo.drawing import draw, draw_scenes, pictures
-from actkit.demo.figure import HIPS
+from actkit.demo.person import HIPS
 from actkit.demo.scenes import read_scene, vocabulary
 
 ROWS = [row for row in demo.captions() if row["language"] == "english"]
@@ -32,7 +32,7 @@ WORDS = {"male": ("man", "he", "his", "him", "himself"), "female": ("woman", "sh
 STANDING = "telling the pupils a story"
 SITTING = "answering a visitor's questions"
 CANVAS_WORDS = {"box", "oval", "cap", "cup", "poly", "line", "arc", "sky", "frame", "grid"}
-# A pixel is of a colour where its hue (degrees), saturation and brightness are between these.
+# bounds of hue (degrees), saturation and brightness of each colour
 COLOURS = {
     "red": ((345, 375), (0.6, 1), (0.5, 1)),
     "orange": ((15, 38), (0.75, 1), (0.8, 1)),
@@ -80,7 +80,7 @@ def pixels(text):
 
 
 def count(image, colour):
-    """How many pixels of an image have a colour, by the hue and not by our palette."""
+    """Return the number of pixels of a colour, judged by hue and not by our palette."""
     (hue_low, hue_high), saturation, value = COLOURS[colour]
     shares = (colorsys.rgb_to_hsv(*(pixel / 255)) for pixel in image.reshape(-1, 3))
     return sum(
@@ -117,6 +117,7 @@ def test_no_drawing_is_a_name_that_the_canvas_draws_itself():
     assert not set(shapes()) & CANVAS_WORDS
 
 
+@pytest.mark.slow
 def test_captions_are_read_back():
     templates = {template["name"]: template["english"] for template in SCENES["template"]}
     for row in ROWS + [row for row in demo.captions(1500)[4000:] if row["language"] == "english"]:
@@ -135,7 +136,7 @@ def test_captions_are_read_back():
     "text", ["", "A cat sits on a mat.", demo.captions(1)[1]["text"], ROWS[0]["text"] + " "]
 )
 def test_only_english_captions_are_drawn(text):
-    with pytest.raises(ValueError, match="is no English caption of the demo"):
+    with pytest.raises(ValueError, match="is not an English caption of the demo"):
         draw(text)
 
 
@@ -192,6 +193,7 @@ def test_clothes_have_the_colour_that_the_caption_names(clothes, activity, gende
     assert count(dressed, colour) >= count(plain, colour) + 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gender", WORDS)
 @pytest.mark.parametrize(
     ("field", "caption"),
@@ -223,6 +225,7 @@ def test_every_room_shows_the_time(time):
             assert (np.abs(shown - other).max(axis=-1) > 20).sum() >= 20, place
 
 
+@pytest.mark.slow
 def test_a_man_and_a_woman_differ_and_nothing_else_does():
     for man, woman in PAIRS:
         differs = np.abs(pixels(man) - pixels(woman)).max(axis=-1) > 0

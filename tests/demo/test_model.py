@@ -83,6 +83,7 @@ def loss(model, tokenizer, text):
         return model(input_ids=ids, labels=ids).loss.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["english", "arabic"])
 def test_it_has_learnt_the_captions(model, tokenizer, language):
     def texts(split):

@@ -97,7 +97,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     import torch
     import transformers as tf
 
-    from tests.extraction.loading import CONFIGS
+    from tests.extraction.loaded_models import CONFIGS
 
     folders: dict[tuple[str, Any], Path] = {}
 
@@ -136,3 +136,14 @@ def chat_model(model_copy: Path) -> Callable[..., Path]:
         return model_copy
 
     return with_template
+
+
+@pytest.fixture(scope="module")
+def small_gguf(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Any
+) -> tuple[Path, dict[str, np.ndarray]]:
+    """A random model as Q8_0, and its weights."""
+    from tests.extraction.gguf_models import write_gguf
+
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    return path, write_gguf(path, tokenizer)

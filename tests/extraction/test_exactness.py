@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import actkit
-from actkit.extraction.sharing import Share
+from actkit.extraction.models.devices import Share
 from actkit.schema import TokenKind
 
 ARCHITECTURES = ["demo", "minilm", "gemma3", "qwen2", "llama", "gpt2"]
@@ -46,6 +46,7 @@ def cube_of(
     return cube
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_padded_batches_equal_transformers_one_by_one(
     name: str, cube_of: Any, architectures: Any, oracle: Any
@@ -68,6 +69,7 @@ def test_padded_batches_equal_transformers_one_by_one(
         assert np.isnan(one.embedding.values[length:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "minilm"])
 def test_sentences_of_mtgeneval(
     name: str, architectures: Any, oracle: Any, mtgeneval: Path, tmp_path: Path
@@ -90,6 +92,7 @@ def test_sentences_of_mtgeneval(
     assert max(errors) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_batch_and_threads_give_the_same_bits(name: str, architectures: Any, tmp_path: Path) -> None:
     import torch
@@ -143,6 +146,7 @@ def test_first_position_is_content_only_after_a_special_token(cube_of: Any) -> N
         assert cube_of(name).attrs["first_is_content"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "minilm", "gpt2"])
 def test_padding_side_of_the_tokenizer_changes_nothing(
     name: str, architectures: Any, table: Path, tmp_path: Path
@@ -181,6 +185,7 @@ def test_text_ids_and_labels_come_back_byte_for_byte(
         assert cube.n_tokens[sample] == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["0", "1-2", "-1", "0-3:2", "0 3"])
 def test_a_choice_of_layers_is_a_slice_of_all(
     layers: str, cube_of: Any, architectures: Any, table: Path, tmp_path: Path
@@ -198,6 +203,7 @@ def test_a_choice_of_layers_is_a_slice_of_all(
         assert np.array_equal(part[name], whole[name], equal_nan=True), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", "llama"])
 def test_bfloat16_weights_are_kept_exactly(
     name: str, architectures: Any, table: Path, tmp_path: Path, oracle: Any
@@ -220,6 +226,7 @@ def test_bfloat16_weights_are_kept_exactly(
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_max_tokens_cuts_and_counts(architectures: Any, table: Path, tmp_path: Path, oracle: Any) -> None:
     options: dict[str, Any] = {"max_tokens": 6, "dtype": "float32", "listeners": []}
     cube = actkit.extract(model=str(architectures("demo")), data=str(table), out=str(tmp_path), **options)
@@ -231,6 +238,7 @@ def test_max_tokens_cuts_and_counts(architectures: Any, table: Path, tmp_path: P
     assert relative_error(cube.residual.values[-1, sample], states[-1]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["bfloat16", "float16"])
 def test_rounded_storage_rounds_the_residual_alone(
     storage: str, cube_of: Any, architectures: Any, table: Path, tmp_path: Path

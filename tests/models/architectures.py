@@ -1,4 +1,4 @@
-"""Every architecture of the model matrix, built small and random."""
+"""Small random models of every architecture in the model matrix."""
 
 import shutil
 from pathlib import Path
@@ -12,9 +12,9 @@ ARCHITECTURES = DECODERS | OTHERS
 
 
 def build(name: str, folder: Path) -> Path:
-    """Save a small random model of an architecture and the shared tokenizer into a folder.
+    """Save a small random model of an architecture, with the shared tokenizer, to a folder.
 
-    No parameter keeps its initial value: a bias of zero or a norm of one would hide that it was left out.
+    No parameter keeps its initial value: omitting a bias of zero or a norm of one would not be noticed.
     """
     import torch
     import transformers as tf

@@ -1,4 +1,4 @@
-"""Decoders of attention and mlp, with and without a vision tower."""
+"""Decoders with attention and mlp in every block, with and without a vision tower."""
 
 from .record import EXPERTS, GPT, HEADS, IDS, LAYERS, PLAIN, SLIDING, SMALL, VOCABULARY, WINDOW, Architecture
 
@@ -109,7 +109,7 @@ DECODERS: dict[str, Architecture] = {
         norms=("input_layernorm", "post_attention_layernorm", ""),
         final_norm="ln_f",
         implementations=("eager",),
-        sum_rule="the stream itself is normed",
+        sum_rule="normed stream",
     ),
     "Falcon (parallel, as 7b)": Architecture(
         "FalconForCausalLM",

@@ -1,8 +1,8 @@
-"""What transformers itself computes, for one unpadded prompt at a time.
+"""Reference values computed by transformers for one unpadded prompt at a time.
 
-What a part of a block adds to the stream is found by taking the other part away: the weights that the
-feed-forward part ends with are set to zero, and `output_hidden_states` says what the block gives then. No
-name of an attention module is needed, and nothing of actkit's own table of sites is used.
+The contribution of each part of a block is found by ablation: the final weights of the feed-forward part are
+set to zero, and `output_hidden_states` returns the output of the block without it. This needs no names of
+attention modules and does not use actkit's table of hook points.
 """
 
 import re
@@ -20,16 +20,16 @@ from .record import LAYERS, Architecture
 
 
 class Oracle:
-    """A model in transformers' hands.
+    """Reference values of one model.
 
     Parameters
     ----------
     architecture
-        Its record in the table.
+        Record of the architecture.
     folder
-        Where it is saved.
+        Folder of the model.
     attention
-        The implementation of attention.
+        Attention implementation.
     """
 
     def __init__(self, architecture: Architecture, folder: Path, attention: str) -> None:
@@ -41,11 +41,11 @@ class Oracle:
         self._model = self._model.get_submodule(architecture.part).eval()
         for module in self._model.modules():
             if isinstance(module, tf.PreTrainedModel):
-                # the last hidden state before the final norm, like the others, where transformers can do that
+                # return the last hidden state before the final norm, if transformers supports that
                 module.config.tie_last_hidden_states = False
 
     def ids(self, text: str) -> list[int]:
-        """Return the tokens of a prompt."""
+        """Return the token ids of a prompt."""
         return list(self._tokenizer(text)["input_ids"])
 
     def answers(self, text: str) -> dict[str, np.ndarray]:
@@ -54,7 +54,7 @@ class Oracle:
         Returns
         -------
         dict
-            Dims ``(layer, token, hidden)``, the embedding's without ``layer``.
+            Arrays of dims ``(layer, token, hidden)``; `embedding` has no ``layer``.
         """
         states = self._states(text)
         answers = {"embedding": states[0], "residual": states[1:]}
@@ -65,7 +65,7 @@ class Oracle:
 
     @torch.inference_mode()
     def combine(self, layer: int, stream: np.ndarray, attention: np.ndarray, mlp: np.ndarray) -> np.ndarray:
-        """Return what a block must give, from what enters it and what its two parts add."""
+        """Return the expected output of a block, given its input and the contributions of its two parts."""
         norms = [self._norm(layer, name) for name in self._architecture.norms]
         for norm, part in zip(norms, (0, attention, mlp), strict=True):
             stream = norm(torch.from_numpy(stream + part)).numpy()
@@ -78,43 +78,43 @@ class Oracle:
         with self._changed(layer, ablate=True, skip=after):
             attention = self._states(text)[layer + 1] - stream
         with self._changed(layer, ablate=False, skip=after[1:]):
-            whole = self._states(text)[layer + 1]
+            complete = self._states(text)[layer + 1]
         with self._changed(layer, ablate=True, skip=after[1:]):
-            without = self._states(text)[layer + 1]
-        return attention, whole - without
+            ablated = self._states(text)[layer + 1]
+        return attention, complete - ablated
 
     @torch.inference_mode()
     def _states(self, text: str) -> torch.Tensor:
-        seen: dict[str, torch.Tensor] = {}
+        streams: dict[str, torch.Tensor] = {}
 
-        def look(name: str, side: str) -> torch.utils.hooks.RemovableHandle:
+        def record(name: str, side: str) -> torch.utils.hooks.RemovableHandle:
             (module,) = [m for path, m in self._model.named_modules() if path.split(".")[-1] == name]
             return module.register_forward_hook(
-                lambda _module, args, output: seen.update({side: args[0] if side == "after" else output})
+                lambda _module, args, output: streams.update({side: args[0] if side == "after" else output})
             )
 
         sides = {"before": self._architecture.embedding, "after": self._architecture.final_norm}
-        handles = [look(name, side) for side, name in sides.items() if name]
+        handles = [record(name, side) for side, name in sides.items() if name]
         encoded = torch.tensor([self.ids(text)])
         states = self._model(
             input_ids=encoded, attention_mask=torch.ones_like(encoded), output_hidden_states=True
         ).hidden_states
         for handle in handles:
             handle.remove()
-        states = [seen["before"], *states] if "before" in seen else list(states)
-        if "after" in seen:
-            states = [*states[:LAYERS], seen["after"]]
+        states = [streams["before"], *states] if "before" in streams else list(states)
+        if "after" in streams:
+            states = [*states[:LAYERS], streams["after"]]
         assert len(states) == LAYERS + 1
         return torch.cat(states).clone()
 
     @contextmanager
     def _changed(self, layer: int, *, ablate: bool, skip: Sequence[str]) -> Iterator[None]:
-        """Take the feed-forward part of a block away, and norms of it, for a while."""
+        """Ablate the feed-forward part of a block, and skip norms, within the context."""
         # the first number in the name of a parameter is the index of its block
-        wanted = re.compile(rf"\D+\.{layer}\.{self._architecture.mlp_output}([._](weight|bias))?")
-        parameters = [p for name, p in self._model.named_parameters() if ablate and wanted.fullmatch(name)]
+        pattern = re.compile(rf"\D+\.{layer}\.{self._architecture.mlp_output}([._](weight|bias))?")
+        parameters = [p for name, p in self._model.named_parameters() if ablate and pattern.fullmatch(name)]
         assert bool(parameters) == ablate
-        kept = [parameter.detach().clone() for parameter in parameters]
+        original = [parameter.detach().clone() for parameter in parameters]
         norms = [self._norm(layer, name) for name in skip if name]
         handles = [norm.register_forward_hook(lambda _module, args, _out: args[0]) for norm in norms]
         try:
@@ -126,12 +126,12 @@ class Oracle:
             for handle in handles:
                 handle.remove()
             with torch.no_grad():
-                for parameter, value in zip(parameters, kept, strict=True):
+                for parameter, value in zip(parameters, original, strict=True):
                     parameter.copy_(value)
 
     def _norm(self, layer: int, name: str) -> nn.Module:
         if not name:
             return nn.Identity()
-        wanted = re.compile(rf"\D+\.{layer}\.{re.escape(name)}")
-        (norm,) = [module for path, module in self._model.named_modules() if wanted.fullmatch(path)]
+        pattern = re.compile(rf"\D+\.{layer}\.{re.escape(name)}")
+        (norm,) = [module for path, module in self._model.named_modules() if pattern.fullmatch(path)]
         return norm

@@ -1,4 +1,4 @@
-"""Encoders, state spaces, recurrent layers, hybrids, and what is refused."""
+"""Encoders, state space, recurrent and hybrid models, and unsupported architectures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ OTHERS: dict[str, Architecture] = {
         "AlbertModel",
         "AlbertConfig",
         {**PLAIN, "embedding_size": 16},
-        error="cannot tell its 4 blocks for certain",
+        error="cannot identify its 4 blocks",
     ),
     "Jamba": Architecture(
         "JambaForCausalLM",
@@ -122,7 +122,7 @@ OTHERS: dict[str, Architecture] = {
             "altup_num_inputs": 2,
             "activation_sparsity_pattern": [0.0] * LAYERS,
         },
-        error="4 blocks gave shapes",
+        error="4 blocks returned shapes",
     ),
     "BART": Architecture(
         "BartModel",
@@ -163,7 +163,7 @@ OTHERS: dict[str, Architecture] = {
             "max_position_embeddings": 256,
         },
         implementations=("eager",),
-        error="cannot tell its 4 blocks for certain",
+        error="cannot identify its 4 blocks",
     ),
     "DeBERTa-v2": _Bert(
         "DebertaV2Model",
@@ -240,7 +240,7 @@ OTHERS: dict[str, Architecture] = {
         {**PLAIN, "attention_window": 2 * WINDOW},
         parts=False,
         implementations=("eager",),
-        error="4 blocks gave shapes",
+        error="4 blocks returned shapes",
     ),
     "ConvBERT": _Bert(
         "ConvBertModel",

@@ -1,10 +1,10 @@
-"""What the model matrix knows of an architecture, and the sizes that most of them share."""
+"""Record of an architecture in the model matrix, and common configurations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-VOCABULARY = 2048  # of the demo model's tokenizer, which all of them share
+VOCABULARY = 2048  # size of the demo model's tokenizer, which all models share
 LAYERS = 4
 
 IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
@@ -33,28 +33,28 @@ class Architecture:
     Parameters
     ----------
     model, config
-        Names of the classes in transformers.
+        Names of the transformers classes.
     options
         Arguments of the config.
     parts
-        Whether its blocks consist of one attention and one mlp, so that actkit stores these too.
+        Whether each block consists of one attention and one mlp, so that actkit stores both.
     mlp_output
-        Pattern of what the feed-forward part of a block ends with: the name of its weights in the block.
+        Pattern of the names of the final weights of a block's feed-forward part, relative to the block.
     norms
-        Norms that the stream itself goes through: before attention is added, after it, after the mlp; empty
-        where there is none, as in every pre-norm architecture.
+        Norms applied to the stream before attention is added, after it, and after the mlp; empty strings if
+        there are none, as in every pre-norm architecture.
     part
-        The part of the model that is called, where it is not the whole.
+        Submodule that is called; empty for the full model.
     embedding
-        Where transformers' hidden states begin after block 0: the name of what gives the stream before it.
+        Name of the module that outputs the stream before block 0, if transformers' hidden states omit it.
     final_norm
-        Where transformers hands out its last hidden state only after the final norm: the name of that.
+        Name of the final norm, if transformers returns the last hidden state only after it.
     implementations
-        Of the attention.
+        Attention implementations.
     sum_rule
-        Why ``residual[l] = residual[l-1] + attention[l] + mlp[l]`` does not hold; empty where it does.
+        Reason why ``residual[l] = residual[l-1] + attention[l] + mlp[l]`` does not hold; empty if it does.
     error
-        What the message of the expected error says; empty where the architecture is supported.
+        Part of the expected error message; empty if the architecture is supported.
     """
 
     model: str
@@ -72,5 +72,5 @@ class Architecture:
 
     @property
     def layers(self) -> str:
-        """What actkit is asked for."""
+        """Layer specification that is extracted."""
         return "all attention_all mlp_all" if self.parts else "all"

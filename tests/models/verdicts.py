@@ -1,4 +1,4 @@
-"""Run actkit over one architecture and compare what it stores with what transformers computes."""
+"""Comparison of the values that actkit stores for an architecture with those that transformers computes."""
 
 import csv
 import itertools
@@ -32,21 +32,21 @@ TEXTS = (
 
 @dataclass
 class Verdict:
-    """What became of one architecture.
+    """Result of one architecture.
 
     Parameters
     ----------
     name
-        Its name in the table.
+        Name of the architecture in the table.
     status
-        SUPPORTED, ERROR, SILENTLY_WRONG, or CRASH where something that is no ``ActkitError`` was raised.
+        SUPPORTED, ERROR, SILENTLY_WRONG, or CRASH if an error other than ``ActkitError`` was raised.
     message
-        What a user sees, or what is wrong.
+        Message shown to the user, or description of what is wrong.
     errors
         Largest error of each component, relative to the largest value of its layer.
     sum_rule
-        Largest relative difference between the residual and what the stored parts of its block give;
-        None where the parts are not stored.
+        Largest relative difference between the residual and the combination of the stored parts of its block;
+        None if the parts are not stored.
     """
 
     name: str
@@ -57,16 +57,16 @@ class Verdict:
 
 
 def verdict(name: str, work: Path, ways: Sequence[tuple[str, int]] = EVERY_WAY) -> Verdict:
-    """Extract with one architecture, and compare each stored value.
+    """Extract with one architecture and compare each stored value.
 
     Parameters
     ----------
     name
-        Of the table.
+        Name of the architecture in the table.
     work
-        An empty folder.
+        Empty folder.
     ways
-        Padding sides and batch sizes, for each implementation of attention.
+        Padding sides and batch sizes for each attention implementation.
     """
     architecture = ARCHITECTURES[name]
     folder = build(name, work / architecture.model)
@@ -91,7 +91,7 @@ def verdict(name: str, work: Path, ways: Sequence[tuple[str, int]] = EVERY_WAY) 
             status, result.message = _refusal(error, folder)
             result.status = "SUPPORTED" if status == "ERROR" else status
         else:
-            result.status, result.message = "SILENTLY_WRONG", "attention and mlp are given all the same"
+            result.status, result.message = "SILENTLY_WRONG", "attention and mlp are stored nevertheless"
     return result
 
 
@@ -121,14 +121,16 @@ def _refusal(error: Exception, folder: Path) -> tuple[str, str]:
 
 
 def _compare(cube: Any, oracle: Oracle, answers: list[dict[str, np.ndarray]], result: Verdict) -> str:
-    """Compare one cube, note the largest errors, and say what is wrong."""
+    """Compare one cube, record the largest errors, and return a description of what is wrong."""
     for sample, (_, text) in enumerate(TEXTS):
-        one, theirs, ids = cube.isel(sample=sample), answers[sample], oracle.ids(text)
+        stored, theirs, ids = cube.isel(sample=sample), answers[sample], oracle.ids(text)
         length = len(ids)
-        if one.token_id.values[:length].tolist() != ids or int(one.n_tokens) != length:
+        if stored.token_id.values[:length].tolist() != ids or int(stored.n_tokens) != length:
             return f"sample {sample} has other tokens"
         ours = {
-            name: one[name].values for name in ("embedding", "residual", "attention", "mlp") if name in one
+            name: stored[name].values
+            for name in ("embedding", "residual", "attention", "mlp")
+            if name in stored
         }
         if ours.keys() != theirs.keys():
             return f"holds {', '.join(ours)}, not {', '.join(theirs)}"
@@ -136,18 +138,18 @@ def _compare(cube: Any, oracle: Oracle, answers: list[dict[str, np.ndarray]], re
             if not np.isnan(values[..., length:, :]).all():
                 return f"`{name}` of sample {sample} has values where there is no token"
             ours[name] = values[..., :length, :]
-            noted = "residual" if name == "embedding" else name
+            column = "residual" if name == "embedding" else name
             error = _relative_error(ours[name], theirs[name])
-            result.errors[noted] = max(result.errors.get(noted, 0.0), error)
+            result.errors[column] = max(result.errors.get(column, 0.0), error)
         if "mlp" in ours:
             streams = [ours["embedding"], *ours["residual"]]
             for layer, stream in enumerate(streams[:-1]):
-                whole = oracle.combine(layer, stream, ours["attention"][layer], ours["mlp"][layer])
-                error = _relative_error(streams[layer + 1], whole)
+                total = oracle.combine(layer, stream, ours["attention"][layer], ours["mlp"][layer])
+                error = _relative_error(streams[layer + 1], total)
                 result.sum_rule = max(result.sum_rule or 0.0, error)
-    found = {**result.errors, "the sum rule": result.sum_rule or 0.0}
+    errors = {**result.errors, "the sum rule": result.sum_rule or 0.0}
     return ", ".join(
-        f"{name} is off by {error:.0e}" for name, error in found.items() if not error < TOLERANCE
+        f"{name} is off by {error:.0e}" for name, error in errors.items() if not error < TOLERANCE
     )
 
 

@@ -1,4 +1,4 @@
-"""Small random models that see, saved like those of the hub; and what transformers computes with them."""
+"""Small random vision-language models, saved like those on the Hub, and reference values of transformers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ _VISION = {
     "num_attention_heads": 2,
     "patch_size": PATCH,
 }
-# the templates are those of the hub, shortened to what one turn needs
+# chat templates from the Hub, shortened to a single turn
 _GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' -%}
 {% set first = messages[0]['content'][0]['text'] + '\n\n' %}{% set messages = messages[1:] %}
 {%- else %}{% set first = '' %}{% endif %}
@@ -69,26 +69,28 @@ class Qwen2_5_VLProcessor(tf.Qwen2_5_VLProcessor):  # noqa: N801 - the name that
 
 @dataclass(frozen=True)
 class Vlm:
-    """How one model is built.
+    """Recipe of a model.
 
     Parameters
     ----------
     model
-        Name of its class in transformers.
+        Name of the transformers class.
     control
-        Tokens that its template and its processor write.
+        Tokens written by the template and the processor.
     named
-        Those of them that the processor asks the tokenizer for by name.
+        Control tokens that the processor looks up in the tokenizer by name.
     template
         Chat template.
     configure
-        Gives the config, from the ids of the control tokens and the size of the vocabulary.
+        Function that returns the config, given the ids of the control tokens and the size of the vocabulary.
     image_processor
-        Reads images.
+        Function that returns the image processor.
     processor
-        Its class, and the arguments of it that are saved.
+        Class of the processor.
+    saved
+        Arguments of the processor that are saved.
     image_token
-        Stands at the positions of the image.
+        Token at the positions of the image.
     """
 
     model: str
@@ -103,7 +105,7 @@ class Vlm:
 
 
 def _gemma(ids: dict[str, int], vocabulary: int) -> Any:
-    # windows shorter than the prompts, and images that see all of themselves
+    # sliding windows shorter than the prompts; images attend to all of their own positions
     text = {**_TEXT, "vocab_size": vocabulary, "sliding_window": 8, "query_pre_attn_scalar": 8}
     layers = ["sliding_attention"] * (LAYERS - 1) + ["full_attention"]
     return tf.Gemma3Config(
@@ -199,7 +201,7 @@ def build_vlm(name: str, folder: Path) -> Path:
     """Save a small random model, its tokenizer and its processor; return the folder."""
     vlm = VLMS[name]
     tokenizer = tf.AutoTokenizer.from_pretrained(MODEL, extra_special_tokens=dict(vlm.named))
-    # as on the hub: control tokens without a name of their own
+    # as on the Hub, control tokens that are not named special tokens
     tokenizer.add_tokens([tf.AddedToken(token, special=True, normalized=False) for token in vlm.control])
     tokenizer.chat_template = vlm.template
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in vlm.control}
@@ -207,7 +209,7 @@ def build_vlm(name: str, folder: Path) -> Path:
     config = vlm.configure(ids, len(tokenizer))
     model = getattr(tf, vlm.model)(config)
     with torch.no_grad():
-        for parameter in model.parameters():  # small weights would hide what goes wrong
+        for parameter in model.parameters():  # errors would be too small to notice with small weights
             if parameter.ndim > 1:
                 parameter.normal_(std=0.1)
     model.save_pretrained(folder)
@@ -219,13 +221,13 @@ def build_vlm(name: str, folder: Path) -> Path:
 
 @torch.inference_mode()
 def ask(name: str, folder: Path, text: str, image: Image.Image, system: str | None = None) -> dict[str, Any]:
-    """Return what transformers computes for one image and one text, as its documentation says to ask.
+    """Return reference values for an image and a text, computed as the transformers documentation describes.
 
     Returns
     -------
     dict
-        ``ids``; ``image``: which tokens are the image's; ``embedding`` and ``residual`` of the decoder;
-        ``vision``: of the blocks of the vision tower, dims ``(layer, patch, hidden)``.
+        ``ids``; ``image``, the mask of image tokens; ``embedding`` and ``residual`` of the decoder;
+        ``vision``, the output of the blocks of the vision tower, dims ``(layer, patch, hidden)``.
     """
     vlm = VLMS[name]
     if name == "qwen2_5_vl":
@@ -261,7 +263,7 @@ def _vision(model: Any, inputs: Mapping[str, torch.Tensor]) -> np.ndarray:
         return torch.cat(seen.hidden_states[1:]).numpy()
     tower = model.visual
     states = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"], output_hidden_states=True)
-    # windows of 2 × 2 groups of 2 × 2 patches, row by row; the processor gives groups row by row
+    # the tower orders patches by windows of 2 × 2 groups of 2 × 2 patches, the processor by rows of groups
     (_, height, width) = inputs["image_grid_thw"][0].tolist()
     rows, columns = height // 2, width // 2
     order = sorted(range(rows * columns), key=lambda g: (g // columns // 2, g % columns // 2, g))

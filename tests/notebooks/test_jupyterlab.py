@@ -148,7 +148,7 @@ def test_a_run_is_watched_interrupted_and_resumed(lab: tuple[str, Path], page: P
     expect(page.get_by_role("meter").first).to_be_visible()
     page.locator('[data-jp-item-name="interrupt"]').click()
     expect(state(page)).to_have_text("interrupted", timeout=LONG)
-    expect(page.get_by_text("run the cell again to go on")).to_be_visible()
+    expect(page.get_by_text("run the cell again to resume")).to_be_visible()
     page.screenshot(path=SCREENS / "jupyterlab_interrupted.png")
     kept = actkit.open_cube(work / "runs/slow", partial=True).sizes["sample"]
     assert 0 < kept < 2_000
@@ -163,7 +163,7 @@ def test_a_run_is_watched_interrupted_and_resumed(lab: tuple[str, Path], page: P
     expect(page.get_by_text("2,000 of 2,000 samples")).to_be_visible()
     page.screenshot(path=SCREENS / "jupyterlab_done.png")
     log = (work / "runs/slow/log.txt").read_text()
-    assert f"{2_000 - kept:d} of 2000 samples are to be computed" in log
+    assert f"{2_000 - kept:d} of 2000 samples remain to be computed" in log
     assert actkit.verify(work / "runs/slow").faults == ()
 
 
@@ -191,7 +191,7 @@ def test_plots_and_the_explorer_are_drawn(lab: tuple[str, Path], page: Page) -> 
     expect(page.get_by_role("button", name="CKA")).to_be_visible(timeout=LONG)
     page.get_by_role("button", name="CKA").scroll_into_view_if_needed()
     page.get_by_role("button", name="CKA").click()
-    expect(page.get_by_text("english, without 3 dimensions")).to_be_visible(timeout=LONG)  # of its legend
+    expect(page.get_by_text("english, without top 3 dimensions")).to_be_visible(timeout=LONG)  # of its legend
     page.get_by_role("button", name="Python", exact=True).first.click()
     expect(page.get_by_text("actkit.plots.adjacent_cka(")).to_be_visible(timeout=LONG)
     expect(page.locator(".bk-Figure").last).to_be_visible(timeout=LONG)

@@ -15,7 +15,7 @@ from actkit import plots
 from actkit.plots.style import LANGUAGES, colours
 from tests.stats.conftest import planted
 
-QUICK = {"permutations": 40, "seeds": 1}
+QUICK: dict[str, Any] = {"by": "gender", "permutations": 40, "seeds": 1}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "norms by group": lambda cube: plots.layer_norms(actkit.layer_norms(cube, by="gender")),
     "updates": lambda cube: plots.layer_updates(actkit.layer_updates(cube)),
     "differential": lambda cube: plots.group_differential(actkit.group_differential(cube, **QUICK)),
-    "transfer": lambda cube: plots.transfer(actkit.transfer(cube)),
-    "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube)),
+    "transfer": lambda cube: plots.transfer(actkit.transfer(cube, by="gender")),
+    "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube, by="gender")),
     "cka": lambda cube: plots.cka(actkit.cka(cube)),
     "cka, errors": lambda cube: plots.cka(actkit.cka(cube), "se"),
     "adjacent": lambda cube: plots.adjacent_cka(actkit.adjacent_cka(cube), actkit.transitions(cube)),
@@ -44,6 +44,7 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_both_backends_draw_it(cube: xr.Dataset, tmp_path: Path, name: str) -> None:
     picture = PICTURES[name](cube)
@@ -56,6 +57,7 @@ def test_both_backends_draw_it(cube: xr.Dataset, tmp_path: Path, name: str) -> N
     assert (tmp_path / "x.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["norms", "differential", "transfer", "adjacent", "languages", "projection"])
 def test_axes_say_what_they_show(cube: xr.Dataset, name: str) -> None:
     plot = hv.renderer("bokeh").get_plot(PICTURES[name](cube)).state
@@ -73,6 +75,7 @@ def curves(picture: Any) -> dict[str, str]:
     return {curve.label: hv.Store.lookup_options("bokeh", curve, "style").kwargs["color"] for curve in found}
 
 
+@pytest.mark.slow
 def test_a_language_has_one_colour_everywhere(cube: xr.Dataset) -> None:
     for name in ("norms", "updates", "differential", "adjacent"):
         found = curves(PICTURES[name](cube))
@@ -114,14 +117,15 @@ def test_a_samples_tokens_are_its_norms_with_its_text(cube: xr.Dataset) -> None:
     with pytest.raises(KeyError, match="no sample 999"):
         plots.tokens(cube, 999)
     with pytest.raises(KeyError, match="no `nothing`"):
-        plots.tokens(cube, 0, values="nothing")
+        plots.tokens(cube, 0, variable="nothing")
 
 
+@pytest.mark.slow
 def test_flagged_transitions_are_marked(cube: xr.Dataset) -> None:
     found, abrupt = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
-    abrupt["transition"][:] = abrupt["confirmed"][:] = False
+    abrupt["change_point"][:] = abrupt["confirmed"][:] = False
     none = plots.adjacent_cka(found, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
-    abrupt["transition"][:, 3] = True
+    abrupt["change_point"][:, 3] = True
     abrupt["confirmed"][0, 3] = True
     marked = plots.adjacent_cka(found, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
     assert none == []

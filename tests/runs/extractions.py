@@ -8,7 +8,7 @@ from typing import Any
 
 from actkit import extract
 from actkit.errors import LockedError
-from actkit.extraction import engine
+from actkit.extraction import run as extraction_run
 from actkit.store.layout import CUBE
 
 WINDOWS = 15
@@ -45,13 +45,13 @@ REFUSED = 3
 
 def extract_together(barrier: Barrier, options: Options) -> None:
     """Extract, but wait for another process before taking the lock; exit with ``REFUSED`` without it."""
-    locked = engine.locked
+    locked = extraction_run.locked
 
     def at_once(run: Path) -> AbstractContextManager[None]:
         barrier.wait(60)
         return locked(run)
 
-    engine.locked = at_once  # type: ignore[attr-defined]
+    extraction_run.locked = at_once  # type: ignore[attr-defined]
     try:
         extract(**options, listeners=[])
     except LockedError:

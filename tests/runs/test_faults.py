@@ -17,12 +17,13 @@ import pytest
 from actkit import extract, verify
 from actkit.cli import main
 from actkit.errors import InputError, StorageError
-from actkit.extraction import engine, feeding
-from actkit.extraction.progress import Bar, Progress
+from actkit.extraction import run as extraction_run
+from actkit.extraction.loop import data_loader
+from actkit.extraction.monitoring.progress import Bar, Progress
 from actkit.store.layout import CUBE
-from actkit.store.runs import LOG, STATUS, read_status
+from actkit.store.run_folder import LOG, STATUS, read_status
 from actkit.store.shard_files import ShardWriter
-from actkit.store.writing import CubeWriter
+from actkit.store.writer import CubeWriter
 from actkit.testing import contents
 from tests.disk import watched
 from tests.runs.extractions import REFUSED, WINDOWS, Options, command, extract_together, flags
@@ -57,7 +58,7 @@ def test_an_error_of_the_disk_at_steps_of_a_whole_run(
                 with pytest.raises(StorageError, match=r"Input/output error; committed windows are safe"):
                     extract(**asked)
                 disk.mend()
-                assert read_status(run)["state"] == "failed"
+                assert read_status(run)[0]["state"] == "failed"
                 assert not (run / CUBE).exists() or verify(run).ok
                 extract(**asked)
                 assert contents(run / CUBE) == undisturbed
@@ -86,7 +87,7 @@ def test_a_read_only_folder_is_refused_before_the_model_is_loaded(
     def load(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(engine, "load_model", load)
+    monkeypatch.setattr(extraction_run, "load_model", load)
     begun, new = read_only / "begun", read_only / "new"
     shutil.copytree(finished, begun)
     (begun / CUBE / "committed" / "c.3").unlink()
@@ -191,7 +192,7 @@ def raise_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 THREADS = {
-    "read": (feeding, "batch_prompts", WINDOWS),
+    "read": (data_loader, "batch_prompts", WINDOWS),
     "compress": (ShardWriter, "_compress", WINDOWS * (3 + 1)),
     "write": (CubeWriter, "write", WINDOWS),
 }
@@ -206,7 +207,7 @@ def test_a_thread_that_raises_ends_the_run_with_its_error(
     monkeypatch: pytest.MonkeyPatch,
     thread: str,
 ) -> None:
-    monkeypatch.setattr(engine, "_threads", lambda: 3)
+    monkeypatch.setattr(extraction_run, "_threads", lambda: 3)
     owner, name, calls = THREADS[thread]
     with trials(f"a thread ({thread}) that raises: no hang, its own error, resume identical") as trial:
         for at in (1, 2, calls // 2, calls):
@@ -219,7 +220,7 @@ def test_a_thread_that_raises_ends_the_run_with_its_error(
                         extract(**options, out=str(run), listeners=[events.append])
                 # no thread goes on, and the model does not compute what nobody will write
                 assert not [one.name for one in threading.enumerate() if one.name.startswith("actkit")]
-                assert events[-1].state == read_status(run)["state"] == "failed"
+                assert events[-1].state == read_status(run)[0]["state"] == "failed"
                 assert events[-1].samples - events[-1].committed <= 3 * 4
                 assert f"BrokenError: call {at}" in (run / LOG).read_text()
                 assert verify(run).ok

@@ -19,11 +19,11 @@ import pytest
 from actkit import extract, open_cube, verify
 from actkit.cli import main
 from actkit.errors import ChangedError, LockedError, StorageError
-from actkit.extraction import engine
-from actkit.extraction.progress import Progress
+from actkit.extraction import run as extraction_run
+from actkit.extraction.monitoring.progress import Progress
 from actkit.store.layout import CUBE
-from actkit.store.runs import CONFIG, LOG, read_status
-from actkit.store.writing import CREATING
+from actkit.store.run_folder import CONFIG, LOG, read_status
+from actkit.store.writer import CREATING
 from actkit.testing import contents, flip_bit
 from tests.runs.extractions import WINDOWS, Options, command, flags, write_prompts
 from tests.trials import trials
@@ -114,7 +114,7 @@ def test_fresh_processes(tmp_path: Path, options: Options) -> None:
         seen(run)
     assert said.splitlines()[-1] == "actkit: interrupted; run the same command again to continue"
     assert "Traceback" not in said
-    assert read_status(run)["state"] == "interrupted"
+    assert read_status(run)[0]["state"] == "interrupted"
 
     for out in (run, tmp_path / "undisturbed"):
         extract(**long, out=str(out), listeners=[])
@@ -153,7 +153,7 @@ def test_a_complete_run_computes_nothing(
     def load(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(engine, "load_model", load)
+    monkeypatch.setattr(extraction_run, "load_model", load)
     before = {path: path.stat().st_mtime_ns for path in (run / CUBE).rglob("*")}
     cube = extract(**options, out=str(run), listeners=[])
     assert cube.sizes["sample"] == 60
@@ -161,6 +161,7 @@ def test_a_complete_run_computes_nothing(
     assert contents(run / CUBE) == undisturbed
 
 
+@pytest.mark.slow
 def test_only_what_is_lost_is_computed_again(
     run: Path, options: Options, undisturbed: dict[str, bytes]
 ) -> None:
@@ -204,7 +205,7 @@ def changed(path: Path) -> Iterator[None]:
 )
 def test_another_question_is_refused(run: Path, options: Options, change: Options, fields: list[str]) -> None:
     before = contents(run / CUBE), (run / CONFIG).read_bytes()
-    with pytest.raises(ChangedError, match="holds a cube of other settings") as caught:
+    with pytest.raises(ChangedError, match="contains a cube made with other settings") as caught:
         extract(**{**options, **change}, out=str(run), listeners=[])
     assert [fault.where for fault in caught.value.faults] == fields
     assert (contents(run / CUBE), (run / CONFIG).read_bytes()) == before
@@ -224,6 +225,7 @@ def test_other_weights_or_prompts_are_refused(run: Path, options: Options, name:
     assert contents(run / CUBE) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_a_disk_that_fills_up(
     small_disk: Path, options: Options, undisturbed: dict[str, bytes], capfd: pytest.CaptureFixture[str]
@@ -247,6 +249,7 @@ def test_a_disk_that_fills_up(
     assert contents(run / CUBE) == undisturbed
 
 
+@pytest.mark.slow
 def test_damaged_coordinates_are_restored(run: Path, options: Options, undisturbed: dict[str, bytes]) -> None:
     for name in ("text/c.0", "gender/c.0", "layer/c.0", "has_residual/c.0"):
         flip_bit(run / CUBE / name, 40)

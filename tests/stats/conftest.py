@@ -1,4 +1,4 @@
-"""A cube with something to find: languages that share samples, and groups that part at a known layer."""
+"""A cube with planted effects: languages that share samples, and groups that separate at a known layer."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from actkit import open_cube
 from actkit.testing import synthetic
 
 N_LAYERS, N_IMAGES, HIDDEN = 5, 60, 12
-PARTS_AT = 2  # the layer from which on genders differ
+PARTS_AT = 2  # first layer at which genders differ
 
 
 def planted(run: Path) -> Path:
-    """Write a cube: layers resemble their neighbours until a break after layer 3; genders part at layer 2."""
+    """Write a cube whose adjacent layers are similar except after layer 3; genders separate at layer 2."""
     cube = synthetic(
         n_layers=N_LAYERS,
         n_samples=2 * N_IMAGES,
@@ -65,9 +65,9 @@ def cube(planted_run: Path) -> xr.Dataset:
 
 @pytest.fixture(scope="session")
 def shuffled(cube: xr.Dataset) -> xr.Dataset:
-    """The same samples, in memory and in another order."""
+    """The same samples in memory, in another order."""
     order = np.random.default_rng(0).permutation(cube.sizes["sample"])
     found = cube.compute().isel(sample=order)
-    # languages still come in the same order
+    # the order of languages is unchanged
     first = np.flatnonzero(found.language.values == "english")[0]
     return found.isel(sample=[first, *[at for at in range(len(order)) if at != first]])

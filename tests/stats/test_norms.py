@@ -1,4 +1,4 @@
-"""layer_norms: labels, languages and token rules over a real cube."""
+"""layer_norms: labels, languages and token rules on a real cube."""
 
 from pathlib import Path
 
@@ -18,6 +18,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cube(tmp_path_factory.mktemp("run"), n_samples=20, n_tokens=7, window=4)
 
 
+@pytest.mark.slow
 def test_dims_and_variables(run: Path) -> None:
     norms = actkit.layer_norms(actkit.open_cube(run))
     expected = {"mean", "sample_mean", "median", "p5", "p95", "p99", "max", "low", "high", "n_tokens"}
@@ -39,6 +40,7 @@ def test_numbers_are_those_of_content_tokens_of_the_language(run: Path) -> None:
         np.testing.assert_allclose(norms["max"].sel(language=language), content.max(axis=1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_position_0_is_left_out_where_the_cube_says_so(run: Path) -> None:
     cube = actkit.open_cube(run).load()
     cube["token_kind"] = cube.token_kind.where(cube.token_kind != TokenKind.SPECIAL, TokenKind.TEXT)
@@ -86,20 +88,20 @@ def test_generated_tokens_do_not_count(run: Path) -> None:
     pads = cube.assign_coords(token_kind=xr.where(last, TokenKind.PAD, kinds).transpose(*kinds.dims))
     xr.testing.assert_equal(actkit.layer_norms(generated), actkit.layer_norms(pads))
     fewer = actkit.layer_norms(cube)["n_tokens"] - actkit.layer_norms(generated)["n_tokens"]
-    # ten samples in each language, each of which has a last token
+    # ten samples in each language, each with a last token
     assert (fewer == 10).all()
 
 
-def test_where_a_kept_token_stood_decides_whether_it_was_the_first(run: Path) -> None:
+def test_position_identifies_the_first_token_in_a_reduced_cube(run: Path) -> None:
     cube = actkit.open_cube(run).load()
     cube["token_kind"] = cube.token_kind.where(cube.token_kind != TokenKind.SPECIAL, TokenKind.TEXT)
     cube = cube.assign_attrs(first_is_content=False)
     whole = actkit.layer_norms(cube)
-    # the same tokens, kept without the first one
+    # the same tokens, extracted without the first one
     kept = cube.isel(token=slice(1, None)).assign_coords(token=np.arange(cube.sizes["token"] - 1))
     stood = xr.where(kept.token_kind == TokenKind.PAD, -1, kept.token + 1).transpose("sample", "token")
     xr.testing.assert_allclose(actkit.layer_norms(kept.assign_coords(position=stood)), whole)
-    # without `position`, another one would be taken for the first
+    # without `position`, another token would be taken for the first
     assert (actkit.layer_norms(kept)["n_tokens"] < whole["n_tokens"]).all()
 
 
@@ -119,6 +121,7 @@ def test_layers_without_residual_have_no_norms_and_disturb_no_other(run: Path) -
     cube = actkit.open_cube(run).load()
     whole = actkit.layer_norms(cube)
     cube["norm"] = cube.norm.where(cube.layer != 1)
+    cube = cube.assign_coords(has_residual=("layer", [True, False, True]))
     norms = actkit.layer_norms(cube)
     assert norms["mean"].sel(layer=1).isnull().all()
     xr.testing.assert_equal(norms.sel(layer=[0, 2]), whole.sel(layer=[0, 2]))
@@ -127,27 +130,28 @@ def test_layers_without_residual_have_no_norms_and_disturb_no_other(run: Path) -
 # groups, kinds of tokens, components, updates, massive activations
 
 
-def test_groups_are_told_apart(cube: xr.Dataset, shuffled: xr.Dataset) -> None:
-    found = actkit.layer_norms(cube, by="gender").compute()
-    assert found["mean"].dims == ("language", "gender", "layer")
-    assert found.gender.values.tolist() == ["female", "male"]
+@pytest.mark.slow
+def test_norms_by_group(cube: xr.Dataset, shuffled: xr.Dataset) -> None:
+    result = actkit.layer_norms(cube, by="gender").compute()
+    assert result["mean"].dims == ("language", "gender", "layer")
+    assert result.gender.values.tolist() == ["female", "male"]
     part = cube.where((cube.gender == "male") & (cube.language == "arabic"), drop=True)
     alone = actkit.layer_norms(part).compute()
     for name in ("mean", "median", "max", "n_tokens"):
-        np.testing.assert_allclose(found[name].sel(language="arabic", gender="male"), alone[name][0])
+        np.testing.assert_allclose(result[name].sel(language="arabic", gender="male"), alone[name][0])
     with pytest.raises(InputError, match="by: the cube has no label `colour`"):
         actkit.layer_norms(cube, by="colour")
-    # intervals too: resampling goes by the names of samples
-    xr.testing.assert_allclose(actkit.layer_norms(shuffled, by="gender"), found, rtol=1e-9)
+    # intervals too, because resampling orders samples by id
+    xr.testing.assert_allclose(actkit.layer_norms(shuffled, by="gender"), result, rtol=1e-9)
 
 
 @pytest.mark.parametrize("tokens", ["special", "first", "all", "text"])
 def test_other_tokens_apart(cube: xr.Dataset, tokens: str) -> None:
-    found = actkit.layer_norms(cube, tokens=tokens)["n_tokens"].sum("language").values[0]
+    result = actkit.layer_norms(cube, tokens=tokens)["n_tokens"].sum("language").values[0]
     kinds, real = cube.token_kind.values, np.arange(6) < cube.n_tokens.values[:, None]
     counts = {"special": (kinds == 1), "first": real & (np.arange(6) == 0), "all": real, "text": kinds == 3}
-    assert found == counts[tokens].sum()
-    with pytest.raises(InputError, match="tokens: 'sinks' is no kind of token"):
+    assert result == counts[tokens].sum()
+    with pytest.raises(InputError, match="tokens: 'sinks' is not a kind of token"):
         actkit.layer_norms(cube, tokens="sinks")
 
 
@@ -155,9 +159,9 @@ def test_rms_and_outliers(cube: xr.Dataset) -> None:
     part = cube.compute()
     part["norm"] = part.norm.copy()
     part.norm[1, 0, 2] = 1e4
-    found = actkit.layer_norms(part)
-    np.testing.assert_allclose(found["rms"] * np.sqrt(12), found["mean"])
-    assert found["n_outliers"].sel(language="english").values.tolist() == [0, 1, 0, 0, 0]
+    result = actkit.layer_norms(part)
+    np.testing.assert_allclose(result["rms"] * np.sqrt(12), result["mean"])
+    assert result["n_outliers"].sel(language="english").values.tolist() == [0, 1, 0, 0, 0]
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +174,12 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
     return actkit.open_cube(run)
 
 
+@pytest.mark.slow
 def test_norms_of_components(everything: xr.Dataset) -> None:
     residual = actkit.layer_norms(everything)
     attention = actkit.layer_norms(everything, component="attention")
     np.testing.assert_allclose(attention["mean"], residual["mean"] / 2, rtol=1e-6)
-    # one layer's mlp was not captured
+    # the mlp of one layer was not captured
     mlp = actkit.layer_norms(everything, component="mlp")
     assert mlp.layer.values.tolist() == [1, 2, 3]
     np.testing.assert_allclose(mlp["mean"], residual["mean"].sel(layer=[1, 2, 3]) / 3, rtol=1e-6)
@@ -184,10 +189,11 @@ def test_norms_of_components(everything: xr.Dataset) -> None:
         actkit.layer_norms(everything.drop_vars("attention"), component="attention")
 
 
+@pytest.mark.slow
 def test_updates_are_those_of_numpy(cube: xr.Dataset) -> None:
-    found = actkit.layer_updates(cube)
-    assert dask.is_dask_collection(found)
-    own = found.sel(language="arabic").compute()
+    result = actkit.layer_updates(cube)
+    assert dask.is_dask_collection(result)
+    own = result.sel(language="arabic").compute()
     rows = cube.language.values == "arabic"
     content = cube.token_kind.values[rows] == TokenKind.TEXT
     tokens = cube.residual.values[:, rows][:, content].astype(np.float64)
@@ -207,16 +213,16 @@ def test_massive_activations_are_found_where_they_are(cube: xr.Dataset) -> None:
     part = cube.compute().copy(deep=True)
     sample = int(np.flatnonzero(part.language.values == "arabic")[3])
     part.residual[2, sample, 1, 7] = -5000
-    found = actkit.massive_activations(part).sel(language="arabic", layer=2)
-    assert (int(found.at_sample), int(found.at_token), int(found.at_hidden)) == (sample, 1, 7)
-    assert float(found["max"]) == 5000
+    result = actkit.massive_activations(part).sel(language="arabic", layer=2)
+    assert (int(result.at_sample), int(result.at_token), int(result.at_hidden)) == (sample, 1, 7)
+    assert float(result["max"]) == 5000
     rows = np.flatnonzero(part.language.values == "arabic")
     medians = [
         np.median(np.abs(part.residual.values[2, row][part.token_kind.values[row] == TokenKind.TEXT]))
         for row in rows
     ]
-    assert float(found["median"]) == pytest.approx(np.median(medians))
-    assert float(found.ratio) == pytest.approx(5000 / np.median(medians))
+    assert float(result["median"]) == pytest.approx(np.median(medians))
+    assert float(result.ratio) == pytest.approx(5000 / np.median(medians))
     assert dask.is_dask_collection(actkit.massive_activations(cube))
 
 

@@ -1,4 +1,4 @@
-"""transitions: a break is found, confirmed in halves, and none is found where there is none."""
+"""transitions: a planted change point is found and confirmed, and none is found without one."""
 
 import dask
 import numpy as np
@@ -11,7 +11,7 @@ from actkit.testing import write_cube
 
 
 def layered(breaks: tuple[int, ...], n_layers: int = 12) -> xr.Dataset:
-    """Make layers that change a little from one to the next, and much after some."""
+    """Return layers with small updates, and large ones after some layers."""
     rng = np.random.default_rng(0)
     cube = actkit.open_cube(write_cube(n_layers=n_layers, n_samples=160, hidden=10, window=160)).load()
     vectors = rng.standard_normal((160, 10))
@@ -23,34 +23,35 @@ def layered(breaks: tuple[int, ...], n_layers: int = 12) -> xr.Dataset:
     return cube
 
 
-def test_a_break_is_found_and_confirmed() -> None:
-    found = actkit.transitions(layered((6,)))
-    assert found.distance.dims == ("language", "layer")
+@pytest.mark.slow
+def test_change_point_is_found_and_confirmed() -> None:
+    result = actkit.transitions(layered((6,)))
+    assert result.distance.dims == ("language", "layer")
     for language in ("english", "arabic"):
-        own = found.sel(language=language)
-        assert own.layer.values[own.transition.values].tolist() == [6]
+        own = result.sel(language=language)
+        assert own.layer.values[own.change_point.values].tolist() == [6]
         assert own.layer.values[own.confirmed.values].tolist() == [6]
         assert float(own.stability.sel(layer=6)) >= 0.9
     neighbours = actkit.adjacent_cka(layered((6,)))
-    np.testing.assert_allclose(found.distance, 1 - neighbours.cka, atol=1e-12)
-    np.testing.assert_allclose(found.low, 1 - neighbours.high, atol=1e-9)
+    np.testing.assert_allclose(result.distance, 1 - neighbours.cka, atol=1e-12)
+    np.testing.assert_allclose(result.low, 1 - neighbours.high, atol=1e-9)
 
 
-def test_no_break_is_none() -> None:
-    found = actkit.transitions(layered(()))
-    assert not found.transition.any()
-    assert not found.confirmed.any()
-    assert found.stability.isnull().all()
+def test_no_change_point_without_a_break() -> None:
+    result = actkit.transitions(layered(()))
+    assert not result.change_point.any()
+    assert not result.confirmed.any()
+    assert result.stability.isnull().all()
 
 
 def test_it_is_lazy_and_order_changes_nothing(cube: xr.Dataset, shuffled: xr.Dataset) -> None:
-    lazy = actkit.transitions(cube, pairs="image_id")
+    lazy = actkit.transitions(cube, cluster="image_id")
     assert dask.is_dask_collection(lazy)
     xr.testing.assert_allclose(
-        lazy.compute(), actkit.transitions(shuffled, pairs="image_id"), rtol=1e-9, atol=1e-9
+        lazy.compute(), actkit.transitions(shuffled, cluster="image_id"), rtol=1e-9, atol=1e-9
     )
 
 
-def test_few_layers_show_nothing(cube: xr.Dataset) -> None:
-    with pytest.raises(InputError, match="3 layers show no change that stands out"):
+def test_too_few_layers_are_an_error(cube: xr.Dataset) -> None:
+    with pytest.raises(InputError, match="3 layers are too few to detect change points"):
         actkit.transitions(cube.isel(layer=slice(0, 3)))

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actkit.schema import VARIABLES
 from actkit.store.layout import CUBE
-from actkit.store.writing import CubeWriter
+from actkit.store.writer import CubeWriter
 from actkit.testing import Synthetic, contents, synthetic
 
 # three windows, the last of them not full
@@ -34,6 +35,15 @@ class Subject:
         """Return a run folder that holds so many windows."""
         shutil.rmtree(to, ignore_errors=True)
         return Path(shutil.copytree(self.states[windows], to))
+
+    def of_window(self, window: int) -> dict[str, bytes]:
+        """Return every file of a window, but those that say of it that it is committed."""
+        axes = {name: VARIABLES[name].sample_axis for name in self.numbers.values}
+        keys = {name: ["0"] * len(VARIABLES[name].dims) for name in axes}
+        for name, axis in axes.items():
+            keys[name][axis] = str(window)
+        paths = [f"{CUBE}/{name}/c.{'.'.join(key)}" for name, key in keys.items()]
+        return {path: self.whole[path] for path in paths}
 
     def write(self, run: Path, window: int) -> None:
         CubeWriter(run / CUBE, self.numbers.plan).write(window, self.numbers.part(window))

@@ -18,7 +18,7 @@ import pytest
 from actkit import open_cube
 from actkit.errors import StorageError
 from actkit.store.layout import CUBE
-from actkit.store.writing import CREATING, CubeWriter
+from actkit.store.writer import CREATING, CubeWriter
 from actkit.testing import synthetic
 from tests.disk import Disk, Killed
 from tests.store.subject import SIZES, Subject, subject
@@ -65,18 +65,17 @@ def steps_of_window(tried: Subject, run: Path, window: int, disk: Disk) -> list[
 # errors of the disk, at every step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lasting", [False, pytest.param(True, marks=NIGHTLY)], ids=["once", "from then on"])
 @pytest.mark.parametrize("after", [False, pytest.param(True, marks=NIGHTLY)], ids=["refused", "unanswered"])
 def test_an_error_at_every_step_of_writing(
     tried: Subject, run: Path, disk: Disk, lasting: bool, after: bool
 ) -> None:
     how = f"{'from then on' if lasting else 'once'}, {'having' if after else 'not having'} taken place"
-    with trials(
-        f"I/O error at every open, write, fsync, rename, unlink × 3 windows, {tried.what} ({how})"
-    ) as trial:
+    with trials(f"I/O error at every open, write, fsync, rename × 3 windows, {tried.what} ({how})") as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
-            assert {kind for kind, _ in steps} == {"open", "write", "fsync", "rename", "unlink"}
+            assert {kind for kind, _ in steps} == {"open", "write", "fsync", "rename"}  # nothing is removed
             for at, (kind, path) in enumerate(steps, start=1):
                 tried.copy(window, run)
                 with trial(f"window {window}, {kind} of {path.relative_to(run)}"):
@@ -91,6 +90,7 @@ def test_an_error_at_every_step_of_writing(
                     tried.check_rerun(run)
 
 
+@pytest.mark.slow
 def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, disk: Disk) -> None:
     codes = (errno.EIO, errno.ESTALE, errno.EBUSY)
     each = itertools.cycle(codes)
@@ -128,6 +128,7 @@ def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, dis
                 tried.check_rerun(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "error"])
 @pytest.mark.parametrize("stride", [17, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
 def test_an_end_while_a_cube_is_created(
@@ -184,18 +185,22 @@ def test_a_write_that_outlives_its_failed_creation_does_not_meet_the_next(
 # ends, at every step
 
 
-def test_an_end_at_every_step_leaves_numbers_that_are_right(tried: Subject, run: Path, disk: Disk) -> None:
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
+def test_an_end_at_a_step_leaves_numbers_that_are_right(
+    tried: Subject, run: Path, disk: Disk, stride: int
+) -> None:
     numbers = tried.numbers
-    what = f"an end at every step of the commit × 3 windows: what then opens is right, {tried.what}"
+    which = "every step" if stride == 1 else "steps"
+    what = f"an end at {which} of the commit × 3 windows: what then opens is right, {tried.what}"
     with trials(what) as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             (commit,) = (
                 at
                 for at, (kind, path) in enumerate(steps, start=1)
-                if kind == "rename" and path.parent.name == "committed"
+                if kind == "rename" and path.name == f"c.{window}" and path.parent.name == "committed"
             )
-            for at in range(1, len(steps) + 1):
+            for at in sorted({*range(1, len(steps) + 1, stride), commit, commit + 1}):
                 tried.copy(window, run)
                 with trial(f"window {window}, step {at}"):
                     writer = CubeWriter(run / CUBE, numbers.plan)
@@ -210,12 +215,14 @@ def test_an_end_at_every_step_leaves_numbers_that_are_right(tried: Subject, run:
                     tried.check_safe(run, window)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", pytest.param("everything", marks=NIGHTLY)])
-def test_a_kill_by_the_kernel_at_every_step(tmp_path: Path, size: str) -> None:
-    command = [sys.executable, "-m", "tests.store.killing", size, str(tmp_path)]
+def test_a_kill_by_the_kernel_at_a_step(tmp_path: Path, size: str) -> None:
+    command = [sys.executable, "-m", "tests.store.killed_writers", size, str(tmp_path)]
     root = Path(__file__).parents[2]
     variables = len(synthetic(**SIZES[size]).values)
-    what = f"kill -9 (a real one) at every step of the commit × 3 windows, {variables} variables"
+    which = "every step" if size == "everything" else "every third step"
+    what = f"kill -9 (a real one) at {which} of the commit × 3 windows, {variables} variables"
     met = set()
     with (
         trials(what) as trial,
@@ -255,6 +262,7 @@ def refused(act: Callable[[], object], what: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
 def test_a_disk_that_is_full_after_every_page_of_a_window(small_disk: Path, wide: Subject) -> None:
     run = small_disk / "run"
@@ -277,6 +285,7 @@ def test_a_disk_that_is_full_after_every_page_of_a_window(small_disk: Path, wide
             assert pages > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
 def test_a_disk_that_is_full_while_a_cube_is_created(small_disk: Path, wide: Subject) -> None:
     run = small_disk / "run"

@@ -12,11 +12,12 @@ import xarray as xr
 import zarr
 
 from actkit import open_cube
+from actkit.batch_plan import CHUNK_BYTES
 from actkit.errors import CorruptError, CubeError
-from actkit.planning import CHUNK_BYTES
 from actkit.schema import VARIABLES, VISION
 from actkit.store.layout import CUBE, array_names, array_of, cube_path, open_group, shard_region, shards
 from actkit.store.ragged import Ragged
+from actkit.store.receipts import receipt_name
 from actkit.testing import contents, synthetic
 
 BLOSC = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
@@ -66,7 +67,7 @@ def garbage(path: Path) -> None:
     ("make", "message"),
     [
         (foreign_group, "was not written by actkit; this version reads format 2"),
-        (dataset_of_xarray, "was not written by actkit; this version reads format 2"),
+        (dataset_of_xarray, "was written by xarray, without checksums or ledger"),
         (older_format, "is of format 1; this version reads format 2"),
         (newer_format, "is of format 3; this version reads format 2"),
         (array_instead, "cannot be opened as a zarr v3 group"),
@@ -269,9 +270,11 @@ def test_nothing_else_lies_in_a_cube(intact: Path) -> None:
     expected = {"zarr.json", "vision/zarr.json", *(f"{name}/zarr.json" for name in array_names(group))}
     for name in array_names(group):
         expected |= {str(shard) for shard in shards(intact / CUBE, array_of(group, name))}
+    expected |= {receipt_name(window) for window in (None, 0, 1, 2)}
     assert set(contents(intact / CUBE)) == expected
 
 
+@pytest.mark.slow
 def test_a_cube_depends_on_neither_time_nor_host_nor_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from actkit import open_cube
 from actkit.errors import CorruptError
-from actkit.store import reading
+from actkit.store import reader
 from actkit.store.layout import CUBE
 from actkit.testing import flip_bit, write_cube
 
@@ -17,7 +17,7 @@ from actkit.testing import flip_bit, write_cube
 @pytest.fixture(autouse=True)
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the cubes of these tests count as large."""
-    monkeypatch.setattr(reading, "AT_ONCE", 3)
+    monkeypatch.setattr(reader, "AT_ONCE", 3)
 
 
 def is_loaded(cube: xr.Dataset, name: str) -> bool:
@@ -29,6 +29,7 @@ def run(tmp_path: Path) -> Path:
     return write_cube(tmp_path / "run", n_samples=10)
 
 
+@pytest.mark.slow
 def test_the_same_as_a_small_cube(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lazy = open_cube(run)
     monkeypatch.undo()
@@ -56,6 +57,7 @@ USES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_it_is_used_like_any_other(run: Path, monkeypatch: pytest.MonkeyPatch, use: str) -> None:
     found = USES[use](open_cube(run))
@@ -63,6 +65,7 @@ def test_it_is_used_like_any_other(run: Path, monkeypatch: pytest.MonkeyPatch, u
     np.testing.assert_equal(found, USES[use](open_cube(run)))
 
 
+@pytest.mark.slow
 def test_committed_samples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_cube(tmp_path / "partial", n_samples=10, windows=[0, 2])
     lazy = open_cube(run, partial=True)

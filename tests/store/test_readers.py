@@ -57,6 +57,7 @@ def test_zarr_alone_reads_the_same(
         np.testing.assert_array_equal(np.asarray(array[...]), stored(name).values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in VARIABLES if VARIABLES[name].dtype != "str"])
 def test_tensorstore_reads_the_same(intact: Path, stored: Callable[[str], xr.DataArray], name: str) -> None:
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(intact / CUBE / name)}}
@@ -92,6 +93,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_one_layer_reads_its_share_of_the_bytes(large: Path) -> None:
     cube = open_cube(large)
     size = sum(path.stat().st_size for path in (large / CUBE / "residual").glob("c.*"))
@@ -121,6 +123,7 @@ def test_the_graph_stays_small(large: Path) -> None:
     assert len(cube.sel(layer=2).residual.data.dask) < 15
 
 
+@pytest.mark.slow
 def test_ten_thousand_samples_open_at_once(tmp_path: Path) -> None:
     numbers = synthetic(n_layers=2, n_samples=10_000, n_tokens=4, hidden=4, window=16)
     numbers.create(tmp_path).write(0, numbers.part(0))
@@ -139,12 +142,13 @@ def test_ten_thousand_samples_open_at_once(tmp_path: Path) -> None:
     assert seconds < 2
 
 
+@pytest.mark.slow
 def test_opening_and_analysing_import_no_torch(intact: Path) -> None:
     code = (
         "import sys, actkit\n"
         "cube = actkit.open_cube(sys.argv[1])\n"
         "cube.groupby('language').mean().load()\n"
-        "actkit.layer_norms(cube).load(), actkit.verify(sys.argv[1]), actkit.tokens(cube, 3)\n"
+        "actkit.layer_norms(cube).load(), actkit.verify(sys.argv[1]), actkit.token_strings(cube, 3)\n"
         "actkit.open_cube(sys.argv[1], group='vision').load()\n"
         "print([name for name in ('torch', 'transformers', 'tokenizers') if name in sys.modules])\n"
     )

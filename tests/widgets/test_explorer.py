@@ -11,7 +11,7 @@ from actkit import open_cube
 from actkit.testing import synthetic, write_cube
 from actkit.widgets import explorer as explorer_module
 from actkit.widgets.explorer import Explorer
-from actkit.widgets.samples import SampleList
+from actkit.widgets.sample_list import SampleList
 
 hv.extension("bokeh")
 
@@ -25,15 +25,17 @@ def panes(explorer: Explorer) -> list[Any]:
     return list(explorer._plots.select(lambda own: type(own).__name__ == "HoloViews"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tab", Explorer.TABS)
 def test_every_tab_draws(run: Path, tab: str) -> None:
-    explorer = Explorer(run, tab=tab, pairs="", sample=3)
+    explorer = Explorer(run, tab=tab, cluster="", sample=3)
     explorer.show()
     assert len(panes(explorer)) == {"norms": 2, "groups": 2, "cka": 2, "updates": 1, "samples": 2}[tab]
     for pane in panes(explorer):
         assert pane.get_root() is not None
 
 
+@pytest.mark.slow
 def test_a_layer_is_marked_everywhere_and_a_click_chooses_it(run: Path) -> None:
     explorer = Explorer(run, tab="cka", layer=1)
     explorer.show()
@@ -52,6 +54,7 @@ def test_a_layer_is_marked_everywhere_and_a_click_chooses_it(run: Path) -> None:
     assert explorer.layer == 4
 
 
+@pytest.mark.slow
 def test_a_layer_of_a_map_is_where_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = open_cube(write_cube(tmp_path / "run", n_layers=4)).sel(layer=[1, 3])
     monkeypatch.setattr(explorer_module, "open_cube", lambda *_path, **_options: some)
@@ -65,6 +68,7 @@ def test_a_layer_of_a_map_is_where_it_is_drawn(tmp_path: Path, monkeypatch: pyte
     assert explorer.layer == 1
 
 
+@pytest.mark.slow
 def test_a_point_that_is_clicked_is_a_sample(run: Path) -> None:
     explorer = Explorer(run, tab="samples", layer=2)
     picture = explorer._wanted()[0]
@@ -81,9 +85,9 @@ def test_a_point_that_is_clicked_is_a_sample(run: Path) -> None:
 
 def test_what_a_link_asks_for(run: Path) -> None:
     explorer = Explorer(run)
-    wrong = explorer.choose({"layer": 2, "tab": "cka", "by": "nope", "values": "median", "sample": 5})
+    wrong = explorer.choose({"layer": 2, "tab": "cka", "by": "nope", "vectors": "median", "sample": 5})
     assert (explorer.layer, explorer.tab, explorer.sample) == (2, "cka", 5)
-    assert [line.partition(":")[0] for line in wrong] == ["by", "values"]
+    assert [line.partition(":")[0] for line in wrong] == ["by", "vectors"]
     assert explorer.choose({"layer": 3.0, "sample": -1.0}) == []
     assert (explorer.layer, explorer.sample) == (3, -1)
     assert explorer.choose({"layer": "99", "sample": "2"}) == ["layer: 99 is not in this cube"]
@@ -92,10 +96,11 @@ def test_what_a_link_asks_for(run: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_is_chosen_is_what_a_link_says(run: Path) -> None:
     explorer = Explorer(run)
     assert explorer.chosen == {"layer": explorer.layer, "tab": "norms"}
-    asked = {"layer": 1, "tab": "cka", "by": "", "values": "last", "languages": ["arabic"]}
+    asked = {"layer": 1, "tab": "cka", "by": "", "vectors": "last", "languages": ["arabic"]}
     explorer.choose(asked)
     assert explorer.chosen == asked
     again = Explorer(run)
@@ -103,11 +108,12 @@ def test_what_is_chosen_is_what_a_link_says(run: Path) -> None:
     assert again.chosen == asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("languages", [[], ["arabic"]], ids=["all", "one"])
 @pytest.mark.parametrize("tab", Explorer.TABS)
 def test_the_python_that_is_shown_makes_what_is_shown(run: Path, tab: str, languages: list[str]) -> None:
     explorer = Explorer(
-        run, tab=tab, pairs="", sample=3, estimator="cka_biased", tokens="all", languages=languages
+        run, tab=tab, cluster="", sample=3, estimator="cka_biased", tokens="all", languages=languages
     )
     for picture in explorer._wanted():
         shown, _ = picture.make()
@@ -126,14 +132,15 @@ def test_the_python_that_is_shown_makes_what_is_shown(run: Path, tab: str, langu
             pd.testing.assert_frame_equal(one, other)
 
 
+@pytest.mark.slow
 def test_two_of_several_groups(tmp_path: Path) -> None:
-    explorer = Explorer(write_cube(tmp_path / "run", n_samples=48), tab="groups", by="image_id", pairs="")
+    explorer = Explorer(write_cube(tmp_path / "run", n_samples=48), tab="groups", by="image_id", cluster="")
     explorer.show()
     alerts = explorer._plots.select(lambda own: type(own).__name__ == "Alert")
-    assert "choose two under Compared groups" in alerts[0].title
+    assert "choose two under Groups to compare" in alerts[0].title
     names = explorer._between.options[:2]
     explorer.between = names
-    assert "labels" in explorer._wanted()[0].code
+    assert "between=" in explorer._wanted()[0].code
     explorer.by = "gender"
     assert explorer.between == []
     assert not explorer._between.visible
@@ -169,6 +176,7 @@ def test_what_cannot_be_computed_is_said(run: Path) -> None:
     assert "image_id" in alerts[0].title
 
 
+@pytest.mark.slow
 def test_a_cube_that_grows_is_seen(tmp_path: Path) -> None:
     numbers = synthetic(n_samples=12, window=4)
     (tmp_path / "run").mkdir()
@@ -182,6 +190,7 @@ def test_a_cube_that_grows_is_seen(tmp_path: Path) -> None:
     assert "8 samples" in explorer._what.object
 
 
+@pytest.mark.slow
 def test_markup_is_text(tmp_path: Path) -> None:
     (tmp_path / "<b>run").mkdir()
     explorer = Explorer(write_cube(tmp_path / "<b>run"))
@@ -189,6 +198,7 @@ def test_markup_is_text(tmp_path: Path) -> None:
     assert "&lt;b&gt;run" in explorer._what.object
 
 
+@pytest.mark.slow
 def test_files_and_code(run: Path) -> None:
     explorer = Explorer(run, tab="norms", by="gender")
     explorer.show()

@@ -14,3 +14,6 @@ def test_layers_are_said_back() -> None:
     assert echo("x", counts)[1].startswith("cannot read `x`")
     assert echo("all", {}) == ("", "", ())
     assert layer_counts("/nowhere") == layer_counts("nobody/knows-it") == {}
+    # while it is typed
+    assert layer_counts("") == layer_counts("nobody/") == layer_counts("a//b") == {}
+    assert layer_counts(__file__) == {}  # as of a GGUF file

@@ -1,1 +1,1 @@
-"""A checkpoint to a model whose blocks and their parts are found and checked."""
+"""Checkpoints, the models loaded from them, and the hook points of these models."""

@@ -1,1 +1,1 @@
-"""Rows to what a model reads."""
+"""Rows of data as token ids, with the kind and the text of each token."""

@@ -1,1 +1,1 @@
-"""Formulas on plain arrays, without labels; float64 throughout."""
+"""Formulas on plain arrays, without labels, in float64."""

@@ -1,25 +1,25 @@
-"""How two groups of vectors differ: labels permuted as they could have been, effects, directions."""
+"""Differences between two groups of vectors: label permutations, effect sizes, directions."""
 
 import numpy as np
 
-_BLOCKS = 50  # of the jackknife
-_MEMORY = 2**27
+_BLOCKS = 50  # maximum number of jackknife blocks
+_MEMORY = 2**27  # bytes
 
 
 def permuted(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Draw labels as they could have been, had they nothing to do with the vectors.
+    """Draw label permutations under the null hypothesis that respect the clusters.
 
     Parameters
     ----------
     labels
         Boolean, dims ``(sample,)``.
     groups
-        Integers from 0, dims ``(sample,)``. Labels change places within each group that has both, as
-        twins do; and between groups that have one alone, each group as a whole.
+        Cluster of each sample, integers from 0, dims ``(sample,)``. Labels are permuted within clusters that
+        contain both (such as twins), and exchanged between whole clusters that contain only one.
     count
-        How many to draw.
+        Number of permutations.
     seed
-        Of the draws.
+        Random seed of the permutations.
 
     Returns
     -------
@@ -31,25 +31,25 @@ def permuted(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int) -
     positive = np.bincount(groups, weights=labels)
     mixed = (positive > 0) & (positive < sizes)
     order = np.argsort(groups, kind="stable")
-    first = np.cumsum(sizes) - sizes
+    starts = np.cumsum(sizes) - sizes
     pure = np.flatnonzero(~mixed & (sizes > 0))
-    own = labels[order][first[pure]]
+    pure_labels = labels[order][starts[pure]]
     drawn = np.empty((count, len(labels)), dtype=bool)
-    of_group = np.zeros(len(sizes), dtype=bool)
-    inside = mixed[groups]
+    group_labels = np.zeros(len(sizes), dtype=bool)
+    in_mixed = mixed[groups]
     for row in drawn:
-        of_group[pure] = rng.permutation(own)
-        row[:] = of_group[groups]
-        # sorted by group and then at random, the labels of each group stay among its samples
+        group_labels[pure] = rng.permutation(pure_labels)
+        row[:] = group_labels[groups]
+        # sorting by group, then at random, shuffles labels within each group
         shuffled = np.lexsort((rng.random(len(labels)), groups))
         swapped = np.empty_like(labels)
         swapped[order] = labels[shuffled]
-        row[inside] = swapped[inside]
+        row[in_mixed] = swapped[in_mixed]
     return drawn
 
 
 def contrast(labels: np.ndarray) -> np.ndarray:
-    """Return weights that make the difference of means, the second group less the first.
+    """Return the weights of a difference between group means: the second group minus the first.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def contrast(labels: np.ndarray) -> np.ndarray:
         return np.asarray(np.where(labels, 1 / positive, -1 / negative))
 
 
-def effect(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
-    """Return how far apart the means are, squared, as a ratio to the variance within the groups.
+def squared_smd(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """Return the squared standardized mean difference, with the bias of the squared distance removed.
 
     Parameters
     ----------
@@ -72,69 +72,82 @@ def effect(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = 
     labels
         Boolean, dims ``(sample,)``.
     groups
-        Which samples are not independent, dims ``(sample,)``.
+        Cluster of each sample, dims ``(sample,)``; by default, samples are independent.
 
     Returns
     -------
     float
-        What chance alone adds to the squared distance is taken off, so that it may be negative.
+        The squared distance between the means, minus its expectation under no difference, over the total
+        within-group variance. It may be negative; NaN if the variance is 0.
     """
     positive, negative = vectors[labels].astype(np.float64), vectors[~labels].astype(np.float64)
     means = positive.mean(axis=0), negative.mean(axis=0)
-    spreads = np.square(positive - means[0]).sum(), np.square(negative - means[1]).sum()
+    scatters = np.square(positive - means[0]).sum(), np.square(negative - means[1]).sum()
     counts = len(positive), len(negative)
-    within = (spreads[0] + spreads[1]) / (sum(counts) - 2)
+    within = (scatters[0] + scatters[1]) / (sum(counts) - 2)
     difference = means[0] - means[1]
     if groups is None:
-        chance = sum(spread / (count * (count - 1)) for spread, count in zip(spreads, counts, strict=True))
+        chance = sum(spread / (count * (count - 1)) for spread, count in zip(scatters, counts, strict=True))
     else:
-        left = np.empty(vectors.shape)
-        left[labels] = (positive - means[0]) / counts[0]
-        left[~labels] = (means[1] - negative) / counts[1]
+        residuals = np.empty(vectors.shape)
+        residuals[labels] = (positive - means[0]) / counts[0]
+        residuals[~labels] = (means[1] - negative) / counts[1]
         order = np.argsort(groups, kind="stable")
         starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1))
-        summed = np.add.reduceat(left[order], starts)
-        chance = np.square(summed).sum() * len(starts) / max(len(starts) - 1, 1)
+        cluster_sums = np.add.reduceat(residuals[order], starts)
+        chance = np.square(cluster_sums).sum() * len(starts) / max(len(starts) - 1, 1)
     return float((difference @ difference - chance) / within) if within > 0 else float("nan")
 
 
-def effect_error(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, *, seed: int) -> float:
-    """Return the standard error of :func:`effect`, by a jackknife of up to 50 blocks of groups."""
-    own = np.arange(len(labels)) if groups is None else groups
-    names = np.unique(own)
+def squared_smd_error(
+    vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, *, seed: int
+) -> float:
+    """Return the standard error of :func:`squared_smd` from a jackknife over up to 50 blocks of clusters."""
+    ids = np.arange(len(labels)) if groups is None else groups
+    names = np.unique(ids)
     shuffled = np.random.default_rng(seed).permutation(names)
     block_of = dict(zip(shuffled.tolist(), (np.arange(len(names)) % _BLOCKS).tolist(), strict=True))
-    block = np.array([block_of[name] for name in own.tolist()])
-    left: list[float] = []
+    block = np.array([block_of[name] for name in ids.tolist()])
+    estimates: list[float] = []
     for number in range(min(_BLOCKS, len(names))):
         kept = block != number
         if 1 < labels[kept].sum() < kept.sum() - 1:
-            left.append(effect(vectors[kept], labels[kept], None if groups is None else groups[kept]))
-    if len(left) < 2:
+            estimates.append(
+                squared_smd(vectors[kept], labels[kept], None if groups is None else groups[kept])
+            )
+    if len(estimates) < 2:
         return float("nan")
-    return float(np.sqrt((len(left) - 1) / len(left) * np.square(np.array(left) - np.mean(left)).sum()))
+    return float(
+        np.sqrt(
+            (len(estimates) - 1) / len(estimates) * np.square(np.array(estimates) - np.mean(estimates)).sum()
+        )
+    )
 
 
 def cohens_d(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return Cohen's d of each dimension, the second group less the first.
+    """Return Cohen's d of each dimension: the second group minus the first.
 
     Parameters
     ----------
     vectors
         Dims ``(sample, hidden)``.
     labels
-        Boolean, dims ``(..., sample)``: one row a permutation.
+        Boolean, dims ``(..., sample)``: one row per permutation.
 
     Returns
     -------
     numpy.ndarray
-        Dims ``(..., hidden)``; 0 where a dimension is constant.
+        Dims ``(..., hidden)``; 0 for constant dimensions.
+
+    Notes
+    -----
+    Cohen, Statistical power analysis for the behavioral sciences, 2nd edition, Erlbaum 1988.
     """
     exact = vectors.astype(np.float64)
     exact -= exact.mean(axis=0)
     positive = labels.sum(axis=-1)[..., None]
     negative = labels.shape[-1] - positive
-    sums = labels.astype(np.float64) @ exact  # those of the others are their opposite
+    sums = labels.astype(np.float64) @ exact  # the sums of the other group are their negatives
     with np.errstate(invalid="ignore", divide="ignore"):
         difference = sums / positive + sums / negative
         between = np.square(sums) / positive + np.square(sums) / negative
@@ -153,40 +166,40 @@ def largest_d(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def halves(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Return weights that make differences of means in halves of the groups.
+    """Return the weights of differences between group means in random halves of the clusters.
 
     Parameters
     ----------
     labels
         Boolean, dims ``(sample,)``.
     groups
-        Integers from 0, dims ``(sample,)``; a group is in one half.
+        Cluster of each sample, integers from 0, dims ``(sample,)``; clusters are never split.
     count
-        How often to draw halves.
+        Number of random splits.
     seed
-        Of the draws.
+        Random seed of the splits.
 
     Returns
     -------
     numpy.ndarray
-        Dims ``(half, split, sample)``, with 2 halves; 0 where a sample is in the other one.
+        Dims ``(half, split, sample)``, with 2 halves; 0 for samples in the other half.
     """
     rng = np.random.default_rng(seed)
     weights = np.zeros((2, count, len(labels)))
     n_groups = int(groups.max()) + 1
-    # as many groups of each kind in both, so that no half lacks a label
+    # both halves get equally many groups of each kind, so that neither lacks a label
     kind = np.bincount(groups, weights=labels) > 0
     for split in range(count):
-        place = np.empty(n_groups, dtype=np.int64)
-        place[np.lexsort((rng.random(n_groups), kind))] = np.arange(n_groups) + split
+        rank = np.empty(n_groups, dtype=np.int64)
+        rank[np.lexsort((rng.random(n_groups), kind))] = np.arange(n_groups) + split
         for half in (0, 1):
-            chosen = place[groups] % 2 == half
+            chosen = rank[groups] % 2 == half
             weights[half, split, chosen] = contrast(labels[chosen])
     return weights
 
 
-def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return cosines of vectors, dims ``(..., hidden)``; NaN where one is 0."""
+def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return cosine similarities of vectors, dims ``(..., hidden)``; NaN if a vector is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(two, axis=-1)
-        return np.asarray((one * two).sum(axis=-1) / lengths)
+        lengths = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+        return np.asarray((x * y).sum(axis=-1) / lengths)

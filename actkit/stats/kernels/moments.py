@@ -1,26 +1,28 @@
-"""Moments of vectors that come in parts, in any order: merged, they are those of all."""
+"""Moments of vectors, accumulated block by block in any order and merged exactly."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from .magnitude import unit_scale
+
 
 @dataclass(frozen=True)
 class Moments:
-    """What whitening needs to know of vectors; float64.
+    """Moments of vectors from which whitening is computed, in float64.
 
     Parameters
     ----------
     n
-        How many vectors.
+        Number of vectors.
     mean
-        Dims ``(hidden,)``.
+        Mean, dims ``(hidden,)``.
     scatter
-        Sum of the outer products of what is left without the mean, dims ``(hidden, hidden_2)``.
+        Sum of the outer products of centred vectors, dims ``(hidden, hidden_2)``.
     fourth
-        Sum of the fourth powers of the lengths of that.
+        Sum of the fourth powers of the norms of centred vectors.
     third
-        Sum of it, each times its squared length, dims ``(hidden,)``.
+        Sum of centred vectors, each multiplied by its squared norm, dims ``(hidden,)``.
     """
 
     n: int
@@ -31,31 +33,35 @@ class Moments:
 
     @classmethod
     def nothing(cls, hidden: int) -> "Moments":
-        """Return those of no vectors."""
+        """Return the moments of zero vectors."""
         return cls(0, np.zeros(hidden), np.zeros((hidden, hidden)), 0.0, np.zeros(hidden))
 
     @classmethod
     def of(cls, vectors: np.ndarray) -> "Moments":
-        """Return those of vectors, dims ``(sample, hidden)``."""
+        """Return the moments of vectors, dims ``(sample, hidden)``."""
         if not len(vectors):
             return cls.nothing(vectors.shape[1])
         mean = vectors.mean(axis=0, dtype=np.float64)
-        left = vectors - mean
-        squares = np.square(left).sum(axis=1)
-        return cls(len(left), mean, left.T @ left, float(squares @ squares), squares @ left)
+        centred = vectors - mean
+        squares = np.square(centred).sum(axis=1)
+        return cls(len(centred), mean, centred.T @ centred, float(squares @ squares), squares @ centred)
 
-    def moved(self, mean: np.ndarray) -> "Moments":
-        """Return the sums around another mean."""
-        by = mean - self.mean
-        size, trace, pulled = by @ by, np.trace(self.scatter), self.scatter @ by
+    def about(self, mean: np.ndarray) -> "Moments":
+        """Return the moments about another mean."""
+        shift = mean - self.mean
+        size, trace, projected = shift @ shift, np.trace(self.scatter), self.scatter @ shift
         fourth = (
-            self.fourth + 4 * by @ pulled + self.n * size**2 - 4 * self.third @ by + 2 * size * float(trace)
+            self.fourth
+            + 4 * shift @ projected
+            + self.n * size**2
+            - 4 * self.third @ shift
+            + 2 * size * float(trace)
         )
-        third = self.third - 2 * pulled - (trace + self.n * size) * by
-        return Moments(self.n, mean, self.scatter + self.n * np.outer(by, by), float(fourth), third)
+        third = self.third - 2 * projected - (trace + self.n * size) * shift
+        return Moments(self.n, mean, self.scatter + self.n * np.outer(shift, shift), float(fourth), third)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Return those of both, as [1]_ does for the first two.
+        """Return the moments of both sets of vectors: the pairwise update of [1]_, for higher moments too.
 
         References
         ----------
@@ -66,8 +72,10 @@ class Moments:
         if not self.n or not other.n:
             return self if self.n else other
         mean = self.mean + (other.mean - self.mean) * (other.n / n)
-        one, two = self.moved(mean), other.moved(mean)
-        return Moments(n, mean, one.scatter + two.scatter, one.fourth + two.fourth, one.third + two.third)
+        first, second = self.about(mean), other.about(mean)
+        return Moments(
+            n, mean, first.scatter + second.scatter, first.fourth + second.fourth, first.third + second.third
+        )
 
     @property
     def covariance(self) -> np.ndarray:
@@ -76,7 +84,7 @@ class Moments:
 
     @property
     def ledoit_wolf(self) -> float:
-        """How far to shrink the covariance towards a multiple of the identity, between 0 and 1 [1]_.
+        """Optimal shrinkage of the covariance towards a multiple of the identity, between 0 and 1 [1]_.
 
         References
         ----------
@@ -93,22 +101,29 @@ class Moments:
 
 @dataclass(frozen=True)
 class Crossing:
-    """What the debiased CKA of two representations needs, of parts of their samples; float64.
+    """Cross-moments of two representations from which debiased CKA is computed, in float64.
 
     Parameters
     ----------
     n
-        How many samples.
+        Number of samples.
     means
-        Of the two, dims ``(hidden,)`` and ``(hidden_2,)``.
+        Means of both, dims ``(hidden,)`` and ``(hidden_2,)``.
     traces
-        Of the two, the sum of the squared lengths of what is left without the mean.
+        Sums of the squared norms of centred vectors, one for each representation.
     scatter
-        Sum of the outer products of what is left of both, dims ``(hidden, hidden_2)``.
+        Sum of the outer products of centred vectors of both, dims ``(hidden, hidden_2)``.
     squares
-        Sum of the products of their squared lengths.
+        Sum of the products of their squared norms.
     thirds
-        Sums of each of the two, times the squared length of the other.
+        Sums of centred vectors of each, multiplied by the squared norms of the other.
+    scales
+        Powers of two by which the vectors of each were multiplied.
+
+    Notes
+    -----
+    The unbiased HSIC of Song et al., Feature selection via dependence maximization, JMLR 2012, in feature
+    space; docs/methods.md has the formula. Blocks are merged as by Chan, Golub, LeVeque, COMPSTAT 1982.
     """
 
     n: int
@@ -117,64 +132,95 @@ class Crossing:
     scatter: np.ndarray
     squares: float
     thirds: tuple[np.ndarray, np.ndarray]
+    scales: tuple[float, float]
 
     @classmethod
-    def of(cls, one: np.ndarray, two: np.ndarray) -> "Crossing":
-        """Return it of vectors of the same samples, dims ``(sample, hidden)`` and ``(sample, hidden_2)``."""
-        if not len(one):
-            nothing = np.zeros(one.shape[1]), np.zeros(two.shape[1])
-            return cls(0, nothing, (0.0, 0.0), np.zeros((one.shape[1], two.shape[1])), 0.0, nothing)
-        means = one.mean(axis=0, dtype=np.float64), two.mean(axis=0, dtype=np.float64)
-        x, y = one - means[0], two - means[1]
+    def of(cls, first: np.ndarray, second: np.ndarray) -> "Crossing":
+        """Return the cross-moments of vectors, dims ``(sample, hidden)`` and ``(sample, hidden_2)``."""
+        if not len(first):
+            zeros, shape = (
+                (np.zeros(first.shape[1]), np.zeros(second.shape[1])),
+                (first.shape[1], second.shape[1]),
+            )
+            return cls(0, zeros, (0.0, 0.0), np.zeros(shape), 0.0, zeros, (1.0, 1.0))
+        scales = unit_scale(first).item(), unit_scale(second).item()
+        x = np.multiply(first, scales[0], dtype=np.float64)
+        y = np.multiply(second, scales[1], dtype=np.float64)
+        means = x.mean(axis=0), y.mean(axis=0)
+        x -= means[0]
+        y -= means[1]
         a, b = np.square(x).sum(axis=1), np.square(y).sum(axis=1)
-        return cls(len(x), means, (float(a.sum()), float(b.sum())), x.T @ y, float(a @ b), (b @ x, a @ y))
+        traces, thirds = (float(a.sum()), float(b.sum())), (b @ x, a @ y)
+        return cls(len(x), means, traces, x.T @ y, float(a @ b), thirds, scales)
 
-    def moved(self, means: tuple[np.ndarray, np.ndarray]) -> "Crossing":
-        """Return the sums around other means."""
-        by = means[0] - self.means[0], means[1] - self.means[1]
-        size = float(by[0] @ by[0]), float(by[1] @ by[1])
-        pulled = self.scatter @ by[1], by[0] @ self.scatter
+    def centred(self, vectors: np.ndarray, number: int) -> np.ndarray:
+        """Return scaled, centred vectors of representation 0 or 1, as they enter the sums."""
+        exact = np.multiply(vectors, self.scales[number], dtype=np.float64)
+        return np.asarray(exact - self.means[number])
+
+    def rescaled(self, scales: tuple[float, float]) -> "Crossing":
+        """Return the cross-moments of vectors multiplied by other powers of two."""
+        if scales == self.scales:
+            return self
+        a, b = scales[0] / self.scales[0], scales[1] / self.scales[1]
+        return Crossing(
+            self.n,
+            (a * self.means[0], b * self.means[1]),
+            (a**2 * self.traces[0], b**2 * self.traces[1]),
+            a * b * self.scatter,
+            a**2 * b**2 * self.squares,
+            (a * b**2 * self.thirds[0], a**2 * b * self.thirds[1]),
+            scales,
+        )
+
+    def about(self, means: tuple[np.ndarray, np.ndarray]) -> "Crossing":
+        """Return the cross-moments about other means."""
+        shift = means[0] - self.means[0], means[1] - self.means[1]
+        size = float(shift[0] @ shift[0]), float(shift[1] @ shift[1])
+        projected = self.scatter @ shift[1], shift[0] @ self.scatter
         squares = (
             self.squares
-            - 2 * float(by[1] @ self.thirds[1])
-            - 2 * float(by[0] @ self.thirds[0])
+            - 2 * float(shift[1] @ self.thirds[1])
+            - 2 * float(shift[0] @ self.thirds[0])
             + size[1] * self.traces[0]
             + size[0] * self.traces[1]
-            + 4 * float(by[0] @ pulled[0])
+            + 4 * float(shift[0] @ projected[0])
             + self.n * size[0] * size[1]
         )
-        # of |y|² x, and of |x|² y
+        # sums of |y|² x and of |x|² y
         thirds = (
-            self.thirds[0] - 2 * pulled[0] - (self.traces[1] + self.n * size[1]) * by[0],
-            self.thirds[1] - 2 * pulled[1] - (self.traces[0] + self.n * size[0]) * by[1],
+            self.thirds[0] - 2 * projected[0] - (self.traces[1] + self.n * size[1]) * shift[0],
+            self.thirds[1] - 2 * projected[1] - (self.traces[0] + self.n * size[0]) * shift[1],
         )
         traces = self.traces[0] + self.n * size[0], self.traces[1] + self.n * size[1]
-        scatter = self.scatter + self.n * np.outer(*by)
-        return Crossing(self.n, means, traces, scatter, squares, thirds)
+        scatter = self.scatter + self.n * np.outer(*shift)
+        return Crossing(self.n, means, traces, scatter, squares, thirds, self.scales)
 
     def merge(self, other: "Crossing") -> "Crossing":
-        """Return that of both."""
+        """Return the cross-moments of both sets of samples."""
         n = self.n + other.n
         if not self.n or not other.n:
             return self if self.n else other
-        share = other.n / n
+        scales = min(self.scales[0], other.scales[0]), min(self.scales[1], other.scales[1])
+        first, second, share = self.rescaled(scales), other.rescaled(scales), other.n / n
         means = (
-            self.means[0] + (other.means[0] - self.means[0]) * share,
-            self.means[1] + (other.means[1] - self.means[1]) * share,
+            first.means[0] + (second.means[0] - first.means[0]) * share,
+            first.means[1] + (second.means[1] - first.means[1]) * share,
         )
-        one, two = self.moved(means), other.moved(means)
+        first, second = first.about(means), second.about(means)
         return Crossing(
             n,
             means,
-            (one.traces[0] + two.traces[0], one.traces[1] + two.traces[1]),
-            one.scatter + two.scatter,
-            one.squares + two.squares,
-            (one.thirds[0] + two.thirds[0], one.thirds[1] + two.thirds[1]),
+            (first.traces[0] + second.traces[0], first.traces[1] + second.traces[1]),
+            first.scatter + second.scatter,
+            first.squares + second.squares,
+            (first.thirds[0] + second.thirds[0], first.thirds[1] + second.thirds[1]),
+            scales,
         )
 
     @property
     def hsic(self) -> float:
-        """The unbiased HSIC, as :func:`~actkit.stats.kernels.cka.align` has it; NaN for fewer than 4."""
+        """Unbiased HSIC of the scaled vectors; NaN for fewer than 4 samples."""
         n = self.n
         if n < 4:
             return float("nan")

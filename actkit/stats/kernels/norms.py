@@ -1,44 +1,42 @@
-"""How large token vectors are, layer by layer."""
+"""Norms of token vectors by layer, and their summaries."""
 
 import numpy as np
 
 QUANTILES = {"median": 0.5, "p5": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
 NORM_SUMMARIES = ("mean", "sample_mean", *QUANTILES, "low", "high", "n_tokens", "n_outliers")
-OUTLIER = 10  # times the median
-_ROWS = 4096  # that are held in float64 at once
+OUTLIER = 10  # multiple of the median
+_ROWS = 4096  # number of rows held in float64 at once
 
 
 def summarize_norms(
     norms: np.ndarray, mask: np.ndarray, *, resamples: int, seed: int, level: float = 0.95
 ) -> np.ndarray:
-    """Summarise token norms, layer by layer.
+    """Summarise token norms by layer.
 
     Parameters
     ----------
     norms
         Dims ``(layer, sample, token)``.
     mask
-        Boolean, dims ``(sample, token)``: the tokens that count.
+        Boolean, dims ``(sample, token)``: the tokens included.
     resamples
-        Bootstrap resamples, of samples and not of tokens: tokens of one text are not independent.
+        Number of bootstrap resamples. Samples are resampled, not tokens: tokens of one text are dependent.
     seed
-        Of the resampling.
+        Random seed of the bootstrap.
     level
-        Coverage of the interval from ``low`` to ``high``, around ``mean``.
+        Nominal coverage of the percentile interval of ``mean``, from ``low`` to ``high``.
 
     Returns
     -------
     numpy.ndarray
-        Dims ``(layer, summary)``, in the order of ``NORM_SUMMARIES``. ``mean`` weighs every token
-        alike, ``sample_mean`` every sample. NaN where no token counts; a non-finite norm spreads.
+        Dims ``(layer, summary)``, in the order of ``NORM_SUMMARIES``. ``mean`` weights tokens
+        equally, ``sample_mean`` weights samples equally. NaN if no token is included.
     """
     tokens = norms[:, mask].astype(np.float64)
     counts = mask.sum(axis=1)
     kept = counts > 0
     if not kept.any():
-        empty = np.full((norms.shape[0], len(NORM_SUMMARIES)), np.nan)
-        empty[:, -2:] = 0
-        return empty
+        return empty_summary(len(norms))
     sums = np.where(mask, norms, 0).sum(axis=2, dtype=np.float64)[:, kept]
     counts = counts[kept]
     weights = np.random.default_rng(seed).multinomial(
@@ -63,59 +61,71 @@ def summarize_norms(
     )
 
 
+def empty_summary(n_layers: int) -> np.ndarray:
+    """Return the summary of zero tokens, dims ``(layer, summary)``: NaN, with counts of 0."""
+    empty = np.full((n_layers, len(NORM_SUMMARIES)), np.nan)
+    empty[:, -2:] = 0
+    return empty
+
+
 def lengths(vectors: np.ndarray) -> tuple[np.ndarray]:
     """Return the L2 norms of vectors, dims ``(..., hidden)``."""
     return (np.sqrt(np.einsum("...h,...h->...", vectors, vectors, dtype=np.float64)),)
 
 
 def updates(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the norm of the difference of vectors, the same over the norm before, and their cosine.
+    """Return the norm of the update, the relative update and the cosine similarity of two sets of vectors.
 
     Parameters
     ----------
     before, after
-        Dims ``(..., hidden)``. Where a vector is 0, what is divided by its length is NaN.
+        Dims ``(..., hidden)``. A ratio whose denominator is 0 is NaN.
     """
-    found = np.empty((3, *before.shape[:-1]))
-    flat = found.reshape(3, -1)
+    summaries = np.empty((3, *before.shape[:-1]))
+    flat = summaries.reshape(3, -1)
     rows = [array.reshape(-1, array.shape[-1]) for array in (before, after)]
     for start in range(0, flat.shape[1], _ROWS):
-        part = slice(start, start + _ROWS)
-        one, two = (array[part].astype(np.float64) for array in rows)
-        (update,), (size,), (length,) = lengths(two - one), lengths(one), lengths(two)
+        block = slice(start, start + _ROWS)
+        x, y = (array[block].astype(np.float64) for array in rows)
         with np.errstate(invalid="ignore", divide="ignore"):
-            product = np.einsum("rh,rh->r", one, two)
+            (update,), (size,), (length,) = lengths(y - x), lengths(x), lengths(y)
+            product = np.einsum("rh,rh->r", x, y)
             relative = np.where(size > 0, update / size, np.nan)
             cosine = np.where(size * length > 0, product / (size * length), np.nan)
-        flat[:, part] = update, relative, cosine
-    return found[0], found[1], found[2]
+        flat[:, block] = update, relative, cosine
+    return summaries[0], summaries[1], summaries[2]
 
 
 def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Find the largest absolute value of each sample.
+    """Find the largest absolute activation of each sample.
 
     Parameters
     ----------
     vectors
         Dims ``(layer, sample, token, hidden)``.
     mask
-        Boolean, dims ``(sample, token)``: the tokens that count.
+        Boolean, dims ``(sample, token)``: the tokens included.
 
     Returns
     -------
     tuple of numpy.ndarray
-        It, the median of all, and the largest one's token and hidden, each with dims ``(layer, sample)``; NaN
-        where no token counts.
+        The largest absolute value, the median absolute value, and the token and hidden index of the largest,
+        each with dims ``(layer, sample)``; NaN if no token is included.
+
+    Notes
+    -----
+    Sun, Chen, Kolter, Liu, Massive activations in large language models, 2024, arXiv:2402.17762.
     """
-    found = np.full((4, *vectors.shape[:2]), np.nan)
-    for sample, counts in enumerate(mask):
-        tokens = np.flatnonzero(counts)
+    maxima = np.full((4, *vectors.shape[:2]), np.nan)
+    for sample, included in enumerate(mask):
+        tokens = np.flatnonzero(included)
         if not len(tokens):
             continue
         values = np.abs(vectors[:, sample, tokens]).reshape(len(vectors), -1)
-        places = values.argmax(axis=1)
-        found[0, :, sample] = values[np.arange(len(values)), places]
-        found[1, :, sample] = np.median(values, axis=1)
-        found[2, :, sample] = tokens[places // vectors.shape[-1]]
-        found[3, :, sample] = places % vectors.shape[-1]
-    return tuple(found)
+        positions = values.argmax(axis=1)
+        maxima[0, :, sample] = values[np.arange(len(values)), positions]
+        # float64, because the mean of the two middle values may overflow float32
+        maxima[1, :, sample] = np.median(values.astype(np.float64), axis=1)
+        maxima[2, :, sample] = tokens[positions // vectors.shape[-1]]
+        maxima[3, :, sample] = positions % vectors.shape[-1]
+    return tuple(maxima)

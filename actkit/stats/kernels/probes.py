@@ -1,4 +1,4 @@
-"""Linear probes: how well a label can be told from vectors, from texts, or from their lengths."""
+"""Linear probes that predict a label from vectors, texts or lengths, tested on held-out samples."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,47 +12,47 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .threads import one_thread
+from .blas_threads import one_thread
 
 Fold = tuple[np.ndarray, np.ndarray]
 
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seeds: int) -> list[Fold]:
-    """Cut samples into folds for training and testing, each group in one of them.
+    """Divide samples into stratified folds that keep clusters together.
 
     Parameters
     ----------
     labels
         Boolean, dims ``(sample,)``.
     groups
-        Dims ``(sample,)``.
+        Cluster of each sample, dims ``(sample,)``.
     folds
-        How many, of each seed.
+        Number of folds per seed.
     seeds
-        How often it is done, with the seeds from 0.
+        Number of repetitions, with seeds from 0.
 
     Returns
     -------
     list of (numpy.ndarray, numpy.ndarray)
-        Places of the samples to train on, and to test on. Those in which a label is missing are left out.
+        Indices of the training and the test samples of each fold. Folds that lack a label are omitted.
     """
-    found = []
+    cuts = []
     for seed in range(seeds):
-        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for train, test in cut.split(np.zeros(len(labels)), labels, groups):
-            if all(0 < labels[part].sum() < len(part) for part in (train, test)):
-                found.append((train, test))
-    return found
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for train, test in splitter.split(np.zeros(len(labels)), labels, groups):
+            if all(0 < labels[side].sum() < len(side) for side in (train, test)):
+                cuts.append((train, test))
+    return cuts
 
 
 def linear_probe() -> Pipeline:
-    """Return the probe: features scaled by those it is trained on, then L2-penalised logistic regression."""
+    """Return the probe: standardisation on the training samples, then L2-penalised logistic regression."""
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
 @one_thread()
 def probe(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
-    """Train and test the probe.
+    """Return the cross-validated scores of the probe.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def probe(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.
     Returns
     -------
     numpy.ndarray
-        Dims ``(2, fold)``: AUROC, and balanced accuracy. NaN where a value is not finite.
+        AUROC and balanced accuracy, dims ``(2, fold)``; NaN if a value is not finite.
     """
     exact = vectors.astype(np.float64)
     if not np.isfinite(exact).all():
@@ -75,9 +75,9 @@ def probe(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.
 
 
 def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
-    """Do as :func:`probe`, from how often characters stand together: what the words alone tell.
+    """Return the scores of :func:`probe` for TF-IDF features of character n-grams, a text-only baseline.
 
-    NaN where no text has any.
+    NaN if all texts are empty.
     """
     array = np.array(texts, dtype=object)
     if not any(text.strip() for text in texts):
@@ -94,7 +94,7 @@ def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold])
 def transfer_probe(
     vectors: np.ndarray, labels: np.ndarray, sides: np.ndarray, folds: Sequence[Fold]
 ) -> np.ndarray:
-    """Train on the samples of one side, and test on those of each.
+    """Return the AUROC of probes trained on one domain and tested on each.
 
     Parameters
     ----------
@@ -103,42 +103,42 @@ def transfer_probe(
     labels
         Boolean, dims ``(sample,)``.
     sides
-        Integers from 0, dims ``(sample,)``.
+        Domain of each sample, such as its language: integers from 0, dims ``(sample,)``.
     folds
-        From :func:`grouped_folds`, of all sides: what is tested was trained on by none.
+        From :func:`grouped_folds`, over all domains: no domain trains on a test cluster.
 
     Returns
     -------
     numpy.ndarray
-        AUROC, dims ``(train, test, fold)``; NaN where a label is missing on a side.
+        AUROC, dims ``(train, test, fold)``; NaN if a domain lacks a label.
     """
     exact = vectors.astype(np.float64)
     count = int(sides.max()) + 1
-    found = np.full((count, count, len(folds)), np.nan)
+    aurocs = np.full((count, count, len(folds)), np.nan)
     if not np.isfinite(exact).all():
-        return found
+        return aurocs
     for fold, (train, test) in enumerate(folds):
-        for one in range(count):
-            own = train[sides[train] == one]
-            if not 0 < labels[own].sum() < len(own):
+        for source in range(count):
+            own_train = train[sides[train] == source]
+            if not 0 < labels[own_train].sum() < len(own_train):
                 continue
-            fitted = linear_probe().fit(exact[own], labels[own])
-            for two in range(count):
-                other = test[sides[test] == two]
-                if 0 < labels[other].sum() < len(other):
-                    scores = fitted.decision_function(exact[other])
-                    found[one, two, fold] = roc_auc_score(labels[other], scores)
-    return found
+            fitted = linear_probe().fit(exact[own_train], labels[own_train])
+            for target in range(count):
+                own_test = test[sides[test] == target]
+                if 0 < labels[own_test].sum() < len(own_test):
+                    scores = fitted.decision_function(exact[own_test])
+                    aurocs[source, target, fold] = roc_auc_score(labels[own_test], scores)
+    return aurocs
 
 
 @one_thread()
 def ridge_scores(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
-    """Return the AUROC of a least-squares probe for many labellings at once.
+    """Return the AUROC of a ridge-regression probe for many permutations of the labels at once.
 
     Parameters
     ----------
     vectors
-        Dims ``(sample, hidden)``; scaled as a whole, since that knows no label.
+        Dims ``(sample, hidden)``; standardised over all samples, which uses no labels.
     labels
         Boolean, dims ``(permutation, sample)``.
     folds
@@ -147,33 +147,35 @@ def ridge_scores(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold])
     Returns
     -------
     numpy.ndarray
-        Mean over folds, dims ``(permutation,)``; NaN where a value is not finite.
+        Mean over folds, dims ``(permutation,)``; NaN if a value is not finite.
 
     Notes
     -----
-    With labels of -1 and 1, ridge regression finds the direction of a linear discriminant; its one
-    factorisation in each fold serves all labellings. The penalty is the mean of the eigenvalues.
+    With labels -1 and 1, ridge regression finds the direction of a regularised linear discriminant (Hastie,
+    Tibshirani, Friedman, The elements of statistical learning, Springer 2009, exercise 4.2). One
+    factorisation per fold serves all permutations. The penalty is the mean eigenvalue of the Gram matrix of
+    the samples.
     """
     exact = vectors.astype(np.float64)
     if not np.isfinite(exact).all():
         return np.full(len(labels), np.nan)
     scaled = StandardScaler().fit_transform(exact)
     targets = np.where(labels, 1.0, -1.0).T
-    found = []
+    aurocs = []
     for train, test in folds:
         x, centred = scaled[train], targets[train] - targets[train].mean(axis=0)
         penalty = max(np.square(x).sum() / len(x), 1e-12)
-        is_wide = x.shape[1] > len(x)  # the same weights from either side; the smaller one is solved
+        is_wide = x.shape[1] > len(x)  # primal and dual give the same weights; solve the smaller system
         gram = x @ x.T if is_wide else x.T @ x
         gram[np.diag_indices_from(gram)] += penalty
-        solved = cho_solve(cho_factor(gram, overwrite_a=True), centred if is_wide else x.T @ centred)
-        weights = x.T @ solved if is_wide else solved
-        found.append(_areas(scaled[test] @ weights, labels[:, test].T))
-    return np.asarray(np.nanmean(found, axis=0))
+        coefficients = cho_solve(cho_factor(gram, overwrite_a=True), centred if is_wide else x.T @ centred)
+        weights = x.T @ coefficients if is_wide else coefficients
+        aurocs.append(_aurocs(scaled[test] @ weights, labels[:, test].T))
+    return np.asarray(np.nanmean(aurocs, axis=0))
 
 
-def _areas(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the AUROC of each column: the Mann-Whitney statistic as a part of all pairs."""
+def _aurocs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the AUROC of each column: the Mann-Whitney U statistic over the number of pairs."""
     ranks = rankdata(scores, axis=0)
     positive = labels.sum(axis=0)
     negative = len(labels) - positive
@@ -183,7 +185,7 @@ def _areas(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _scores(fit, inputs: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """Return AUROC and balanced accuracy of what is fitted in each fold."""
+    """Return the AUROC and balanced accuracy of the model fitted in each fold."""
 
     def tested() -> Iterator[tuple[float, float]]:
         for train, test in folds:

@@ -1,4 +1,4 @@
-"""Permutations that respect pairs, effects without bias, Cohen's d, halves."""
+"""Permutations that respect clusters, unbiased effect sizes, Cohen's d and split-halves."""
 
 import numpy as np
 import pytest
@@ -9,34 +9,34 @@ from actkit.stats.kernels.contrasts import (
     cohens_d,
     contrast,
     cosines,
-    effect,
-    effect_error,
     halves,
     largest_d,
     permuted,
+    squared_smd,
+    squared_smd_error,
 )
 
 
-def test_twins_swap_and_groups_of_one_label_move_as_a_whole() -> None:
+def test_labels_swap_within_mixed_clusters_and_between_pure_ones() -> None:
     groups = np.array([0, 0, 1, 1, 2, 2, 2, 3, 3, 4])
     labels = np.array([True, False, False, True, True, True, True, False, False, False])
     drawn = permuted(labels, groups, 200, seed=0)
     assert drawn.shape == (200, 10)
-    # each pair keeps one of each
+    # each pair keeps one of each label
     for twins in (0, 1):
         assert (drawn[:, groups == twins].sum(axis=1) == 1).all()
-    # the others stay of one label, and one of the three has the true one
+    # pure groups stay pure, and one of the three has the positive label
     pure = [drawn[:, groups == group] for group in (2, 3, 4)]
     assert all((part == part[:, :1]).all() for part in pure)
     assert (sum(part[:, 0].astype(int) for part in pure) == 1).all()
-    # and all of it happens
+    # and every outcome occurs
     assert {tuple(row) for row in drawn[:, [0, 2]].tolist()} == {
         (a, b) for a in (True, False) for b in (True, False)
     }
     assert len({tuple(row) for row in drawn.tolist()}) == 4 * 3
 
 
-def test_permutations_do_not_depend_on_how_often_or_on_names() -> None:
+def test_permutations_do_not_depend_on_their_number_or_on_cluster_ids() -> None:
     labels = np.arange(20) % 2 == 0
     alone = permuted(labels, np.arange(20), 50, seed=1)
     assert (alone.sum(axis=1) == 10).all()
@@ -44,15 +44,15 @@ def test_permutations_do_not_depend_on_how_often_or_on_names() -> None:
     assert (permuted(labels, np.arange(20), 50, seed=1) == alone).all()
 
 
-def test_the_effect_has_no_bias_where_there_is_none() -> None:
+def test_effect_size_is_unbiased_under_the_null() -> None:
     rng = np.random.default_rng(0)
-    found, plain = [], []
+    result, plain = [], []
     for _ in range(300):
         vectors = rng.standard_normal((40, 30)) * 3
         labels = np.arange(40) < 15
-        found.append(effect(vectors, labels))
+        result.append(squared_smd(vectors, labels))
         plain.append(np.square(vectors[labels].mean(axis=0) - vectors[~labels].mean(axis=0)).sum() / 270)
-    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(300)
+    assert abs(np.mean(result)) < 3 * np.std(result) / np.sqrt(300)
     assert np.mean(plain) > 0.09
 
 
@@ -61,27 +61,28 @@ def test_the_effect_is_the_distance_over_the_variance_within() -> None:
     labels = np.arange(4000) % 2 == 0
     shift = np.array([3.0, 0, 4.0, 0, 0])
     vectors = rng.standard_normal((4000, 5)) * 2 + np.where(labels[:, None], shift, 0)
-    assert effect(vectors, labels) == pytest.approx(25 / 20, rel=0.05)
+    assert squared_smd(vectors, labels) == pytest.approx(25 / 20, rel=0.05)
 
 
+@pytest.mark.slow
 def test_twins_that_vary_together_make_the_effect_more_certain_and_without_bias() -> None:
     rng = np.random.default_rng(0)
     labels, groups = np.arange(60) % 2 == 0, np.arange(60) // 2
-    found, naive, errors = [], [], []
+    result, naive, errors = [], [], []
     for _ in range(200):
         shared = np.repeat(rng.standard_normal((30, 10)), 2, axis=0) * 5
         vectors = shared + rng.standard_normal((60, 10)) * 0.3 + np.where(labels[:, None], 0.2, 0)
-        found.append(effect(vectors, labels, groups))
-        naive.append(effect(vectors, labels))
-        errors.append(effect_error(vectors, labels, groups, seed=0))
+        result.append(squared_smd(vectors, labels, groups))
+        naive.append(squared_smd(vectors, labels))
+        errors.append(squared_smd_error(vectors, labels, groups, seed=0))
     truth = 10 * 0.04 / (10 * (25 + 0.09))
-    assert np.mean(found) == pytest.approx(truth, rel=0.1)
-    # taken as independent, they would seem to differ by less than nothing
+    assert np.mean(result) == pytest.approx(truth, rel=0.1)
+    # treated as independent, their effect size would be biased below 0
     assert np.mean(naive) < 0
-    assert np.mean(errors) == pytest.approx(np.std(found), rel=0.3)
+    assert np.mean(errors) == pytest.approx(np.std(result), rel=0.3)
 
 
-def test_d_is_cohens() -> None:
+def test_d_equals_cohens_d() -> None:
     rng = np.random.default_rng(0)
     vectors, labels = rng.standard_normal((30, 4)), np.arange(30) < 12
     one, two = vectors[labels], vectors[~labels]

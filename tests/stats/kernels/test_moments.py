@@ -1,4 +1,4 @@
-"""Moments of parts, merged in any order, are those of all."""
+"""Moments of blocks, merged in any order, equal those of all vectors."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def draw(seed: int, n: int = 60, hidden: int = 5, offset: float = 0.0) -> np.nda
 
 
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 60), max_size=5), st.sampled_from([0.0, 1e4]))
-def test_parts_are_the_whole(seed: int, cuts: list[int], offset: float) -> None:
+def test_merged_blocks_equal_all_vectors(seed: int, cuts: list[int], offset: float) -> None:
     vectors = draw(seed, offset=offset)
     parts = np.split(vectors, sorted(cuts))
     np.random.default_rng(seed).shuffle(parts)  # type: ignore[arg-type]
@@ -34,9 +34,9 @@ def test_parts_are_the_whole(seed: int, cuts: list[int], offset: float) -> None:
 
 def test_covariance_and_shrinkage_are_those_of_numpy_and_scikit_learn() -> None:
     vectors = draw(0, n=40, hidden=8)
-    found = Moments.of(vectors)
-    np.testing.assert_allclose(found.covariance, np.cov(vectors.T), atol=1e-12)
-    assert found.ledoit_wolf == pytest.approx(ledoit_wolf(vectors)[1], abs=1e-12)
+    result = Moments.of(vectors)
+    np.testing.assert_allclose(result.covariance, np.cov(vectors.T), atol=1e-12)
+    assert result.ledoit_wolf == pytest.approx(ledoit_wolf(vectors)[1], abs=1e-12)
 
 
 def test_float32_is_summed_in_float64() -> None:
@@ -63,3 +63,15 @@ def test_hsic_of_parts_is_that_of_gram_matrices(seed: int, cuts: list[int]) -> N
 
 def test_fewer_than_four_have_no_hsic() -> None:
     assert np.isnan(Crossing.of(draw(0, n=3), draw(1, n=3)).hsic)
+
+
+def test_parts_of_other_magnitudes_have_the_hsic_of_the_whole() -> None:
+    parts = [draw(seed) * factor for seed, factor in enumerate((1e-200, 1e200, 0.0, 1.0))]
+    merged = Crossing.of(parts[0], parts[0])
+    for part in parts[1:]:
+        merged = merged.merge(Crossing.of(part, part))
+    whole = Crossing.of(np.concatenate(parts), np.concatenate(parts))
+    assert merged.scales == whole.scales
+    assert merged.hsic == pytest.approx(whole.hsic, rel=1e-9)
+    tiny = Crossing.of(parts[2], parts[2]).merge(Crossing.of(parts[0], parts[0]))
+    assert tiny.hsic > 0

@@ -1,4 +1,4 @@
-"""Summaries of norms, against numpy and against what is known of the bootstrap."""
+"""Summaries of norms, against NumPy and known properties of the bootstrap."""
 
 import numpy as np
 import pytest
@@ -22,27 +22,27 @@ def ragged() -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, norms, np.nan).astype(np.float32), mask
 
 
-def test_each_summary_is_numpys(ragged: tuple[np.ndarray, np.ndarray]) -> None:
+def test_summaries_equal_numpy(ragged: tuple[np.ndarray, np.ndarray]) -> None:
     norms, mask = ragged
-    found = named(summarize_norms(norms, mask, **OPTIONS))
+    result = named(summarize_norms(norms, mask, **OPTIONS))
     for layer, values in enumerate(norms):
         tokens = values[mask].astype(np.float64)
-        assert found["mean"][layer] == pytest.approx(tokens.mean(), rel=1e-12)
-        assert found["median"][layer] == np.median(tokens)
-        assert found["p5"][layer] == np.percentile(tokens, 5)
-        assert found["p95"][layer] == np.percentile(tokens, 95)
-        assert found["p99"][layer] == np.percentile(tokens, 99)
-        assert found["max"][layer] == tokens.max()
-        assert found["sample_mean"][layer] == pytest.approx(np.nanmean(np.nanmean(values, axis=1)), rel=1e-6)
-        assert found["n_tokens"][layer] == mask.sum()
-        assert found["low"][layer] < found["mean"][layer] < found["high"][layer]
+        assert result["mean"][layer] == pytest.approx(tokens.mean(), rel=1e-12)
+        assert result["median"][layer] == np.median(tokens)
+        assert result["p5"][layer] == np.percentile(tokens, 5)
+        assert result["p95"][layer] == np.percentile(tokens, 95)
+        assert result["p99"][layer] == np.percentile(tokens, 99)
+        assert result["max"][layer] == tokens.max()
+        assert result["sample_mean"][layer] == pytest.approx(np.nanmean(np.nanmean(values, axis=1)), rel=1e-6)
+        assert result["n_tokens"][layer] == mask.sum()
+        assert result["low"][layer] < result["mean"][layer] < result["high"][layer]
 
 
 def test_mean_weighs_tokens_and_sample_mean_weighs_samples() -> None:
     norms = np.array([[[1.0, 1.0, 1.0, 1.0], [6.0, np.nan, np.nan, np.nan]]], dtype=np.float32)
-    found = named(summarize_norms(norms, ~np.isnan(norms[0]), **OPTIONS))
-    assert found["mean"][0] == 2.0
-    assert found["sample_mean"][0] == 3.5
+    result = named(summarize_norms(norms, ~np.isnan(norms[0]), **OPTIONS))
+    assert result["mean"][0] == 2.0
+    assert result["sample_mean"][0] == 3.5
 
 
 def test_the_interval_widens_when_tokens_of_a_sample_move_together() -> None:
@@ -52,17 +52,17 @@ def test_the_interval_widens_when_tokens_of_a_sample_move_together() -> None:
     mask = np.ones((50, 20), dtype=bool)
     width = {}
     for name, norms in (("alone", alone), ("together", together)):
-        found = named(summarize_norms(norms, mask, resamples=2000, seed=0))
-        width[name] = float(found["high"][0] - found["low"][0])
-    # 20 equal tokens tell as much as one: sqrt(20) = 4.5
+        result = named(summarize_norms(norms, mask, resamples=2000, seed=0))
+        width[name] = float(result["high"][0] - result["low"][0])
+    # the effective sample size of 20 equal tokens is 1: sqrt(20) = 4.5
     assert 3.5 < width["together"] / width["alone"] < 5.5
     assert width["together"] == pytest.approx(2 * 1.96 / np.sqrt(50), rel=0.25)
 
 
 def test_samples_without_content_do_not_count_and_none_at_all_is_nan() -> None:
     norms = np.array([[[2.0, 4.0], [100.0, 100.0]]])
-    found = named(summarize_norms(norms, np.array([[True, True], [False, False]]), **OPTIONS))
-    assert (found["mean"][0], found["sample_mean"][0], found["n_tokens"][0]) == (3.0, 3.0, 2)
+    result = named(summarize_norms(norms, np.array([[True, True], [False, False]]), **OPTIONS))
+    assert (result["mean"][0], result["sample_mean"][0], result["n_tokens"][0]) == (3.0, 3.0, 2)
     empty = named(summarize_norms(norms, np.zeros((2, 2), dtype=bool), **OPTIONS))
     assert np.isnan(empty["mean"][0])
     assert empty["n_tokens"][0] == 0

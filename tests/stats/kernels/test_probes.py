@@ -1,4 +1,4 @@
-"""Probes against scikit-learn put together by hand, and against what leaks."""
+"""Probes against scikit-learn, and against leakage between folds."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +22,7 @@ def data(shift: float = 0.8, n: int = 120, hidden: int = 20) -> tuple[np.ndarray
     return vectors, labels, np.arange(n) // 2
 
 
+@pytest.mark.slow
 def test_the_probe_is_scikit_learns() -> None:
     vectors, labels, groups = data()
     folds = grouped_folds(labels, groups, folds=5, seeds=2)
@@ -35,15 +36,15 @@ def test_the_probe_is_scikit_learns() -> None:
             np.testing.assert_allclose(found[5 * seed : 5 * seed + 5], wanted, atol=1e-9)
 
 
-def test_no_group_is_trained_and_tested_on() -> None:
+def test_clusters_are_never_split_between_training_and_test() -> None:
     _, labels, groups = data()
     for train, test in grouped_folds(labels, groups, folds=5, seeds=3):
         assert not set(groups[train]) & set(groups[test])
         assert sorted([*train, *test]) == list(range(120))
 
 
-def test_what_twins_share_is_no_evidence() -> None:
-    """Groups that have one label, and a mark of their own: told apart only by who knows the mark."""
+def test_features_shared_by_twins_do_not_leak() -> None:
+    """Clusters with one label and a unique mark are separable only if the mark leaks into training."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), 4)
     labels = groups % 2 == 0
@@ -64,8 +65,8 @@ def test_values_that_are_not_finite_give_nan() -> None:
 
 
 @pytest.mark.parametrize("hidden", [20, 200])
-def test_the_many_probes_at_once_are_ridge_regressions(hidden: int) -> None:
-    """With more samples than dimensions, and with fewer."""
+def test_ridge_scores_equal_separate_ridge_regressions(hidden: int) -> None:
+    """Check both more samples than dimensions and fewer."""
     vectors, labels, groups = data(hidden=hidden)
     folds = grouped_folds(labels, groups, folds=5, seeds=1)
     labellings = np.stack([labels, np.random.default_rng(1).permutation(labels)])
@@ -82,7 +83,7 @@ def test_the_many_probes_at_once_are_ridge_regressions(hidden: int) -> None:
         assert score == pytest.approx(np.mean(each), abs=1e-9)
 
 
-def test_texts_tell_by_their_characters() -> None:
+def test_text_probe_uses_characters() -> None:
     labels = np.arange(60) % 2 == 0
     texts = [f"{'she' if label else 'he'} walks {i % 7} times" for i, label in enumerate(labels)]
     folds = grouped_folds(labels, np.arange(60), folds=3, seeds=1)
@@ -100,13 +101,14 @@ def test_transfer_trains_on_one_side_and_tests_on_held_out_groups_of_each() -> N
     found = transfer_probe(*both, grouped_folds(both[1], own, folds=5, seeds=1)).mean(axis=2)
     assert found[0, 0] > 0.9
     assert found[1, 1] > 0.9
-    # the other side is its mirror image
+    # the other domain is its mirror image
     assert found[0, 1] < 0.1
     assert found[1, 0] < 0.1
 
 
+@pytest.mark.slow
 def test_probes_side_by_side_leave_blas_its_threads() -> None:
-    """Each uses one; the last to end brings back what was."""
+    """Each uses one thread, and the last to finish restores the limits."""
     vectors, labels, groups = data()
     folds = grouped_folds(labels, groups, folds=5, seeds=1)
     wanted = probe(vectors, labels, folds)

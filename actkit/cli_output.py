@@ -1,0 +1,88 @@
+"""Text that the command line prints about cubes: names with values, and tables."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from .estimates import readable_bytes
+from .schema import DIMS, VISION
+from .stats.selection import column, label_names
+from .store.layout import cube_path, open_group
+from .store.reader import open_cube
+from .store.xarray_copies import COPY
+from .terminal_text import printable
+
+Rows = list[tuple[str, str]]
+
+
+def cube_info(path: str) -> Rows:
+    """Return what a cube holds and how it was made."""
+    cube = open_cube(path, partial=True)
+    folder = cube_path(path)
+    if COPY in cube.attrs:
+        total, has_vision = cube.sizes["sample"], False
+    else:
+        root = open_group(folder)
+        total, has_vision = root["committed"].shape[0], VISION in root  # type: ignore[union-attr]
+    rows = [
+        ("cube", str(folder)),
+        ("shape", shape(cube)),
+        *([("vision", shape(open_cube(path, group=VISION, partial=True)))] if has_vision else []),
+        ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
+        ("tokens", f"{int(cube.n_tokens.sum()):,}"),
+        *losses(cube),
+        ("on disk", readable_bytes(bytes_on_disk(folder))),
+        ("variables", " ".join(str(name) for name in cube.data_vars)),
+    ]
+    labels = label_names(cube)
+    for name in ["language", *labels]:
+        texts = column(cube, name, "label").cell_texts().tolist()
+        rows.append((name, counts([text or "(none)" for text in texts])))
+    attrs = {name: str(value) for name, value in cube.attrs.items() if name != "skipped"}
+    rows += [(name, value.replace("\n", "\\n")) for name, value in attrs.items()]
+    return rows
+
+
+def shape(cube: xr.Dataset) -> str:
+    """Return the sizes of the dimensions of a cube, as text."""
+    return " × ".join(f"{cube.sizes[dim]:,} {dim}" for dim in DIMS if dim in cube.sizes)
+
+
+def losses(cube: xr.Dataset) -> Rows:
+    """List samples that were truncated and rows that were skipped."""
+    truncated, skipped = int(cube.truncated.sum()), int(cube.attrs.get("skipped_rows", 0))
+    rows = []
+    if truncated:
+        rows.append(("truncated", f"{truncated:,} samples, to max_tokens"))
+    if skipped:
+        rows.append(("skipped", f"{skipped:,} rows, listed in skipped.jsonl in the run folder"))
+    return rows
+
+
+def counts(values: list[Any], most: int = 6) -> str:
+    """Return the number of times that each value occurs, or of values where there are many."""
+    counter = Counter(values)
+    shown = ", ".join(f"{value} {count:,}" for value, count in counter.most_common(most))
+    return shown if len(counter) <= most else f"{len(counter):,} different values"
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return the total size of the files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def print_pairs(rows: Rows) -> None:
+    """Print names and values in two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(printable(f"{name:<{width}}  {value}"))
+
+
+def print_table(values: xr.DataArray) -> None:
+    """Print a layer × language table."""
+    languages = [str(name) for name in values.language.values]
+    print(printable("  ".join(["layer", *(f"{name:>12}" for name in languages)])))
+    for layer, row in zip(values.layer.values, values.transpose("layer", "language").values, strict=True):
+        print("  ".join([f"{layer:>5}", *(f"{value:>12,.2f}" for value in row)]))

@@ -1,0 +1,1 @@
+"""Cubes as `.pt`, NumPy, safetensors or Arrow files, and as datasets for PyTorch and Hugging Face."""

@@ -1,0 +1,72 @@
+"""NumPy files, some samples each, as scripts that train on activations read them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ..stats.whitening import Whitener
+from .cube_blocks import Selected
+
+_CHUNK = 32  # samples
+_BATCH = 256
+
+
+def write_npz(chosen: Selected, out: Path, *, whiten: bool = False) -> None:
+    """Write chunks of all tokens of some samples, for each layer; whitened where it is asked for."""
+    rows = chosen.every_row
+    for layer in chosen.layers:
+        folder = out / f"layer_{layer}"
+        folder.mkdir()
+        whitener = _fitted(chosen, layer) if whiten else None
+        if whitener is not None:
+            whitener.save(out / f"layer_{layer}_whitening.npz")
+        for number, block in enumerate(chosen.blocks(layer, rows, _CHUNK)):
+            values = block.values
+            if whitener is not None:
+                dims = ("sample", "token", "hidden")
+                values = whitener.transform(xr.DataArray(values, dims=dims)).values.astype(np.float32)
+                values[~block.held] = 0
+            np.savez_compressed(
+                folder / f"chunk_{number:06d}.npz",
+                activations=values,
+                attention_mask=block.held.astype(np.int64),
+                token_ids=block.token_ids.astype(np.int64),
+            )
+
+
+def _fitted(chosen: Selected, layer: int) -> Whitener:
+    """Fit to the content tokens of what is exported."""
+    return Whitener.fit(chosen.cube.isel(sample=chosen.every_row), layer=layer)
+
+
+def write_batches(chosen: Selected, out: Path) -> None:
+    """Write the last content token of each sample, in batches, and what they are."""
+    rows = chosen.every_row
+    cube = chosen.cube
+    vectors = cube["last"].transpose("layer", "sample", "hidden")
+    # what an import kept of the names and numbers that the samples had
+    named = "task_id" if "task_id" in cube.coords else "sample_id"
+    numbers = (cube.sample_idx if "sample_idx" in cube.coords else cube.sample).values
+    batches = []
+    for layer in chosen.layers:
+        for number, start in enumerate(range(0, len(rows), _BATCH)):
+            own = rows[start : start + _BATCH]
+            file = f"layer_{layer}_batch_{number:06d}.npz"
+            np.savez(
+                out / file,
+                activations=vectors.sel(layer=layer).isel(sample=own).values,
+                task_id=np.asarray(chosen.column(named, own)),
+                sample_idx=numbers[own],
+            )
+            batches.append({"batch_id": number, "layer": layer, "file": file, "n_samples": len(own)})
+    summary = {
+        "model_name": str(cube.attrs["model"]),
+        "layers_extracted": list(chosen.layers),
+        "hidden_dim": chosen.hidden,
+        "num_layers_extracted": len(chosen.layers),
+        "total_samples": len(rows),
+        "batches": batches,
+    }
+    (out / "metadata.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")

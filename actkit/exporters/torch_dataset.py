@@ -1,0 +1,99 @@
+"""A layer's content tokens, as PyTorch trains on them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..canonical import Cube, as_cube
+from ..errors import MissingError
+from ..schema import Component
+from ..stats import selection
+from .cube_blocks import where_labels
+
+_BLOCK = 64  # samples that are read together
+_MIXED = 4  # blocks whose tokens are shuffled together
+
+
+class LayerTokens(IterableDataset[torch.Tensor]):
+    """Token vectors, dims ``(hidden,)``, float32; each is yielded once per epoch, by one worker.
+
+    Blocks of 64 samples are read in shuffled order, and the tokens of 4 blocks are shuffled together; more is
+    never held in memory.
+
+    Parameters
+    ----------
+    run
+        Run folder or cube; workers that are not forked receive the values that a cube holds in memory.
+    layer
+        Layer index.
+    component
+        ``residual``, ``attention`` or ``mlp``.
+    where
+        Required value of each label given, or of ``language``.
+    shuffle
+        Whether to shuffle; otherwise tokens come in the order of the cube.
+    seed
+        Seed of the order.
+
+    Raises
+    ------
+    InputError, MissingError
+        If the cube lacks requested data.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> from actkit.testing import write_cube
+    >>> run = write_cube(n_samples=8, hidden=16)
+    >>> tokens = LayerTokens(run, layer=1, where={"gender": "female"})
+    >>> next(iter(DataLoader(tokens, batch_size=5))).shape
+    torch.Size([5, 16])
+    """
+
+    def __init__(
+        self,
+        run: Cube,
+        *,
+        layer: int,
+        component: Component = "residual",
+        where: Mapping[str, Any] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.run, self.layer, self.component = run, layer, component
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        cube = as_cube(run)
+        selection.require(cube, component)
+        cube = selection.captured(cube, component)
+        if layer not in cube.layer.values:
+            raise MissingError(f"the cube has no {component} of layer {layer}")
+        self._rows = where_labels(cube, where)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take another order; with workers, before the loader is iterated."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        cube = as_cube(self.run)
+        array = cube[self.component].sel(layer=self.layer)
+        blocks = [self._rows[start : start + _BLOCK] for start in range(0, len(self._rows), _BLOCK)]
+        order = np.arange(len(blocks))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = np.random.default_rng([self.seed, self.epoch, first])
+        own = order[first::step]
+        for start in range(0, len(own), _MIXED):
+            rows = np.sort(np.concatenate([blocks[at] for at in own[start : start + _MIXED]]))
+            # each worker is one of several readers, and no dask client of its parent can be reached from it
+            how = {"scheduler": "synchronous"} if worker else {}
+            values = array.isel(sample=rows).transpose("sample", "token", "hidden").compute(**how).values
+            mask = selection.token_mask(cube.isel(sample=rows)).transpose("sample", "token").compute(**how)
+            vectors = values[mask.values]
+            if self.shuffle:
+                vectors = rng.permutation(vectors)
+            yield from torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))

@@ -1,1 +1,0 @@
-"""Cubes as the files that other scripts read."""

@@ -1,0 +1,1 @@
+"""Checks and estimates of everything that a run needs, before its model is loaded."""

@@ -1,0 +1,1 @@
+"""Runs from the `.pt` and NumPy files of other scripts."""

@@ -1,1 +1,0 @@
-"""Files that other scripts wrote, as cubes."""

@@ -1,0 +1,74 @@
+"""Methods paragraphs for a paper, filled in with the settings of each result."""
+
+from typing import Any
+
+TEXTS = {
+    "layer_norms": (
+        "L2 norms over the hidden dimension of the output of each block, before the model's final norm; "
+        "computed over {tokens} tokens. "
+        "Every token has equal weight in the mean. Interval: {interval} ({resamples} resamples, seed {seed})."
+    ),
+    "layer_updates": (
+        "The norm of the difference between a token's vectors at adjacent layers, divided by the norm at "
+        "the lower layer, and the cosine between the two vectors; means over {tokens} tokens. "
+        "Interval: {interval} ({resamples} resamples, seed {seed})."
+    ),
+    "massive_activations": (
+        "The largest absolute value among {tokens} tokens, divided by the median absolute value (the "
+        "median over samples of each sample's median)."
+    ),
+    "adjacent_cka": (
+        "Linear CKA with the unbiased HSIC of Song et al. (2012), normalised as by Kornblith et al. "
+        "(2019) and Nguyen et al. "
+        "(2021), of {vectors} vectors, within each language. Interval: {interval}. Variants: without the 3 "
+        "dimensions of largest variance, "
+        "with each dimension z-scored, and with each vector scaled to unit RMS."
+    ),
+    "transitions": (
+        "The distance d between adjacent layers is 1 - CKA. A step is flagged as a transition if its robust "
+        "z-score, (d - median) / (1.4826 MAD), is at least 3.5 and the lower end of its 95% interval exceeds "
+        "the median of the other steps. It is confirmed if kernel change-point detection on the layer × "
+        "layer matrix places a boundary there in 90% of {halves} random half-samples (seed {seed})."
+    ),
+    "cka": "CKA as for adjacent layers, between all pairs of layers; {vectors} vectors.",
+    "language_cka": "CKA as for adjacent layers, between the same samples in two languages, matched by "
+    "sample_id. Interval: {interval}.",
+    "group_differential": (
+        "A logistic regression with an L2 penalty on scaled {vectors} vectors, cross-validated in {folds} "
+        "folds that are stratified by label and do not split clusters, with {seeds} seeds: mean AUROC and "
+        "its standard deviation. p: max-T permutation test of the AUROC of a least-squares probe, corrected "
+        "over layers, with {permutations} permutations that respect the clusters (seed {seed}). Squared "
+        "standardized mean difference: the squared distance between the group means, corrected for bias, "
+        "divided by the total within-group variance. "
+        "Compared: {between}."
+    ),
+    "transfer": (
+        "The same probe, trained in one {across} and tested in each, on clusters held out from training "
+        "({folds} folds)."
+    ),
+    "direction_cosines": (
+        "The direction is the difference of the group means, {between}. The ceiling is the square root of "
+        "the product of the two directions' reliabilities (mean cosine between random halves, {splits} "
+        "splits, with the Spearman-Brown correction); the disattenuated cosine is the cosine divided by the "
+        "ceiling."
+    ),
+}
+
+
+class _Known(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "–"
+
+
+def describe(attrs: dict[str, Any]) -> str:
+    """Describe how a result was computed.
+
+    Parameters
+    ----------
+    attrs
+        Attributes of the result.
+    """
+    text = TEXTS[str(attrs["statistic"])].format_map(_Known(attrs))
+    groups = attrs.get("cluster")
+    grouped = f" Samples that share a value of {groups} are treated as one cluster." if groups else ""
+    return text + grouped

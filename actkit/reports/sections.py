@@ -1,0 +1,232 @@
+"""Sections of a report: results with their figures and sentences, and notes on what was omitted."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .. import plots
+from ..errors import ActkitError
+from ..stats import selection
+from ..stats.cka import adjacent_cka, cka, language_cka
+from ..stats.cross_language import transfer
+from ..stats.differential import group_differential
+from ..stats.directions import direction_cosines
+from ..stats.norms import layer_norms, layer_updates, massive_activations
+from ..stats.transitions import transitions
+from . import findings
+from .methods import describe
+
+_LEAST = 10  # samples in each of two groups
+
+
+@dataclass
+class Section:
+    """One part of the report.
+
+    Parameters
+    ----------
+    name
+        Identifies the section in the page and in links.
+    title
+        Heading.
+    results
+        Result by name; each becomes a table.
+    pictures
+        HoloViews figure by name.
+    sentences
+        Findings.
+    methods
+        How the results were computed.
+    """
+
+    name: str
+    title: str
+    results: dict[str, xr.Dataset] = field(default_factory=dict)
+    pictures: dict[str, Any] = field(default_factory=dict)
+    sentences: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+
+    def add(self, name: str, result: xr.Dataset) -> xr.Dataset:
+        """Compute a result and add it with its methods."""
+        computed = result.compute()
+        self.results[name] = computed
+        self.methods.append(describe(computed.attrs))
+        return computed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The comparison that a report makes.
+
+    Parameters
+    ----------
+    by
+        Label column that defines the two groups; empty for none.
+    cluster
+        Label column that identifies clusters of dependent samples.
+    vectors
+        ``pooled`` or ``last``.
+    """
+
+    by: str
+    cluster: str | None
+    vectors: selection.Pooling
+
+
+def choose(cube: xr.Dataset, by: str | None, cluster: str | None, vectors: selection.Pooling) -> Choice:
+    """Fill in the comparison; by default `gender`, or else another label with two values."""
+    labels = selection.label_names(cube)
+    for name in (by, cluster):
+        if name:
+            selection.column(cube, name, "by" if name == by else "cluster")
+    if by is None:
+        both = [name for name in sorted(labels, key=lambda name: name != "gender") if _has_two(cube, name)]
+        by = both[0] if both else ""
+    if cluster is None:
+        cluster = selection.cluster_label(cube, by) or None
+    return Choice(by, cluster, vectors)
+
+
+def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[str]]]:
+    """Yield each section with notes on omitted parts and with warnings.
+
+    Parameters
+    ----------
+    cube
+        From :func:`actkit.open_cube`.
+    choice
+        The comparison to make.
+    """
+    steps: Sequence[tuple[str, str, Sequence[Callable[[xr.Dataset, Choice, Section], None]]]] = (
+        ("norms", "Norms", (_norms, _special)),
+        ("updates", "Layer updates", (_updates, _massive)),
+        ("cka", "Layer alignment", (_neighbours, _all_layers)),
+        ("languages", "Language alignment", (_languages,)),
+        ("groups", f"Groups: {choice.by}", (_groups, _transfer, _directions)),
+        ("samples", "Samples", (_samples,)),
+    )
+    for name, title, makers in steps:
+        if (name == "groups" and not choice.by) or (name == "languages" and len(_languages_of(cube)) < 2):
+            continue
+        section, noted = Section(name, title), []
+        for make in makers:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                try:
+                    make(cube, choice, section)
+                except ActkitError as error:
+                    noted.append(f"{title}: omitted ({' '.join(str(error).split())})")
+            noted += [f"{title}: {warning.message}" for warning in caught if warning.category is UserWarning]
+        yield section, noted
+
+
+def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    norms = section.add("norms", layer_norms(cube))
+    section.pictures["norms"] = plots.layer_norms(norms)
+    section.sentences += findings.of_norms(norms)
+    if choice.by:
+        by = layer_norms(cube, by=choice.by).compute()
+        section.results["norms_by_group"] = by
+        section.pictures["norms_by_group"] = plots.layer_norms(by)
+
+
+def _special(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
+    first = layer_norms(cube, tokens="first").compute()
+    section.results["norms_of_first"] = first
+    ratio = (
+        (first["mean"] / section.results["norms"]["mean"]).max("layer")
+        if "norms" in section.results
+        else None
+    )
+    if ratio is not None:
+        section.sentences += [
+            f"{name}: the mean norm at position 0 is at most {float(ratio.sel(language=name)):,.3g} times "
+            f"that of content tokens."
+            for name in ratio.language.values.tolist()
+        ]
+
+
+def _updates(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
+    section.pictures["updates"] = plots.layer_updates(section.add("updates", layer_updates(cube)))
+
+
+def _massive(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
+    massive = section.add("massive_activations", massive_activations(cube))
+    for name in massive.language.values.tolist():
+        language = massive.sel(language=name)
+        if not language.ratio.notnull().any():
+            section.sentences.append(f"{name}: no content tokens.")
+            continue
+        at = int(np.nanargmax(language.ratio.values))
+        section.sentences.append(
+            f"{name}: the largest absolute activation of content tokens is "
+            f"{float(language.ratio[at]):,.3g} times the median, "
+            f"at layer {language.layer.values[at]}, dimension {int(language.at_hidden[at])}."
+        )
+
+
+def _neighbours(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"vectors": choice.vectors, "cluster": choice.cluster}
+    adjacent = section.add("adjacent_cka", adjacent_cka(cube, **options))
+    abrupt = section.add("transitions", transitions(cube, **options))
+    section.pictures["adjacent_cka"] = plots.adjacent_cka(adjacent, abrupt)
+    section.sentences += findings.of_neighbours(adjacent, abrupt)
+
+
+def _all_layers(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    similarity = section.add("cka", cka(cube, vectors=choice.vectors, cluster=choice.cluster))
+    section.pictures["cka"] = plots.cka(similarity)
+
+
+def _languages(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    similarity = section.add(
+        "language_cka", language_cka(cube, vectors=choice.vectors, cluster=choice.cluster)
+    )
+    section.pictures["language_cka"] = plots.language_cka(similarity)
+    section.sentences += findings.of_languages(similarity)
+
+
+def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
+    differential = section.add("group_differential", group_differential(cube, **options))
+    section.pictures["group_differential"] = plots.group_differential(differential)
+    section.sentences += findings.of_groups(differential)
+
+
+def _transfer(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    if len(_languages_of(cube)) < 2:
+        return
+    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
+    transferred = section.add("transfer", transfer(cube, **options))
+    section.pictures["transfer"] = plots.transfer(transferred)
+    section.sentences += findings.of_transfer(transferred)
+
+
+def _directions(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
+    cosines = section.add("direction_cosines", direction_cosines(cube, **options))
+    section.pictures["direction_cosines"] = plots.direction_cosines(cosines)
+
+
+def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    captured = selection.captured(cube)
+    layers = captured.layer.values
+    for layer in dict.fromkeys(layers[[0, len(layers) // 2, -1]].tolist()):
+        picture = plots.projection(captured, layer, by=choice.by or None, vectors=choice.vectors)
+        section.pictures[f"projection_layer_{layer}"] = picture
+    for _, places in selection.languages(captured):
+        sample = int(captured.sample.values[places[0]])
+        section.pictures[f"tokens_of_sample_{sample}"] = plots.tokens(captured, sample)
+
+
+def _languages_of(cube: xr.Dataset) -> set[str]:
+    return set(cube.language.values.astype(str).tolist())
+
+
+def _has_two(cube: xr.Dataset, name: str) -> bool:
+    counts = selection.column(cube, name, "by").counts
+    return len(counts) == 2 and int(counts.min()) >= _LEAST

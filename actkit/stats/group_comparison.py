@@ -1,0 +1,147 @@
+"""Select and check the samples of two groups to compare, with clusters kept together."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import Fault, InputError
+from . import selection
+from .kernels import probes
+
+FEWEST = 10  # samples required of each label
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The samples of two labels in one language.
+
+    Parameters
+    ----------
+    places
+        Indices of the samples that have one of the two labels, dims ``(sample,)``.
+    labels
+        Whether each sample has the second label, dims ``(sample,)``.
+    groups
+        Cluster of each sample: integers from 0, dims ``(sample,)``.
+    """
+
+    places: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether any cluster has several samples."""
+        return bool(self.groups.max() + 1 < len(self.groups))
+
+
+def contrasts_of(
+    array: xr.DataArray, *, by: str, cluster: str | None, between: tuple[Any, Any] | None, folds: int
+) -> tuple[tuple[str, str], dict[str, Contrast]]:
+    """Return the samples of two labels in each language, and check that there are enough of them.
+
+    Parameters
+    ----------
+    array
+        From :func:`~actkit.stats.selection.vectors`.
+    by, cluster, between, folds
+        As for :func:`group_differential`.
+
+    Returns
+    -------
+    tuple
+        The labels, the reference first; and the contrast of each language.
+
+    Raises
+    ------
+    InputError
+        If a label has too few samples or clusters in a language.
+
+    Warns
+    -----
+    UserWarning
+        If there are too few clusters for a small p-value.
+    """
+    labels, kept, is_second = two_labels(array, by, between)
+    cluster_ids = None if cluster is None else selection.clusters(array, cluster)
+    contrasts, faults = {}, []
+    for language, samples in selection.languages(array):
+        chosen = samples[kept[samples]]
+        groups = np.arange(len(chosen)) if cluster_ids is None else selection.codes(cluster_ids[chosen])
+        contrasts[language] = Contrast(chosen, is_second[chosen], groups)
+        faults += faults_of(language, is_second[chosen], groups, labels, folds)
+    if faults:
+        raise InputError(faults, f"cannot compare {by}")
+    for language, contrast in contrasts.items():
+        if contrast.is_grouped and contrast.groups.max() < 5:
+            warnings.warn(
+                f"{language}: with only {contrast.groups.max() + 1} clusters, no p-value can be small",
+                stacklevel=3,
+            )
+    return labels, contrasts
+
+
+def cut_folds(
+    where: str, is_second: np.ndarray, groups: np.ndarray, folds: int, seeds: int
+) -> list[probes.Fold]:
+    """Divide samples into folds that contain both labels.
+
+    Raises
+    ------
+    InputError
+        If no fold contains both labels.
+
+    Warns
+    -----
+    UserWarning
+        If some folds lack a label.
+    """
+    splits = probes.grouped_folds(is_second, groups, folds=folds, seeds=seeds)
+    lost = folds * seeds - len(splits)
+    if not splits:
+        problem = f"none of {folds * seeds} folds of whole clusters contains both labels"
+        raise InputError([Fault(where, problem, "choose fewer folds or another cluster label")])
+    if lost:
+        warnings.warn(f"{where}: {lost} of {folds * seeds} folds lack a label and are omitted", stacklevel=4)
+    return splits
+
+
+def two_labels(
+    array: xr.DataArray, by: str, between: tuple[Any, Any] | None
+) -> tuple[tuple[str, str], np.ndarray, np.ndarray]:
+    """Return the two labels as text, the reference first, and masks of either label and of the second.
+
+    Raises
+    ------
+    InputError
+        If there are not exactly two labels.
+    """
+    groups = selection.column(array, by, "by")
+    texts = groups.texts
+    if not texts:
+        raise InputError([Fault("by", f"no sample has a value of `{by}`", "choose another label")])
+    codes = [groups.find(name) for name in between] if between is not None else list(range(len(texts)))
+    if len(set(codes)) != 2 or None in codes:
+        shown = ", ".join(texts[:10]) + (" …" if len(texts) > 10 else "")
+        problem = f"two labels are compared, but `{by}` has {len(texts)}: {shown}"
+        raise InputError([Fault("between", problem, "name two of them, the reference first")])
+    first, second = (place for place in codes if place is not None)
+    return (texts[first], texts[second]), np.isin(groups.codes, [first, second]), groups.codes == second
+
+
+def faults_of(
+    where: str, is_second: np.ndarray, groups: np.ndarray, names: tuple[str, str], folds: int
+) -> list[Fault]:
+    """Return a fault for each label that has too few samples or clusters to be compared."""
+    faults = []
+    for name, has_label in zip(names, (~is_second, is_second), strict=True):
+        count, n_groups = int(has_label.sum()), len(np.unique(groups[has_label]))
+        if count < FEWEST:
+            faults.append(Fault(where, f"`{name}` has {count} samples but needs {FEWEST}", "extract more"))
+        elif n_groups < folds:
+            problem = f"`{name}` occurs in {n_groups} clusters, too few for {folds} folds"
+            faults.append(Fault(where, problem, "choose fewer folds or another cluster label"))
+    return faults

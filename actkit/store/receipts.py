@@ -1,0 +1,95 @@
+"""Receipts: which cube a window or the coordinates were written for, and what their files held."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+
+from ..errors import Fault
+from .folders import Folder, Partial
+
+RECEIPTS = "receipts"  # attribute of a cube each of whose committed windows has one
+_LIMIT = 2**20
+_AGAIN = "delete it if it is there, and rerun the extraction"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """Record of the files written for one window, or for all coordinates.
+
+    Parameters
+    ----------
+    cube
+        The attribute ``metadata_sha256`` of the cube that it was written for.
+    files
+        Size in bytes and SHA-256, as hexadecimal digits, of each file but the flags, by its path in the
+        cube. The CRC-32C of a file whose parts end with their own CRC-32C depends on their lengths alone.
+    """
+
+    cube: str
+    files: Mapping[str, tuple[int, str]]
+
+    @classmethod
+    def of(cls, cube: str, files: list[Partial]) -> "Receipt":
+        """Return the receipt of files which were just written."""
+        return cls(cube, {file.name: (file.size, file.digest) for file in files})
+
+    def content(self) -> bytes:
+        """Return the one way in which it is stored, its own checksum included."""
+        fields = {"cube": self.cube, "files": self.files}
+        checksum = google_crc32c.value(json.dumps(fields, sort_keys=True).encode())
+        return json.dumps({**fields, "crc32c": f"{checksum:08x}"}, indent=1, sort_keys=True).encode()
+
+    def fault(self, cube: str, window: int | None) -> Fault | None:
+        """Return a fault where the receipt belongs to another cube."""
+        if self.cube == cube:
+            return None
+        return Fault(receipt_name(window), "was written by the run of another cube", _AGAIN)
+
+
+def receipt_name(window: int | None) -> str:
+    """Return the path in the cube of the receipt of a window, or of that of the coordinates."""
+    return "committed/receipt.json" if window is None else f"committed/receipt.{window}.json"
+
+
+def file_entry(path: Path) -> tuple[int, str]:
+    """Return the size in bytes and the SHA-256 of a file, as a receipt holds them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+def read_receipt(folder: Folder, window: int | None, *, promised: bool) -> Receipt | Fault | None:
+    """Read a receipt.
+
+    Parameters
+    ----------
+    folder
+        The cube.
+    window
+        The index of the window; None for the coordinates.
+    promised
+        Whether the cube says that it has receipts.
+
+    Returns
+    -------
+    Receipt, Fault or None
+        What is wrong with it; None where there is none, and need not be.
+    """
+    name = receipt_name(window)
+    content = folder.read(name, _LIMIT)
+    if content is None:
+        return Fault(name, "is missing", _AGAIN) if promised else None
+    if not content:
+        return Fault(name, "is empty", _AGAIN)
+    try:
+        stored = json.loads(content)
+        files = {str(path): (int(size), str(digest)) for path, (size, digest) in stored["files"].items()}
+        receipt = Receipt(str(stored["cube"]), files)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Fault(name, "is truncated or corrupted", _AGAIN)
+    # any other bytes than those that were written, be they of equal meaning, are damage
+    return receipt if receipt.content() == content else Fault(name, "is truncated or corrupted", _AGAIN)

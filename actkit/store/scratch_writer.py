@@ -1,0 +1,118 @@
+"""Windows written as those of a cube are, but into files without a name: to see what that takes."""
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.storage import MemoryStore
+
+from ..batch_plan import Plan
+from ..schema import VARIABLES
+from .folders import BUFFER
+from .layout import Array, create_array
+from .ragged import Ragged
+from .shard_files import ShardWriter, encoded
+from .writer import fsync, storage_errors
+
+
+@dataclass(frozen=True)
+class Written:
+    """Cost of writing one window.
+
+    Parameters
+    ----------
+    sizes
+        Bytes of each variable.
+    seconds, busy
+        Of the variables that have a vector for each token: how long it took, and how long cores were busy.
+    beside
+        Seconds for the others, and for the commit.
+    """
+
+    sizes: Mapping[str, int]
+    seconds: float
+    busy: float
+    beside: float
+
+
+class NamelessWriter:
+    """Compresses and writes windows, each variable safely on disk, of which nothing can be read again.
+
+    Parameters
+    ----------
+    folder
+        On the disk in question; it never holds a file that has a name.
+    plan
+        Of the cube that the windows could belong to.
+    threads
+        How many threads compress.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, *, threads: int = 1) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._shards = ShardWriter(threads)
+
+    def write(self, values: Mapping[str, np.ndarray | Ragged], n_samples: int) -> Written:
+        """Write one window.
+
+        Parameters
+        ----------
+        values
+            As for :meth:`~actkit.store.writer.CubeWriter.write`.
+        n_samples
+            How many it holds.
+
+        Raises
+        ------
+        StorageError
+            Where the disk refuses.
+        """
+        group = zarr.create_group(MemoryStore(), zarr_format=3)
+        arrays = {name: self._create(group, name, n_samples) for name in values}
+        sizes: dict[str, int] = {}
+        with storage_errors(f"cannot write into {self._folder}"):
+            started, worked = time.perf_counter(), time.process_time()
+            for name, part in values.items():
+                if isinstance(part, Ragged):
+                    with tempfile.TemporaryFile(buffering=BUFFER, dir=self._folder) as file:
+                        sizes[name] = self._shards.write_to(file, arrays[name], part)
+                        file.flush()
+                        os.fsync(file.fileno())
+            seconds, busy = time.perf_counter() - started, time.process_time() - worked
+            started = time.perf_counter()
+            for name, part in values.items():
+                if not isinstance(part, Ragged):
+                    sizes[name] = self._write(encoded(arrays[name], 0, part))
+                fsync(self._folder)
+            self._write(b"committed")
+            fsync(self._folder)
+        return Written(sizes, seconds, busy, time.perf_counter() - started)
+
+    def close(self) -> None:
+        """End its threads."""
+        self._shards.close()
+
+    def _create(self, group: zarr.Group, name: str, n_samples: int) -> Array:
+        variable = VARIABLES[name]
+        samples, tokens = self._plan.chunk_of(variable) if variable.is_full else (1, 1)
+        return create_array(
+            group,
+            variable,
+            {**vars(self._plan.shape_of(variable)), "sample": n_samples},
+            window=-(-n_samples // samples) * samples,
+            chunk=(samples, tokens),
+            attrs={},
+        )
+
+    def _write(self, content: bytes) -> int:
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return len(content)

@@ -1,0 +1,229 @@
+"""Copies and parts of cubes that xarray wrote: they hold the values, but no checksums and no ledger."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+
+from ..errors import CorruptError, CubeError, Fault
+from ..regular_files import IrregularError, file_fault, read_regular
+from .metadata import (
+    METADATA,
+    METADATA_BYTES,
+    Document,
+    codec_faults,
+    compression,
+    file_limit,
+    file_shape,
+    is_array,
+    is_count,
+    once_faults,
+    read_document,
+)
+from .plain_store import PlainStore
+
+COPY = "copy"  # an attribute of what was opened
+AGAIN = "write the copy again"
+_SEPARATOR = re.compile(rb'"separator"\s*:\s*"\."')
+
+
+def is_copy(folder: Path) -> bool:
+    """Return whether a Zarr group was written by xarray rather than by actkit.
+
+    Keys of the chunks of a cube have the separator ``.``, those of xarray ``/``. Each of some twenty arrays
+    says so: no damage to some of them makes a copy of a cube.
+    """
+    arrays = sorted(folder.glob(f"*/{METADATA}"), key=lambda path: path.parent.name != "committed")
+    return bool(arrays) and not any(_SEPARATOR.search(_read(path)) for path in arrays)
+
+
+def open_copy(folder: Path, group: str) -> xr.Dataset:
+    """Open what :meth:`xarray.Dataset.to_zarr` wrote of a cube, as xarray opens it.
+
+    Everything in its metadata is checked before anything that they ask for is allocated.
+
+    Raises
+    ------
+    CubeError
+        Where it is no copy of a cube, or xarray cannot open it.
+    CorruptError
+        Where metadata or coordinates are damaged, no regular files, or claim more than a copy can hold; on
+        use, also where chunks are.
+    """
+    documents = _documents(folder)
+    limits = {name: file_limit(document) for name, document in documents.items()}
+    compressions = {name: compression(document) for name, document in documents.items()}
+    store = _CopyStore(folder, limits=limits, compressions=compressions)
+    try:
+        copy = xr.open_dataset(
+            store,  # type: ignore[arg-type]
+            engine="zarr",
+            group=group or None,
+            consolidated=False,
+            chunks=None,
+            cache=False,
+        )
+    except MemoryError:  # says nothing about the files
+        raise
+    except Exception as error:  # each codec raises its own
+        indices = (name for name in documents if _is_index(name, documents[name]))
+        faults = [fault for name in indices for fault in _damaged(store, name, ())]
+        if faults:
+            raise CorruptError(faults) from error
+        raise CubeError(f"{folder}: cannot be opened by xarray: {error}") from error
+    if "actkit_format" not in copy.attrs and not group:
+        raise CubeError(
+            f"{folder}: is neither a cube nor a copy of one; xarray.open_zarr opens it, and every statistic "
+            "takes what that gives"
+        )
+    lazy: dict[str, Any] = {
+        str(name): _lazy(variable, _Stored(store, f"{group}/{name}".lstrip("/"), variable))
+        for name, variable in copy.variables.items()
+        if name not in copy.indexes
+    }
+    copy = copy.assign({name: lazy[name] for name in lazy if name in copy.data_vars}).assign_coords(
+        {name: lazy[name] for name in lazy if name in copy.coords}
+    )
+    attrs = {name: value for name, value in copy.attrs.items() if name not in ("arrays", "coordinates")}
+    copy.attrs = attrs | {COPY: "written by xarray: without checksums or ledger"}
+    copy.encoding["source"] = str(folder)
+    return copy
+
+
+class _CopyStore(PlainStore):
+    """A store that also follows no links of folders: nobody checked these when the copy was opened."""
+
+    def _check(self, key: str) -> None:
+        if os.path.realpath(self.root / key) != os.path.join(os.path.realpath(self.root), key):
+            raise IrregularError(errno.ELOOP, f"{key} lies behind a link, which is not followed", key)
+        super()._check(key)
+
+
+class _Stored:
+    """A variable of a copy that dask can slice; damage is an error that names the file."""
+
+    def __init__(self, store: PlainStore, name: str, variable: xr.Variable) -> None:
+        self.shape, self.dtype, self.ndim = variable.shape, variable.dtype, variable.ndim
+        self.chunks = tuple(variable.encoding["preferred_chunks"][dim] for dim in variable.dims)
+        self._store, self._name, self._variable = store, name, variable
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        try:
+            return np.asarray(self._variable[key].values)
+        except MemoryError:  # says nothing about the files
+            raise
+        except Exception as error:  # each codec raises its own
+            faults = list(_damaged(self._store, self._name, key))
+            if not faults:
+                raise
+            raise CorruptError(faults) from error
+
+
+def _lazy(variable: xr.Variable, stored: _Stored) -> xr.Variable:
+    values: Any = da.from_array(  # type: ignore[no-untyped-call]
+        stored,
+        chunks=stored.chunks,
+        name=False,  # another copy may take the place of this one
+        meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
+    )
+    return xr.Variable(variable.dims, values, variable.attrs, variable.encoding)
+
+
+def _damaged(store: PlainStore, name: str, key: tuple[Any, ...]) -> Iterator[Fault]:
+    """Yield a fault for each file that a selection of an array reads, and that cannot be read whole."""
+    array = zarr.open_array(store, path=name, mode="r", zarr_format=3)
+    sizes = array.shards or array.chunks
+    whole = (slice(None),) * (array.ndim - len(key))
+    touched = [
+        sorted({place // size for place in _places(part, length)})
+        for part, length, size in zip((*key, *whole), array.shape, sizes, strict=True)
+    ]
+    for chunk in product(*touched):
+        path = f"{name}/{array.metadata.encode_chunk_key(chunk)}"
+        file = store.root / path
+        what = file_fault(file, store.limits[name]) if os.path.lexists(file) else ""  # else fill values
+        if not what:
+            region = tuple(slice(at * size, (at + 1) * size) for at, size in zip(chunk, sizes, strict=True))
+            try:
+                array[region]
+            except MemoryError:
+                raise
+            except OSError as error:
+                what = f"cannot be read: {error.strerror or error}"
+            except Exception as error:
+                what = f"is truncated or corrupted: {' '.join(str(error).split())[:120]}"
+        if what:
+            yield Fault(path, what, AGAIN)
+
+
+def _places(part: Any, length: int) -> Any:
+    if isinstance(part, slice):
+        return range(length)[part]
+    return np.atleast_1d(np.arange(length)[part]).tolist()
+
+
+def _documents(folder: Path) -> dict[str, Document]:
+    """Return the metadata of each array, by its path.
+
+    Raises
+    ------
+    CorruptError
+        Where any of them cannot be read, or asks for what no copy needs; names each file.
+    """
+    documents: dict[str, Document] = {}
+    faults: list[Fault] = []
+    for place, folders, files in os.walk(folder):
+        if METADATA not in (*files, *folders):
+            continue
+        name = Path(place).relative_to(folder).as_posix()
+        try:
+            _, document = read_document(Path(place, METADATA))
+        except (OSError, ValueError) as error:
+            document, what = {}, str(error)
+        else:
+            what = _array_fault(Path(place), document) if is_array(document) else ""
+        if is_array(document):
+            folders.clear()  # those of its chunks
+            documents[name] = document
+        if what:
+            faults.append(Fault(Path(name, METADATA).as_posix(), what, AGAIN))
+    if faults:
+        raise CorruptError(
+            sorted(faults), f"{folder}: cannot be read: {len(faults)} fault(s) of its metadata"
+        )
+    return documents
+
+
+def _array_fault(folder: Path, document: Document) -> str:
+    """Return what in the metadata of an array is not as xarray writes it; empty where nothing is."""
+    try:
+        shape, chunk = document["shape"], file_shape(document)
+        if not all(is_count(length, least=0) for length in shape) or not all(map(is_count, chunk)):
+            return "has a shape or chunks that are no numbers of elements"
+        if len(shape) != len(chunk):
+            return "has a shape and chunks that disagree"
+        what = next(codec_faults(document, chunk, checksums=False), "")
+        if not what and len(shape) == 1:
+            what = next(once_faults(folder, shape, chunk, "c/*"), "")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
+        return "is no metadata of an array"
+    return what
+
+
+def _is_index(name: str, document: Document) -> bool:
+    return document.get("dimension_names") == [name.rpartition("/")[2]]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path, METADATA_BYTES, follow=False)
+    except OSError:
+        return b""

@@ -1,0 +1,187 @@
+"""List of the runs in the workspace: a card for each, with progress, log and actions, and memory gauges."""
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from actkit.errors import ActkitError
+from actkit.store.run_folder import CONFIG
+from actkit.widgets import markup
+from actkit.widgets.gauges import measure
+from actkit.widgets.panel_style import heading, html
+
+from ..jobs import Jobs, Run, State
+
+_LONGEST = 200  # characters of an option that are shown
+
+
+class Gauges(pn.viewable.Viewer):  # type: ignore[misc]
+    """Memory gauges of the devices, or of the machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._view = html(sizing_mode="stretch_width")
+        self.update(0)
+
+    def __panel__(self) -> Any:
+        return self._view
+
+    def update(self, process_bytes: int) -> None:
+        """Refresh the measurements."""
+        self._view.object = markup.gauges(measure(process_bytes))
+
+
+class RunCard(pn.viewable.Viewer):  # type: ignore[misc]
+    """Card of one run."""
+
+    def __init__(self, jobs: Jobs, run: Run, explore: Callable[[str], None]) -> None:
+        super().__init__()
+        self._jobs, self.run = jobs, run
+        self._title = html(sizing_mode="stretch_width")
+        self._bar = html(sizing_mode="stretch_width")
+        self._figures = html(sizing_mode="stretch_width")
+        self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
+        self._log = html(sizing_mode="stretch_width")
+        self._is_log_open = False
+        self._log_button = pmui.Button(label="Log", icon="article", size="small", variant="text")
+        names: tuple[tuple[str, str, Callable[[], object]], ...] = (
+            ("Cancel", "stop", lambda: jobs.cancel(run.name)),
+            ("Resume", "play_arrow", lambda: jobs.resume(run.name)),
+        )
+        self._buttons = {
+            label: pmui.Button(label=label, icon=icon, size="small", variant="outlined")
+            for label, icon, _ in names
+        }
+        for label, _, act in names:
+            self._buttons[label].on_click(lambda _event, act=act: self._do(act))
+        self._explore = pmui.Button(label="Explore", icon="insights", size="small", color="primary")
+        self._explore.on_click(lambda _event: explore(run.name))
+        self._delete = pmui.Button(label="Delete", icon="delete", size="small", variant="text", color="error")
+        sure = pmui.Button(label=f"Delete {run.name}", color="error")
+        keep = pmui.Button(label="Keep", variant="outlined")
+        self._dialog = pmui.Dialog(
+            pn.pane.Str(f"This deletes all results of {run.name} and cannot be undone."),
+            pn.Row(sure, keep),
+            title=f"Delete {run.name}?",
+            close_on_click=True,
+        )
+        self._delete.on_click(lambda _event: self._dialog.param.update(open=True))
+        keep.on_click(lambda _event: self._dialog.param.update(open=False))
+        sure.on_click(lambda _event: self._do(self._delete_run))
+        self._log_button.on_click(self._turn_log)
+        self._view = pmui.Paper(
+            self._title,
+            self._bar,
+            self._figures,
+            pn.FlexBox(self._explore, *self._buttons.values(), self._log_button, self._delete, gap="6px"),
+            self._said,
+            self._log,
+            self._dialog,
+            sizing_mode="stretch_width",
+            margin=(6, 2),
+        )
+        self.update(run)
+
+    def __panel__(self) -> Any:
+        return self._view
+
+    def update(self, run: Run) -> None:
+        """Show the current state of the run."""
+        self.run = run
+        state = run.state
+        self._title.object = markup.title(run.name, state, _what(run))
+        self._bar.object = markup.bar(run.name, run.progress)
+        self._figures.object = markup.figures(run.status, is_running=state is State.RUNNING)
+        self._explore.disabled = not run.has_cube
+        self._buttons["Cancel"].visible = state.is_active
+        can_go_on = state in (State.CANCELLED, State.INTERRUPTED, State.FAILED, State.UNREADABLE)
+        self._buttons["Resume"].visible = can_go_on
+        self._delete.visible = not state.is_active
+        shown = self._is_log_open or state is State.FAILED
+        text = escape(self._jobs.log(run)) if shown else ""
+        log = f"<pre class='log' tabindex='0' role='log' aria-label='Log'>{text}</pre>" if shown else ""
+        if run.faults:
+            log = markup.faults(run.faults, heading="Some files of this run cannot be read:") + log
+        if self._log.object != log:
+            self._log.object = log
+
+    def _turn_log(self, _event: Any) -> None:
+        self._is_log_open = not self._is_log_open
+        self.update(self.run)
+
+    def _delete_run(self) -> None:
+        self._dialog.open = False
+        self._jobs.delete(self.run.name)
+        self._view.visible = False
+
+    def _do(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except (ActkitError, OSError) as error:
+            self._said.param.update(title=str(error), visible=True)
+        else:
+            self._said.visible = False
+
+
+class RunList(pn.viewable.Viewer):  # type: ignore[misc]
+    """List of all runs, newest first."""
+
+    def __init__(self, jobs: Jobs, explore: Callable[[str], None]) -> None:
+        super().__init__()
+        self._jobs, self._explore = jobs, explore
+        self._cards: dict[str, RunCard] = {}
+        self._list = pn.Column(sizing_mode="stretch_width")
+        self._fault = pmui.Alert(visible=False, severity="warning", sizing_mode="stretch_width")
+        self.gauges = Gauges()
+        self._view = pn.Column(
+            heading("Memory"),
+            self.gauges,
+            heading("Runs"),
+            self._fault,
+            self._list,
+            sizing_mode="stretch_width",
+        )
+
+    def __panel__(self) -> Any:
+        return self._view
+
+    def update(self) -> None:
+        """Refresh the list from the workspace."""
+        fault = self._jobs.fault
+        if self._fault.title != fault:
+            self._fault.param.update(title=fault, visible=bool(fault))
+        runs = list(self._jobs)
+        names = [run.name for run in runs]
+        order = sorted(names, key=lambda name: -_started(next(run for run in runs if run.name == name)))
+        for run in runs:
+            card = self._cards.get(run.name)
+            if card is None:
+                self._cards[run.name] = RunCard(self._jobs, run, self._explore)
+            elif card.run != run or run.state.is_active:
+                card.update(run)
+        for name in set(self._cards) - set(names):
+            del self._cards[name]
+        shown = [self._cards[name] for name in order]
+        if [id(card) for card in shown] != [id(card) for card in self._list.objects]:
+            self._list.objects = shown
+        active = [run for run in runs if run.state is State.RUNNING]
+        self.gauges.update(int(active[0].status.get("host_bytes") or 0) if active else 0)
+
+
+def _started(run: Run) -> float:
+    """Return when the config of a run was last written, which keeps the order of cards stable."""
+    try:
+        return (run.path / CONFIG).lstat().st_ctime
+    except OSError:
+        return 0.0
+
+
+def _what(run: Run) -> str:
+    if run.state is State.UNREADABLE:
+        return "status cannot be read"
+    options = {name: str(run.asked.get(name, ""))[-_LONGEST:] for name in ("model", "data", "layers")}
+    model, data = markup.short_model(options["model"]), options["data"].rsplit("/", 1)[-1]
+    return f"{model} on {data}, layers {options['layers'] or 'all'}" if model else "no config"

@@ -1,0 +1,58 @@
+"""What a page shows of itself: a cube that grows, the numbers under the pointer, and to whom it answers."""
+
+import re
+from http.client import HTTPConnection
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from actkit.testing import synthetic
+from tests.app.server import IN_BROWSER, LONG, SCREENS, Server, opened
+
+pytestmark = IN_BROWSER
+
+
+def test_a_cube_is_seen_while_it_is_written(server: Server, browser: Browser) -> None:
+    numbers = synthetic(n_layers=4, n_samples=96, n_tokens=6, window=32)
+    run = server.workspace / "grows"
+    run.mkdir()
+    writer = numbers.create(run)
+    writer.write(0, numbers.part(0))
+    with opened(browser, f"{server.url}?page=explore&run=grows") as page:
+        figures = page.locator(".bk-Figure")
+        expect(figures.first).to_be_visible(timeout=LONG)
+        expect(page.get_by_text(re.compile("^32 samples, 4 layers"))).to_be_visible(timeout=LONG)
+        for window, samples in ((1, 64), (2, 96)):
+            writer.write(window, numbers.part(window))
+            expect(page.get_by_text(re.compile(f"^{samples} samples, 4 layers"))).to_be_visible(timeout=LONG)
+            expect(figures.first).to_be_visible(timeout=LONG)
+        page.screenshot(path=SCREENS / "grown_1440_light.png")
+    writer.close()
+
+
+def test_numbers_are_told_under_the_pointer(server: Server, browser: Browser) -> None:
+    with opened(browser, f"{server.url}?page=explore&run=made-before&by=&tab=norms") as page:
+        expect(page.locator(".MuiSkeleton-root")).to_have_count(0, timeout=LONG)
+        figure = page.locator(".bk-Figure").first
+        expect(figure).to_be_visible(timeout=LONG)
+        page.wait_for_timeout(1000)
+        box = figure.bounding_box()
+        assert box is not None
+        told = page.locator(".bk-tooltip-content")
+        for down in range(10, 90, 2):  # the line is somewhere on the way
+            page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + down / 100 * box["height"])
+            if told.count():
+                break
+        expect(told.first).to_have_text(re.compile(r"layer:\s*\d\s*mean:\s*\d+\.\d+"), timeout=LONG)
+        page.screenshot(path=SCREENS / "hovered_1440_light.png")
+
+
+@pytest.mark.parametrize(("origin", "is_refused"), [("http://evil.example", True), ("", False)])
+def test_pages_of_others_are_not_answered(server: Server, origin: str, is_refused: bool) -> None:
+    connection = HTTPConnection(server.address, server.port, timeout=60)
+    asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    asked |= {"Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==", "Sec-WebSocket-Protocol": "bokeh, no-token"}
+    asked["Origin"] = origin or f"http://{server.address}:{server.port}"
+    connection.request("GET", "/app/ws", headers=asked)
+    assert (connection.getresponse().status == 403) == is_refused
+    connection.close()

@@ -1,0 +1,230 @@
+"""Any selected, dropped, renamed, copied or concatenated cube gives a result or an error with a hint."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import actkit
+from actkit import plots
+from actkit.errors import ActkitError, InputError
+
+Change = Callable[[xr.Dataset], xr.Dataset]
+
+
+def white(cube: xr.Dataset) -> xr.DataArray:
+    whitener = actkit.Whitener.fit(cube, layer=3, shrinkage="ledoit-wolf")
+    return whitener.transform(cube)
+
+
+def mean(cube: xr.Dataset) -> xr.DataArray:
+    fitted = actkit.Whitener.fit(cube, layer=3, shrinkage="ledoit-wolf", vectors="pooled")
+    return xr.DataArray(fitted.mean, dims="hidden")
+
+
+FEW = {"folds": 3, "seeds": 1}
+CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
+    "Whitener": white,
+    "Whitener.pooled": mean,
+    "adjacent_cka": actkit.adjacent_cka,
+    "adjacent_cka.tokens": lambda cube: actkit.adjacent_cka(cube, vectors="tokens"),
+    "cka": actkit.cka,
+    "cka.batch": lambda cube: actkit.cka(cube, batch=20),
+    "cka.tokens": lambda cube: actkit.cka(cube, vectors="tokens"),
+    "cka.two": lambda cube: actkit.cka(cube, cube, match="text"),
+    "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
+    "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=9, **FEW),
+    "language_cka": actkit.language_cka,
+    "layer_norms": lambda cube: actkit.layer_norms(cube, resamples=20),
+    "layer_norms.by": lambda cube: actkit.layer_norms(cube, by="gender", resamples=20),
+    "layer_norms.first": lambda cube: actkit.layer_norms(cube, tokens="first", resamples=20),
+    "layer_updates": lambda cube: actkit.layer_updates(cube, resamples=20),
+    "massive_activations": actkit.massive_activations,
+    "layer_subset": lambda cube: actkit.layer_subset(actkit.massive_activations, cube, layers=(0, 3)),
+    "plots.projection": lambda cube: plots.projection(cube, 3, by="gender"),
+    "plots.tokens": lambda cube: plots.tokens(cube, 4),
+    "token_strings": lambda cube: actkit.token_strings(cube, 4),
+    "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=3, count=5),
+    "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
+    "transitions": lambda cube: actkit.transitions(cube, halves=3),
+}
+NO_CUBE = {"Config", "RunPlan", "export", "extract", "import_files", "open_cube", "plan", "report", "verify"}
+
+# selections by one label, and the same by a list of it
+SINGLE: dict[str, tuple[Change, Change]] = {
+    "layer": (lambda cube: cube.sel(layer=3), lambda cube: cube.sel(layer=[3])),
+    "sample": (lambda cube: cube.isel(sample=4), lambda cube: cube.isel(sample=[4])),
+    "token": (lambda cube: cube.isel(token=1), lambda cube: cube.isel(token=[1])),
+    "hidden": (lambda cube: cube.isel(hidden=3), lambda cube: cube.isel(hidden=[3])),
+    "layer and sample": (
+        lambda cube: cube.isel(layer=3, sample=4),
+        lambda cube: cube.isel(layer=[3], sample=[4]),
+    ),
+    "all": (
+        lambda cube: cube.isel(layer=3, sample=4, token=1, hidden=3),
+        lambda cube: cube.isel(layer=[3], sample=[4], token=[1], hidden=[3]),
+    ),
+    "language": (
+        lambda cube: cube.swap_dims(sample="language").sel(language="english"),
+        lambda cube: cube.isel(sample=(cube.language == "english").values),
+    ),
+    "sample_id": (
+        lambda cube: cube.swap_dims(sample="sample_id").sel(sample_id="image-0002"),
+        lambda cube: cube.isel(sample=(cube.sample_id == "image-0002").values),
+    ),
+}
+# what changes nothing that is computed
+SAME: dict[str, Change] = {
+    "transposed": lambda cube: cube.transpose("hidden", "token", "sample", "layer"),
+    "chunked": lambda cube: cube.chunk(sample=7, layer=2),
+    "fixed strings": lambda cube: cube.assign_coords(
+        {name: cube[name].astype("U") for name in ("language", "sample_id", "text", "gender", "token_text")}
+    ),
+    "strings of NumPy": lambda cube: cube.assign_coords(
+        {
+            name: (cube[name].dims, cube[name].values.astype(np.dtypes.StringDType()), cube[name].attrs)
+            for name in ("language", "sample_id", "text", "gender", "image_id", "token_text")
+        }
+    ),
+    "lazy coordinates": lambda cube: cube.assign_coords(
+        {name: cube[name].chunk() for name in ("language", "gender", "n_tokens", "sample_id")}
+    ),
+    "no numbers": lambda cube: cube.drop_vars("sample"),
+    "a level of an index": lambda cube: cube.set_index(sample=["language", "sample_id"]),
+    "floats": lambda cube: cube.assign_coords(
+        token_kind=cube.token_kind.where(cube.token_kind != 0), has_residual=cube.has_residual.astype(float)
+    ),
+    "bytes": lambda cube: cube.assign_coords(
+        {
+            name: (cube[name].dims, cube[name].values.astype("S"), cube[name].attrs)
+            for name in ("language", "gender")
+        }
+    ),
+}
+# what may be answered or not, but not by an error of another library
+ODD: dict[str, Change] = {
+    **{
+        f"no {name}": (lambda cube, name=name: cube.drop_vars(name))
+        for name in (  # type: ignore[misc]
+            "batch",
+            "committed",
+            "embedding",
+            "gender",
+            "has_residual",
+            "image_id",
+            "language",
+            "last",
+            "layer",
+            "n_tokens",
+            "norm",
+            "pooled",
+            "residual",
+            "sample_id",
+            "text",
+            "token",
+            "token_id",
+            "token_kind",
+            "token_text",
+            "truncated",
+        )
+    },
+    "no coordinates": lambda cube: cube.reset_coords(drop=True),
+    "no layer at all": lambda cube: cube.isel(layer=3, drop=True),
+    "no sample at all": lambda cube: cube.isel(sample=4, drop=True),
+    "no token at all": lambda cube: cube.isel(token=1, drop=True),
+    "no attributes": lambda cube: cube.drop_attrs(),
+    "renamed samples": lambda cube: cube.rename(sample="prompt"),
+    "renamed layers": lambda cube: cube.rename(layer="block"),
+    "renamed tokens": lambda cube: cube.rename(token="position"),
+    "renamed dimensions": lambda cube: cube.rename_dims(sample="prompt"),
+    "stacked": lambda cube: cube.stack(place=("sample", "token")),
+    "empty layers": lambda cube: cube.isel(layer=[]),
+    "empty samples": lambda cube: cube.isel(sample=[]),
+    "empty tokens": lambda cube: cube.isel(token=[]),
+    "two samples": lambda cube: cube.isel(sample=[0, 1]),
+    "two layers": lambda cube: cube.isel(layer=[1, 3]),
+    "some tokens": lambda cube: cube.isel(token=slice(3, None)),
+    "one variable": lambda cube: cube[["pooled"]],
+    "mean over layers": lambda cube: cube.mean("layer"),
+    "twice": lambda cube: xr.concat([cube, cube], "sample"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(planted_run: Path) -> xr.Dataset:
+    return actkit.open_cube(planted_run).load()
+
+
+def outcome(name: str, cube: xr.Dataset) -> Any:
+    """Return the computed result of a call, or its ActkitError; any other error is a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            found = CALLS[name](cube)
+            return found.compute() if isinstance(found, xr.Dataset | xr.DataArray) else found
+        except ActkitError as error:
+            return error
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    assert type(found) is type(wanted), (found, wanted)
+    if isinstance(wanted, xr.Dataset | xr.DataArray):
+        xr.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    elif isinstance(wanted, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, wanted, check_like=True)
+    elif isinstance(wanted, ActkitError | list):
+        assert str(found) == str(wanted)
+
+
+def test_every_public_function_that_takes_a_cube_is_called() -> None:
+    assert {name.split(".")[0] for name in CALLS} - {"plots"} == set(actkit.__all__) - NO_CUBE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_one_label_is_a_list_of_it(whole: xr.Dataset, name: str) -> None:
+    for selection, (single, several) in SINGLE.items():
+        assert_same(outcome(name, single(whole)), outcome(name, several(whole))), selection
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_form_changes_nothing(whole: xr.Dataset, name: str) -> None:
+    wanted = outcome(name, whole)
+    assert not isinstance(wanted, ActkitError)
+    for change in SAME.values():
+        assert_same(outcome(name, change(whole)), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_missing_variables_are_reported(whole: xr.Dataset, name: str) -> None:
+    for change in ODD.values():
+        outcome(name, change(whole))
+
+
+COUNTS: dict[str, Callable[[xr.Dataset, Any], Any]] = {
+    "batch": lambda cube, n: actkit.cka(cube, batch=n),
+    "count": lambda cube, n: actkit.top_activating(cube, layer=3, hidden=3, count=n),
+    "folds": lambda cube, n: actkit.transfer(cube, by="gender", folds=n),
+    "folds of differences": lambda cube, n: actkit.group_differential(cube, by="gender", folds=n),
+    "halves": lambda cube, n: actkit.transitions(cube, halves=n),
+    "max_sampled_tokens": lambda cube, n: actkit.cka(cube, vectors="tokens", max_sampled_tokens=n),
+    "permutations": lambda cube, n: actkit.group_differential(cube, by="gender", permutations=n),
+    "resamples": lambda cube, n: actkit.layer_norms(cube, resamples=n),
+    "resamples of updates": lambda cube, n: actkit.layer_updates(cube, resamples=n),
+    "seeds": lambda cube, n: actkit.transfer(cube, by="gender", seeds=n),
+    "splits": lambda cube, n: actkit.direction_cosines(cube, by="gender", splits=n),
+}
+
+
+@pytest.mark.parametrize("wrong", [-1, 2.5, "3", True])
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_positive_integers(whole: xr.Dataset, name: str, wrong: Any) -> None:
+    with pytest.raises(InputError, match=f"{name.split()[0]}: is {wrong!r}"):
+        COUNTS[name](whole, wrong)

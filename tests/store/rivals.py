@@ -1,0 +1,106 @@
+"""Writers of the same windows at once, any of which the kernel ends at any moment.
+
+It runs no thread, as `killing` does. Give it an empty folder, the number of rounds and a seed; it prints a
+line of JSON for each round: what of the committed windows is not as an undisturbed run writes it.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from actkit import verify
+from actkit.store.layout import CUBE
+from actkit.store.writer import CubeWriter
+from tests.store.killed_writers import ended, fork
+from tests.store.subject import Subject, subject
+
+WRITERS = (2, 3, 4)
+
+
+def begin(tried: Subject, run: Path, seed: int) -> int:
+    """Let a process write all windows that are left, in an order of its own, and return its number."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            writer = CubeWriter(run / CUBE, tried.numbers.plan)
+            left = writer.recover()
+            random.Random(seed).shuffle(left)
+            for window in left:
+                writer.write(window, tried.numbers.part(window))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def torn(tried: Subject, run: Path) -> list[str]:
+    """Return the files of committed windows that are missing, or not what they should be."""
+    flags = [tried.whole.get(f"{CUBE}/committed/c.{window}") for window in tried.windows]
+    wrong = []
+    for window in tried.windows:
+        flag = run / CUBE / "committed" / f"c.{window}"
+        if not flag.exists() or flag.read_bytes() != flags[window]:
+            continue
+        for name, content in tried.of_window(window).items():
+            path = run / name
+            if not path.exists() or path.read_bytes() != content:
+                wrong.append(name)
+    return wrong
+
+
+def judged(tried: Subject, run: Path, report: Path) -> None:
+    """Write down what is wrong with what was committed, and with what a rerun makes of it."""
+    found = {"torn": torn(tried, run), "faults": [str(fault) for fault in verify(run).faults], "rerun": ""}
+    try:
+        tried.check_rerun(run)
+    except Exception as error:
+        found["rerun"] = f"{type(error).__name__}: {error}"
+    report.write_text(json.dumps(found))
+
+
+def main(folder: Path, rounds: int, seed: int) -> None:
+    receive, send = multiprocessing.Pipe()
+    made = folder / "made"
+    made.mkdir()
+    maker = os.fork()
+    if maker == 0:
+        send.send(subject("everything", made))
+        os._exit(0)
+    tried: Subject = receive.recv()
+    ended(maker)
+    run = tried.copy(0, folder / "run")
+    started = time.monotonic()
+    ended(begin(tried, run, 0))
+    alone = time.monotonic() - started
+    chance = random.Random(seed)
+    for number in range(rounds):
+        # some rounds begin where windows are committed
+        tried.copy(chance.choice([0, 0, 1, 2]), run)
+        writers, killed, codes = [], 0, []
+        for _ in range(chance.choice(WRITERS)):
+            writers.append(begin(tried, run, chance.randrange(2**32)))
+            time.sleep(chance.uniform(0, alone / 8))
+        for pid in chance.sample(writers, chance.randint(1, len(writers))):
+            time.sleep(chance.uniform(0, alone / 3))
+            os.kill(pid, signal.SIGKILL)
+        codes = [ended(pid) for pid in writers]
+        killed = codes.count(-signal.SIGKILL)
+        report = folder / "report.json"
+        assert fork(lambda: judged(tried, run, report)) == 0  # noqa: B023
+        found = json.loads(report.read_text())
+        failed = sum(code > 0 for code in codes)
+        said = {"round": number, "writers": len(writers), "killed": killed, "failed": failed}
+        print(json.dumps({**said, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
