@@ -57,7 +57,6 @@ def test_zarr_alone_reads_the_same(
         np.testing.assert_array_equal(np.asarray(array[...]), stored(name).values)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in VARIABLES if VARIABLES[name].dtype != "str"])
 def test_tensorstore_reads_the_same(intact: Path, stored: Callable[[str], xr.DataArray], name: str) -> None:
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(intact / CUBE / name)}}
