@@ -99,7 +99,10 @@ def kill_until_it_ends(run: Path, start: Start, chance: random.Random) -> list[s
     "ends",
     [
         [signal.SIGINT],
-        pytest.param([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], marks=[pytest.mark.nightly, pytest.mark.timeout(7200)]),
+        pytest.param(
+            [signal.SIGKILL, signal.SIGTERM, signal.SIGINT],
+            marks=[pytest.mark.nightly, pytest.mark.timeout(7200)],
+        ),
     ],
     ids=["interrupted", "several"],
 )

@@ -187,6 +187,10 @@ def some(name: str, changes: dict[str, Any], every: bool) -> dict[str, Any]:
     return {change: act for at, (change, act) in enumerate(changes.items()) if every or (first + at) % 3 == 0}
 
 
+FAST = ("cka", "layer_norms", "top_activating")
+NAMES = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CALLS]
+)
 EVERY = pytest.mark.parametrize(
     "every", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["some", "all"]
 )
@@ -196,17 +200,15 @@ def test_every_public_function_that_takes_a_cube_is_called() -> None:
     assert {name.split(".")[0] for name in CALLS} - {"plots"} == set(actkit.__all__) - NO_CUBE
 
 
-@pytest.mark.slow
 @EVERY
-@pytest.mark.parametrize("name", CALLS)
+@NAMES
 def test_one_label_is_a_list_of_it(whole: xr.Dataset, name: str, every: bool) -> None:
     for selection, (single, several) in some(name, SINGLE, every).items():
         assert_same(outcome(name, single(whole)), outcome(name, several(whole))), selection
 
 
-@pytest.mark.slow
 @EVERY
-@pytest.mark.parametrize("name", CALLS)
+@NAMES
 def test_form_changes_nothing(whole: xr.Dataset, name: str, every: bool) -> None:
     wanted = outcome(name, whole)
     assert not isinstance(wanted, ActkitError)
@@ -214,9 +216,8 @@ def test_form_changes_nothing(whole: xr.Dataset, name: str, every: bool) -> None
         assert_same(outcome(name, change(whole)), wanted)
 
 
-@pytest.mark.slow
 @EVERY
-@pytest.mark.parametrize("name", CALLS)
+@NAMES
 def test_missing_variables_are_reported(whole: xr.Dataset, name: str, every: bool) -> None:
     for change in some(name, ODD, every).values():
         outcome(name, change(whole))
