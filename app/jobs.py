@@ -304,7 +304,7 @@ class Jobs:
         """
         gone = f".deleted-{uuid4().hex}"
         with (
-            storage_errors(f"cannot delete {name}", "nothing of it was removed"),
+            storage_errors(f"cannot delete {name}", "nothing was removed"),
             closing(Folder(self.settings.workspace)) as workspace,
         ):
             with self._lock:

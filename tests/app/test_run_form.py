@@ -43,7 +43,7 @@ def test_an_upload_and_a_run_that_a_full_disk_refuses_can_be_tried_again(
     with pytest.raises(StorageError) as caught:
         form._keep("a.csv", b"text\n" * 2000)
     assert str(caught.value) == (
-        f"cannot save {settings.data / 'a.csv'} (10,000 bytes or more to write, 0 bytes free: make room): "
+        f"cannot save {settings.data / 'a.csv'} (at least 10,000 bytes to write, 0 bytes free: make room): "
         "No space left on device; nothing was saved"
     )
     config = Config(model="m", data="d", out="-")

@@ -177,7 +177,11 @@ def test_datasets_opens_arrow(run: Path, cube: xr.Dataset, tmp_path: Path) -> No
         ({"format": "pt", "layers": "9"}, InputError, "9"),
         ({"format": "pt", "layers": "mlp_1"}, MissingError, "no `mlp`"),
         ({"format": "pt", "layers": "1 mlp_1"}, InputError, "one component at a time"),
-        ({"format": "batches", "layers": "mlp_1"}, InputError, "a batch holds the residual stream alone"),
+        (
+            {"format": "batches", "layers": "mlp_1"},
+            InputError,
+            "a batch holds only the residual stream: name its layers",
+        ),
         ({"format": "pt", "languages": ["klingon"]}, InputError, "'klingon' is not in the cube"),
         ({"format": "pt", "whiten": True}, InputError, "export npz"),
     ],
@@ -192,7 +196,7 @@ def test_what_cannot_be_exported_is_said(
 
 def test_a_folder_that_is_there_is_left_alone(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         export(run, tmp_path / "out", format="pt")
 
 
@@ -236,7 +240,7 @@ def test_of_two_exports_of_one_name_one_is_whole_and_the_other_is_refused(
     first.join()
     assert (
         str(caught.value)
-        == f"cannot run: 1 fault\n  - out: {tmp_path / 'out'} is there already (name a new folder)"
+        == f"cannot run: 1 fault\n  - out: {tmp_path / 'out'} already exists (name a new folder)"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -256,7 +260,7 @@ def test_a_full_disk_is_told_whatever_writes_to_it(run: Path, small_disk: Path, 
         told = str(error)
         assert told.startswith(f"cannot export to {out}")
         assert "No space left on device" in told
-        assert told.endswith("; nothing of it was kept")
+        assert told.endswith("; nothing was kept")
         assert list(small_disk.iterdir()) == []
     else:
         assert any(out.iterdir())
@@ -271,4 +275,4 @@ def test_the_shell_exports_each_format(
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
     assert any((tmp_path / "out").iterdir())
     assert main(arguments) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

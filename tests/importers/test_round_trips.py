@@ -191,7 +191,7 @@ def test_the_shell_imports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
     capsys.readouterr()
     assert main(arguments) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_batches_take_language_and_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
-        (ROWS[:1] + ROWS[2:], {}, "has no row of `d.jpg english` (set `id_column`, or add the rows)"),
+        (ROWS[:1] + ROWS[2:], {}, "has no row for `d.jpg english` (set `id_column`, or add the rows)"),
         ([*ROWS, ROWS[1]], {}, "sample_id `d.jpg` in english is also that of row 1"),
         (ROWS[:1], {}, "holds no rows"),
         (
@@ -97,7 +97,7 @@ def test_batches_take_language_and_text(tmp_path: Path) -> None:
             {},
             "`gender`: is `male` where the files say `female`; 1 samples differ",
         ),
-        (ROWS[:5], {"language_column": None}, "names no language, the files hold arabic, english"),
+        (ROWS[:5], {"language_column": None}, "names no languages, but the files hold arabic, english"),
         (ROWS, {"text_column": "prose"}, "has no column `prose`"),
         (ROWS, {"id_column": "tongue"}, "is also that of row 1"),
         (ROWS, {"data": None}, "text_column: is a column of `data`, which is not given"),
@@ -116,7 +116,7 @@ def test_what_does_not_match_is_said(
 def test_rows_of_nameless_samples_are_counted(tmp_path: Path) -> None:
     folder = scripts.save_chunks(tmp_path / "old")
     data = write(tmp_path / "rows.csv", ROWS)
-    with pytest.raises(InputError, match="has 9 rows, the files hold 8 samples and do not name them"):
+    with pytest.raises(InputError, match="has 9 rows, but the files hold 8 samples without ids"):
         actkit.import_files(folder, format="npz", out=tmp_path / "run", data=data, **COLUMNS)
     write(data, ROWS[:9])
     cube = actkit.import_files(folder, format="npz", out=tmp_path / "run", data=data, **COLUMNS)

@@ -17,7 +17,7 @@ from actkit.testing import flip_bit, write_cube
 @pytest.fixture(autouse=True)
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the cubes of these tests count as large."""
-    monkeypatch.setattr(reader, "AT_ONCE", 3)
+    monkeypatch.setattr(reader, "EAGER_SAMPLES", 3)
 
 
 def is_loaded(cube: xr.Dataset, name: str) -> bool:

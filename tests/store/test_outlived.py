@@ -129,7 +129,7 @@ def test_a_folder_that_is_moved_while_a_window_is_written_keeps_it(
     assert open_cube(run).attrs["model"] == "another"
     left = verify(tmp_path / "elsewhere")
     assert (left.ok, left.committed) == (True, 4)
-    with pytest.raises(StorageError, match="is another folder now"):
+    with pytest.raises(StorageError, match="is now another folder"):
         writer.write(1, numbers.part(1))
     assert resume(tmp_path / "elsewhere", numbers) == [1, 2, 3, 4]
 
@@ -169,7 +169,7 @@ def test_files_of_another_run_are_found(two: tuple[Path, Path, Synthetic], with_
         assert "residual/c.0.1.0.0" in [fault.where for fault in faults]
         assert {fault.what for fault in faults} == {"is not the file that was committed"}
     for fault in faults:
-        assert fault.hint == "delete it if it is there, and rerun the extraction"
+        assert fault.hint == "delete it if it exists, and rerun the extraction"
         (run / CUBE / fault.where).unlink()
     assert resume(run, numbers) == [1]
     assert contents(run) == undisturbed
@@ -255,10 +255,10 @@ def test_flags_that_commit_a_part_of_a_window_are_damage(two: tuple[Path, Path, 
     (run / CUBE / "committed" / "c.0").write_bytes(encoded(array, 0, flags))
     found = verify(run)
     assert [(fault.where, fault.what) for fault in found.faults] == [
-        ("committed/c.0", "commits a part of its window")
+        ("committed/c.0", "commits only part of its window")
     ]
     assert found.committed == found.samples - numbers.plan.window
-    with pytest.raises(CorruptError, match=r"committed/c\.0: commits a part of its window"):
+    with pytest.raises(CorruptError, match=r"committed/c\.0: commits only part of its window"):
         open_cube(run, partial=True)
     assert resume(run, numbers) == [0]
     assert contents(run) == undisturbed

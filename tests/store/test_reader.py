@@ -297,7 +297,7 @@ def test_a_cube_that_was_replaced_gives_no_numbers_of_the_other_one(run: Path) -
 def test_a_cube_that_was_removed(run: Path) -> None:
     cube = open_cube(run)
     shutil.rmtree(run)
-    with pytest.raises(CubeError, match="cannot be read any more: No such file"):
+    with pytest.raises(CubeError, match="can no longer be read: No such file"):
         cube.residual.load()
 
 

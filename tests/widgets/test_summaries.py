@@ -100,7 +100,7 @@ def test_a_cube_that_is_gone(run: Path) -> None:
     shutil.rmtree(run / CUBE)
     with pytest.raises(CubeError) as error:
         kept.get(cube, "layer_norms")
-    assert str(error.value) == f"{run / CUBE}: cannot be read any more: No such file or directory"
+    assert str(error.value) == f"{run / CUBE}: can no longer be read: No such file or directory"
 
 
 def kept(run: Path) -> Path:

@@ -131,7 +131,7 @@ def test_a_run_whose_folder_is_replaced_writes_moments_into_its_own(
 
     monkeypatch.setattr(extraction_run, "compute", compute)
     monkeypatch.setattr(Folder, "check", checked)
-    with pytest.raises(StorageError, match="is another folder now"):
+    with pytest.raises(StorageError, match="is now another folder"):
         extract(tiny_model, prompts, run)
     monkeypatch.undo()
     assert list(run.iterdir()) == []

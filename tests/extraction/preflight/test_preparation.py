@@ -132,7 +132,7 @@ def test_out_that_cannot_be_a_run_folder(kind: str, asked: dict[str, Any], tmp_p
         "file": (f"{file}", f"out {file}: is a file (choose a folder)"),
         "below a file": (
             f"{file}/run",
-            f"out {file}/run: {file} cannot be written (choose another folder, or change its rights)",
+            f"out {file}/run: {file} cannot be written (choose another folder, or change its permissions)",
         ),
         "NUL": ("a\0b", "out: holds a NUL character (correct the path)"),
         "too long": (
