@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actkit import data_scan
-from actkit.config import check
+from actkit.config_faults import check
 from actkit.data_scan import Scan, scan
 from actkit.samples import portions
 from actkit.sources import Row, open_source

@@ -14,7 +14,8 @@ import yaml
 
 import actkit
 from actkit.cli import _parser
-from actkit.config import Config, check
+from actkit.config import Config
+from actkit.config_faults import check
 from actkit.demo import CAPTIONS, MODEL, draw_scenes
 
 ROOT = Path(__file__).parent.parent

@@ -123,9 +123,9 @@ def _part(
     lengths = contents.lengths[samples.start : samples.stop]
     starts, layers = np.cumsum(lengths) - lengths, tuple(range(len(values)))
     reduced = reduce(values, lengths, first_is_content=contents.only_last)
-    held = np.arange(n_tokens) < lengths[:, None]
-    ids = np.zeros(held.shape, dtype=np.int32)
-    ids[held] = (
+    is_token = np.arange(n_tokens) < lengths[:, None]
+    ids = np.zeros(is_token.shape, dtype=np.int32)
+    ids[is_token] = (
         _NO_TOKEN_ID if contents.token_ids is None else contents.token_ids[_positions(contents, samples)]
     )
     part: dict[str, np.ndarray | Ragged] = {
@@ -134,8 +134,8 @@ def _part(
         "residual": Ragged(values, starts, lengths, layers),
         "n_tokens": lengths.astype(np.int32),
         "token_id": ids,
-        "token_kind": np.where(held, TokenKind.TEXT, TokenKind.PAD).astype(np.int8),
-        "token_text": np.full(held.shape, "", dtype=object),
+        "token_kind": np.where(is_token, TokenKind.TEXT, TokenKind.PAD).astype(np.int8),
+        "token_text": np.full(is_token.shape, "", dtype=object),
     }
     return {name: part[name] for name in _variables(contents)}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config, check
+from ..config import Config
+from ..config_faults import check
 from ..data_scan import Scan, scan
 from ..errors import Fault
 from ..labels import LabelType, objects, typed
@@ -148,7 +149,7 @@ def _matching_rows(
         if len(table) == n_samples:
             return in_order, []
         what = f"has {len(table):,} rows, but the files hold {n_samples:,} samples without ids"
-        return nothing, [Fault(config.data, what, "give one row per sample, in the order of the samples")]
+        return in_order, [Fault(config.data, what, "give one row per sample, in the order of the samples")]
     file_languages = set(contents.languages)
     has_languages = NO_LANGUAGE not in file_languages and set(table.language.tolist()) != {NO_LANGUAGE}
     if not has_languages and len(file_languages) > 1:

@@ -58,8 +58,8 @@ class TorchArchive:
     Notes
     -----
     Supports only the pickle opcodes that :func:`torch.save` needs for dicts, lists, strings, numbers and
-    dense tensors; each takes time and memory proportional to its input. Keys of dicts must be strings or numbers,
-    because hashing nested tuples can take time exponential in their depth.
+    dense tensors; each takes time and memory proportional to its input. Keys of dicts must be strings or
+    numbers, because hashing nested tuples can take time exponential in their depth.
     """
 
     def __init__(self, archive: zipfile.ZipFile) -> None:

@@ -106,7 +106,7 @@ WRONG_TENSORS: list[tuple[Spoil, str]] = [
     (renamed(ENGLISH, "layer_00_english.pt"), "layer_0_english.pt: is a second file of layer 0"),
     (with_bytes("*.json", b"{"), "extraction_metadata.json: cannot be read"),
     (with_bytes("*.json", b"[]"), "extraction_metadata.json: holds a list, not an object"),
-    (with_metadata(methodology="mlp of each block, exported by actkit"), "import what was exported of"),
+    (with_metadata(methodology="mlp of each block, exported by actkit"), "import an export of"),
     (without("layer_checkpoints/*"), "holds no layer_checkpoints/*.pt and no activations_*_all_layers.pt"),
 ]  # fmt: skip
 

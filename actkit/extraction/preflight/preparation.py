@@ -12,7 +12,8 @@ import numpy as np
 
 from ... import layer_spec as grammar
 from ...batch_plan import Plan
-from ...config import Config, check
+from ...config import Config
+from ...config_faults import check
 from ...data_scan import Scan, scan
 from ...errors import Fault, InputError
 from ...estimates import Estimate, Rates
