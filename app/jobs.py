@@ -166,7 +166,7 @@ class Jobs:
         return run
 
     def _may_be_run(self, name: str) -> bool:
-        """Return whether a name is that of a folder that may hold a run: no link, and no folder of the app."""
+        """Return whether a name is that of a folder that may hold a run: no link or folder of the app."""
         path = self.settings.workspace / name
         is_own = path == self.settings.data or name.startswith(".")
         # unlike Path, os.path also takes names that are too long for the disk

@@ -27,8 +27,8 @@ _FENCE = re.compile(r"^(<!-- not run: [^>\n]+ -->\n)?```(\w+)\n(.*?)^```$", re.M
 
 def fences(page: Path, language: str, *, run: bool = True) -> Iterator[str]:
     """Yield the code blocks of a page, on request also those marked with a reason not to run them."""
-    for excuse, own, text in _FENCE.findall(page.read_text(encoding="utf-8")):
-        if own == language and not (excuse and run):
+    for excuse, fence, text in _FENCE.findall(page.read_text(encoding="utf-8")):
+        if fence == language and not (excuse and run):
             yield text
 
 

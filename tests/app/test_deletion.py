@@ -70,8 +70,8 @@ def test_a_run_that_a_process_writes_is_kept_whatever_its_status_says(
         assert not jobs["live"].state.is_active
         with pytest.raises(LockedError) as caught:
             jobs.delete("live")
-        told = f"{run}: is being written by {holder.format(writer.pid)}; wait for it, or end it"
-        assert str(caught.value) == told
+        message = f"{run}: is being written by {holder.format(writer.pid)}; wait for it, or end it"
+        assert str(caught.value) == message
         assert sorted(path.name for path in settings.workspace.iterdir()) == ["data", "live"]
         writer.kill()
     jobs.delete("live")
@@ -179,18 +179,18 @@ def test_a_workspace_that_can_be_written_says_nothing(jobs: Jobs) -> None:
 
 def test_two_who_delete_a_run_at_once_delete_it_once(jobs: Jobs, settings: Settings) -> None:
     write_cube(settings.workspace / "run")
-    told: list[str] = []
+    refusals: list[str] = []
 
     def delete() -> None:
         try:
             jobs.delete("run")
         except InputError as error:
-            told.append(str(error))
+            refusals.append(str(error))
 
     threads = [threading.Thread(target=delete) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 3
+    assert len(refusals) == 3
     assert [path.name for path in settings.workspace.iterdir()] == ["data"]

@@ -111,11 +111,11 @@ WRONG_TENSORS: list[tuple[Spoil, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "said"), WRONG_TENSORS)
-def test_tensors(tmp_path: Path, spoil: Spoil, said: str) -> None:
+@pytest.mark.parametrize(("spoil", "message"), WRONG_TENSORS)
+def test_tensors(tmp_path: Path, spoil: Spoil, message: str) -> None:
     folder = scripts.save_checkpoints(tmp_path / "old")
     spoil(folder)
-    assert said in told(folder, "pt")
+    assert message in told(folder, "pt")
     assert not Path("/tmp/actkit-was-fooled").exists()
 
 
@@ -164,11 +164,11 @@ WRONG_CHUNKS: list[tuple[Spoil, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "said"), WRONG_CHUNKS)
-def test_chunks(tmp_path: Path, spoil: Spoil, said: str) -> None:
+@pytest.mark.parametrize(("spoil", "message"), WRONG_CHUNKS)
+def test_chunks(tmp_path: Path, spoil: Spoil, message: str) -> None:
     folder = scripts.save_chunks(tmp_path / "old")
     spoil(folder)
-    assert said in told(folder, "npz")
+    assert message in told(folder, "npz")
 
 
 def test_a_mask_of_weights(tmp_path: Path) -> None:
@@ -195,19 +195,19 @@ WRONG_BATCHES: list[tuple[Spoil, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "said"), WRONG_BATCHES)
-def test_batches(tmp_path: Path, spoil: Spoil, said: str) -> None:
+@pytest.mark.parametrize(("spoil", "message"), WRONG_BATCHES)
+def test_batches(tmp_path: Path, spoil: Spoil, message: str) -> None:
     folder = scripts.save_batches(tmp_path / "old")
     spoil(folder)
-    assert said in told(folder, "batches")
+    assert message in told(folder, "batches")
 
 
 def test_all_faults_are_in_one_error(tmp_path: Path) -> None:
     folder = scripts.save_checkpoints(tmp_path / "old")
     without(ENGLISH)(folder)
     save_checkpoint(folder, "arabic", 0, layer=5)
-    said = told(folder, "pt", language="english", id_column="name")
-    assert said.splitlines() == [
+    message = told(folder, "pt", language="english", id_column="name")
+    assert message.splitlines() == [
         f"cannot import {folder}",
         "  - language: is in the names of pt files (leave it out)",
         "  - id_column: is a column of `data`, which is not given (give `data`, or leave it out)",
@@ -308,7 +308,7 @@ def test_what_was_interrupted_is_begun_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("format", "asked", "said"),
+    ("format", "asked", "message"),
     [
         ("pt", {"layers": "0-5"}, "layers: `0-5`: the model has no layer 5 (it has 3 layers, 0–2)"),
         ("pt", {"layers": "few"}, "layers: cannot read `few`"),
@@ -327,11 +327,11 @@ def test_what_was_interrupted_is_begun_again(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_not_imported(
-    tmp_path: Path, format: str, asked: dict[str, Any], said: str
+    tmp_path: Path, format: str, asked: dict[str, Any], message: str
 ) -> None:
     save = {"pt": scripts.save_checkpoints, "npz": scripts.save_chunks, "batches": scripts.save_batches}
     folder = save[format](tmp_path / "old")
-    assert said in told(folder, format, **asked)
+    assert message in told(folder, format, **asked)
 
 
 def test_a_gap_between_layers(tmp_path: Path) -> None:

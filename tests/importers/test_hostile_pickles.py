@@ -58,7 +58,7 @@ def nested(depth: int = 60) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         ({"timestamp": Call(bytearray, 2**36)}, CODE),
         ({"timestamp": {1, 2}}, CODE),
@@ -75,10 +75,10 @@ def nested(depth: int = 60) -> tuple[Any, ...]:
         ({"timestamp": tensor((1,) * 65, (1,) * 65)}, "cannot be read: a tensor has 65 dimensions"),
     ],
 )  # fmt: skip
-def test_values_that_no_script_saves(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+def test_values_that_no_script_saves(tmp_path: Path, other: dict[str, Any], message: str) -> None:
     folder = scripts.save_checkpoints(tmp_path / "old")
     save_checkpoint(folder, "english", 1, **other)
-    assert fault(folder) == said
+    assert fault(folder) == message
 
 
 def test_a_text_named_once_for_each_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ STORAGE = b"(X\x07\x00\x00\x00storage%sX\x03\x00\x00\x00cpuK\x01tQ"
 
 
 @pytest.mark.parametrize(
-    ("opcodes", "said"),
+    ("opcodes", "message"),
     [
         (b"}" + NESTED + b"Ns", "cannot be read: a key of a dict is a tuple"),
         (STORAGE % (b"ctorch\nFloatStorage\n" + NESTED), CODE),
@@ -152,25 +152,25 @@ STORAGE = b"(X\x07\x00\x00\x00storage%sX\x03\x00\x00\x00cpuK\x01tQ"
         (NESTED, "holds a tuple, not a dict"),
     ],
 )  # fmt: skip
-def test_pickles_that_torch_does_not_write(tmp_path: Path, opcodes: bytes, said: str) -> None:
-    assert try_load(save_pickle(tmp_path / "file.pt", opcodes)) == ({}, said)
+def test_pickles_that_torch_does_not_write(tmp_path: Path, opcodes: bytes, message: str) -> None:
+    assert try_load(save_pickle(tmp_path / "file.pt", opcodes)) == ({}, message)
 
 
 def test_more_values_than_scripts_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_files, "_MOST_OPCODES", 100)
-    said = "cannot be read: it holds more than 50 values besides its tensors"
-    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, said)
+    message = "cannot be read: it holds more than 50 values besides its tensors"
+    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, message)
 
 
 def test_a_pickle_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_files, "MOST_JSON", 100)
-    said = "cannot be read: x/data.pkl is too large"
-    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, said)
+    message = "cannot be read: x/data.pkl is too large"
+    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, message)
 
 
 def test_another_byte_order(tmp_path: Path) -> None:
-    said = "cannot be read: its byte order is that of another kind of processor"
-    assert try_load(save_pickle(tmp_path / "file.pt", b"}", byteorder=b"middle")) == ({}, said)
+    message = "cannot be read: its byte order is that of another kind of processor"
+    assert try_load(save_pickle(tmp_path / "file.pt", b"}", byteorder=b"middle")) == ({}, message)
 
 
 def test_a_directory_that_fills_memory(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_batches_take_language_and_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "said"),
+    ("rows", "options", "message"),
     [
         (ROWS[:1] + ROWS[2:], {}, "has no row for `d.jpg english` (set `id_column`, or add the rows)"),
         ([*ROWS, ROWS[1]], {}, "sample_id `d.jpg` in english is also that of row 1"),
@@ -104,12 +104,12 @@ def test_batches_take_language_and_text(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_match_is_said(
-    folder: Path, tmp_path: Path, rows: list[str], options: dict[str, str | None], said: str
+    folder: Path, tmp_path: Path, rows: list[str], options: dict[str, str | None], message: str
 ) -> None:
     data = write(tmp_path / "rows.csv", rows)
     with pytest.raises(InputError) as error:
         actkit.import_files(folder, format="pt", out=tmp_path / "run", **{"data": data, **COLUMNS, **options})
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 

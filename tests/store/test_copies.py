@@ -163,6 +163,6 @@ def test_a_summary_of_a_copy_is_that_of_its_values(sound: Path, copy: Path) -> N
             file.write_bytes((other / "norm" / file.relative_to(copy / "norm")).read_bytes())
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     for summaries in (kept, Summaries()):
-        found = summaries.get(opened, "layer_norms")
-        np.testing.assert_allclose(found["mean"], 2 * before["mean"])
+        summary = summaries.get(opened, "layer_norms")
+        np.testing.assert_allclose(summary["mean"], 2 * before["mean"])
     assert not (copy.parent / "summaries").exists()

@@ -56,9 +56,9 @@ def judge(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
             refused.append(way.__name__)
         assert time.monotonic() - started < SECONDS
     code = main(["info", str(run)])
-    said = capsys.readouterr()
-    assert all(character.isprintable() or character == "\n" for character in said.out + said.err)
-    assert bool(code) == said.err.startswith("actkit: ")
+    output = capsys.readouterr()
+    assert all(character.isprintable() or character == "\n" for character in output.out + output.err)
+    assert bool(code) == output.err.startswith("actkit: ")
     return refused + ["info"] * code
 
 
@@ -309,5 +309,5 @@ def test_what_controls_a_terminal_is_shown_and_not_sent(
     (tmp_path / CUBE).rename(evil_path)
     for command in ("info", "verify"):
         assert main([command, str(evil_path)]) == 1
-        said = capsys.readouterr()
-        assert "\x1b" not in said.out + said.err
+        output = capsys.readouterr()
+        assert "\x1b" not in output.out + output.err

@@ -60,9 +60,9 @@ USES: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_it_is_used_like_any_other(run: Path, monkeypatch: pytest.MonkeyPatch, use: str) -> None:
-    found = USES[use](open_cube(run))
+    result = USES[use](open_cube(run))
     monkeypatch.undo()
-    np.testing.assert_equal(found, USES[use](open_cube(run)))
+    np.testing.assert_equal(result, USES[use](open_cube(run)))
 
 
 @pytest.mark.slow

@@ -277,9 +277,9 @@ def test_a_cube_whose_files_are_renamed_while_it_is_opened(
     @contextmanager
     def scandir(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
         with real(folder) as entries:
-            found = list(entries)
+            listed = list(entries)
         partial.unlink(missing_ok=True)
-        yield found
+        yield listed
 
     monkeypatch.setattr("actkit.store.reader.os.scandir", scandir)
     assert open_cube(run).sizes["sample"] == 10

@@ -153,8 +153,8 @@ def test_a_folder_that_another_process_makes_meanwhile_will_do(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "stat", made_after)
-        found = check_folder(run)
-    assert found == []
+        faults = check_folder(run)
+    assert faults == []
 
 
 def test_a_relative_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +258,8 @@ def test_folders_of_any_depth_are_looked_at(
     tmp_path: Path, nest: Callable[[Path, int], Path], depth: int, messages: list[str]
 ) -> None:
     nest(tmp_path / "run" / "cube.zarr", depth)
-    told = [message.format(tmp_path / "run") for message in messages]
-    assert [str(fault) for fault in check_folder(tmp_path / "run")] == told
+    expected = [message.format(tmp_path / "run") for message in messages]
+    assert [str(fault) for fault in check_folder(tmp_path / "run")] == expected
 
 
 @pytest.mark.parametrize("name", ["", "run", "deep/run"])

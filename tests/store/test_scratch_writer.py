@@ -29,16 +29,16 @@ def writer(numbers: Synthetic, tmp_path: Path) -> Iterator[ScratchWriter]:
 def test_every_variable_takes_the_bytes_of_its_shard(
     numbers: Synthetic, writer: ScratchWriter, tmp_path: Path
 ) -> None:
-    found = writer.write(numbers.part(1), 4)
+    cost = writer.write(numbers.part(1), 4)
     with closing(numbers.create(tmp_path)) as real:
         real.write(1, numbers.part(1))
     group = open_group(tmp_path / CUBE)
     for name in numbers.part(1):
         shard = list(shards(real.path, array_of(group, name)))[1]
-        assert found.sizes[name] == shard.path.stat().st_size, name
-    assert found.seconds > 0
-    assert found.busy > 0
-    assert found.other_seconds > 0
+        assert cost.sizes[name] == shard.path.stat().st_size, name
+    assert cost.seconds > 0
+    assert cost.busy > 0
+    assert cost.other_seconds > 0
 
 
 def test_a_few_samples_need_no_whole_window(numbers: Synthetic, writer: ScratchWriter) -> None:

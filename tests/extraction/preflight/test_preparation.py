@@ -116,8 +116,8 @@ def test_options_override_yaml_and_config(asked: dict[str, Any], tmp_path: Path)
     config = Config(**asked, limit=2, layers="0")
     path = tmp_path / "run.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    for given in (config, path, str(path)):
-        prepared = prepare(given, {"limit": 4, "languages": None})
+    for source in (config, path, str(path)):
+        prepared = prepare(source, {"limit": 4, "languages": None})
         assert (len(prepared.scan), prepared.layers) == (4, {"residual": (0,)})
 
 
