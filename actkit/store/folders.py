@@ -116,11 +116,11 @@ class Folder:
     def append(self, name: str) -> TextIOWrapper:
         """Open a text file for appending; refuse links and files with several names."""
 
-        def opened(_path: str, flags: int) -> int:
+        def opener(_path: str, flags: int) -> int:
             with self._named(name):
                 return open_descriptor(Path(name), flags, dir_fd=self._descriptor)
 
-        return open(self.path / name, "a", encoding="utf-8", opener=opened)
+        return open(self.path / name, "a", encoding="utf-8", opener=opener)
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Return up to `limit` bytes of a regular file, all if it is -1; None if there is no such file."""
@@ -248,14 +248,11 @@ class Folder:
                     _remove_dead(name, descriptor)
 
     def _open_new(self, name: str) -> IO[bytes]:
-        def opened(_path: str, flags: int) -> int:
-            return self._open(name, flags)
+        def opener(_path: str, flags: int) -> int:
+            with self._named(name):
+                return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor)
 
-        return open(self.path / name, "xb", BUFFER, opener=opened)
-
-    def _open(self, name: str, flags: int) -> int:
-        with self._named(name):
-            return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor)
+        return open(self.path / name, "xb", BUFFER, opener=opener)
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import CubeError, Fault
 from ..regular_files import read_regular
-from ..schema import VARIABLES, Variable
+from ..schema import VARIABLES
 from .compression import COMPRESSORS, HEADER_BYTES, Compression
 
 METADATA = "zarr.json"
@@ -30,7 +30,7 @@ _REQUIRED = (
     *("layer", "sample", "token", "sample_id", "language", "text", "n_tokens", "token_id", "token_kind"),
     *("token_text", "truncated", "batch", "committed"),
 )
-_LABEL_TYPES = ("string", "bool", "int64", "float64")
+_LABEL_TYPES: tuple[str, ...] = ("string", "bool", "int64", "float64")
 _ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "first_is_content": bool,
@@ -216,7 +216,9 @@ def _array_faults(
             yield f"has {length:,} along `{dim}` where other arrays have {known_length:,}"
         if dim != "sample" and chunk[dims.index(dim)] < length:
             yield f"is divided along `{dim}`"
-    data_types = (_stored_type(declared),) if declared else _LABEL_TYPES
+    data_types = _LABEL_TYPES
+    if declared is not None:
+        data_types = ("string" if declared.dtype == "str" else declared.dtype,)
     if document["data_type"] not in data_types:
         yield f"has a data type other than {' or '.join(data_types)}"
     if document["fill_value"] != _fill_value(document["data_type"]):
@@ -321,10 +323,6 @@ def _item_bytes(document: Document) -> int:
 def is_count(value: Any, least: int = 1) -> bool:
     """Return whether a value is a valid number of elements."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _AXIS_LIMIT
-
-
-def _stored_type(variable: Variable) -> str:
-    return "string" if variable.dtype == "str" else variable.dtype
 
 
 def _fill_value(data_type: str) -> Any:

@@ -74,7 +74,11 @@ def open_copy(folder: Path, group: str) -> xr.Dataset:
     except MemoryError:  # says nothing about the files
         raise
     except Exception as error:  # each codec raises its own
-        indices = (name for name in documents if _is_index(name, documents[name]))
+        indices = (
+            name
+            for name, document in documents.items()
+            if document.get("dimension_names") == [name.rpartition("/")[2]]
+        )
         faults = [fault for name in indices for fault in _damaged(store, name, ())]
         if faults:
             raise CorruptError(faults) from error
@@ -219,10 +223,6 @@ def _array_fault(folder: Path, document: Document) -> str:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         return "is not the metadata of an array"
     return what
-
-
-def _is_index(name: str, document: Document) -> bool:
-    return document.get("dimension_names") == [name.rpartition("/")[2]]
 
 
 def _read(path: Path) -> bytes:

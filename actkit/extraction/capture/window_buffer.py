@@ -180,7 +180,7 @@ class Slot:
     _arrays: _GroupArrays
 
     def holds(self, name: str) -> bool:
-        """Tell whether a variable is kept."""
+        """Return whether a variable is kept."""
         return name in self._arrays.variables
 
     def view(self, key: ArrayKey, layer: int, dtype: torch.dtype) -> torch.Tensor:

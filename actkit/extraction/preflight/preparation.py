@@ -97,7 +97,7 @@ class RunPlan:
 
     @property
     def rules(self) -> Rules:
-        """What the cube keeps of the outputs of the model."""
+        """Specification of the outputs that the cube keeps."""
         return Rules(
             self.layers,
             layer_axis(self.layers),
@@ -306,5 +306,5 @@ def _plan_run(spec: RunSpec, started: float) -> RunPlan:
 
 
 def _crosses(boundary: int | None, plan: Plan, new_tokens: int) -> bool:
-    """Tell whether prompts may cross the longrope boundary during generation."""
+    """Return whether prompts may cross the longrope boundary during generation."""
     return boundary is not None and bool(plan.lengths.min() <= boundary < plan.lengths.max() + new_tokens)
