@@ -315,6 +315,6 @@ def test_no_pickle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path = _tensor_file(tmp_path, {"activations": _Runs()})
     assert "as they can run code" in _said_of(tmp_path)
     path.write_bytes(pickle.dumps({"activations": _Runs()}))
-    assert "no file of torch.save" in _said_of(tmp_path)
+    assert "not a torch.save file" in _said_of(tmp_path)
     np.savez(tmp_path / "x.npz", activations=np.array([_Runs()], dtype=object))
     assert not (tmp_path / "ran").exists()

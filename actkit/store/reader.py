@@ -111,7 +111,8 @@ def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
 
 def _dataset(folder: Path, root: zarr.Group, paths: Mapping[str, str], committed: np.ndarray) -> xr.Dataset:
     """Return the arrays at some paths as a Dataset of all samples, committed or not."""
-    data, coords = {}, {}
+    data: dict[str, xr.Variable] = {}
+    coords: dict[str, xr.Variable] = {}
     for name, path in paths.items():
         array = array_of(root, path)
         values = _values(_Stored(folder, path, str(root.attrs[CHECKSUM])), array, committed)

@@ -123,7 +123,9 @@ def test_a_language_without_the_labels_of_others(tmp_path: Path) -> None:
     folder = scripts.save_checkpoints(tmp_path / "old")
     for layer in LAYERS:
         save_checkpoint(folder, "english", layer, genders=None)
-    assert "english: has labels named ['image_id'], arabic has ['gender', 'image_id']" in told(folder, "pt")
+    assert "english: has labels named ['image_id'], but arabic has ['gender', 'image_id']" in told(
+        folder, "pt"
+    )
 
 
 def test_a_whole_file_of_other_layers(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ WRONG_CHUNKS: list[tuple[Spoil, str]] = [
     (with_chunk(attention_mask=MASK[:2]), "has shape (2, 6), where `activations` requires (4, 6)"),
     (with_chunk(attention_mask=1 - MASK), "differs in `attention_mask` from layer_0/chunk_000001.npz"),
     (with_chunk(activations=np.ones((4, 6, 5), np.float32)), "has shape (4, 6, 5), but layer_0/chunk_00"),
-    (with_chunk(activations=np.ones((4, 6, 6))), "`activations` float64, which float32 cannot represent"),
+    (with_chunk(activations=np.ones((4, 6, 6))), "float64, which float32 cannot represent"),
     (with_chunk(activations=np.ones((4, 6, 6), np.float32, order="F")), "stored column by column"),
     (with_chunk(activations=np.array([Evil()])), "`activations` holds Python objects, which are not loaded"),
     (with_chunk(token_ids=MASK * 0.5), "`token_ids` holds float64, not whole numbers or text"),
