@@ -91,9 +91,9 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         scheduler = {"scheduler": "synchronous"} if worker else {}
         for start in range(0, len(worker_blocks), _MIXED):
             rows = np.sort(np.concatenate([blocks[index] for index in worker_blocks[start : start + _MIXED]]))
-            vectors = array.isel(sample=rows).transpose("sample", "token", "hidden")
+            values = array.isel(sample=rows).transpose("sample", "token", "hidden")
             mask = selection.token_mask(cube.isel(sample=rows)).transpose("sample", "token")
-            vectors = vectors.compute(**scheduler).values[mask.compute(**scheduler).values]
+            vectors = values.compute(**scheduler).values[mask.compute(**scheduler).values]
             if self.shuffle:
                 vectors = rng.permutation(vectors)
             yield from torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))

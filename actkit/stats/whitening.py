@@ -306,15 +306,23 @@ class Whitener:
             If the path has another extension.
         """
         path = Path(path)
-        matrices = {
+        if path.suffix == ".npz":
+            np.savez(
+                path,
+                mean=self.mean,
+                transform=self.transform_matrix,
+                reverse_transform=self.inverse_matrix,
+                n_samples=np.array(self.moments.n),
+            )
+            return
+        arrays = {
             "mean": self.mean,
+            "scatter": self.moments.scatter,
+            "third": self.moments.third,
             "transform": self.transform_matrix,
             "reverse_transform": self.inverse_matrix,
+            "samples": self.samples,
         }
-        if path.suffix == ".npz":
-            np.savez(path, **matrices, n_samples=np.array(self.moments.n))
-            return
-        moment_arrays = {"scatter": self.moments.scatter, "third": self.moments.third}
         scalars = {
             "n": self.moments.n,
             "fourth": self.moments.fourth,
@@ -322,7 +330,7 @@ class Whitener:
             "condition": self.condition,
             "settings": self.settings,
         }
-        write_whitener(path, {**matrices, **moment_arrays, "samples": self.samples}, scalars)
+        write_whitener(path, arrays, scalars)
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitener":
