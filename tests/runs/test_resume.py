@@ -117,13 +117,13 @@ def test_fresh_processes(
         with subprocess.Popen(fresh, stderr=subprocess.PIPE, text=True, **heard) as process:
             wait_for(lambda least=2 * windows: flags(run) >= least, process)
             process.send_signal(end)
-            _, said = process.communicate()
+            _, output = process.communicate()
         codes = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
-        assert process.returncode == codes[end], said
+        assert process.returncode == codes[end], output
         assert 2 * windows <= flags(run) < WINDOWS
         seen(run)
-    assert said.splitlines()[-1] == "actkit: interrupted; run the same command again to continue"
-    assert "Traceback" not in said
+    assert output.splitlines()[-1] == "actkit: interrupted; run the same command again to continue"
+    assert "Traceback" not in output
     assert read_status(run)[0]["state"] == "interrupted"
 
     extract(**options, out=str(run), listeners=[])

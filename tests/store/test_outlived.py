@@ -98,10 +98,10 @@ def test_a_stopped_writer_whose_folders_are_others(tmp_path: Path) -> None:
             replace(run)
             before[run] = contents(run) if run.exists() else {}
         process.send_signal(signal.SIGCONT)
-        said = process.communicate("\n" * 9)[0].splitlines()
+        output = process.communicate("\n" * 9)[0].splitlines()
         for run, replace in runs.items():
             with trial(replace.__name__):
-                (line,) = (line for line in said if line.startswith(f"{run} "))
+                (line,) = (line for line in output if line.startswith(f"{run} "))
                 assert line.startswith(f"{run} StorageError: {run}")
                 assert (contents(run) if run.exists() else {}) == before[run]
                 if replace is not gone:
@@ -132,7 +132,7 @@ def test_a_folder_that_is_moved_while_a_window_is_written_keeps_it(
     assert open_cube(run).attrs["model"] == "another"
     left = verify(tmp_path / "elsewhere")
     assert (left.ok, left.committed) == (True, 4)
-    with pytest.raises(StorageError, match="is another folder now"):
+    with pytest.raises(StorageError, match="is now another folder"):
         writer.write(1, numbers.part(1))
     assert resume(tmp_path / "elsewhere", numbers) == [1, 2, 3, 4]
 
@@ -180,7 +180,7 @@ def test_files_of_another_run_are_found(two: tuple[Path, Path, Synthetic], with_
         assert "residual/c.0.1.0.0" in [fault.where for fault in faults]
         assert {fault.what for fault in faults} == {"is not the file that was committed"}
     for fault in faults:
-        assert fault.hint == "delete it if it is there, and rerun the extraction"
+        assert fault.hint == "delete it if it exists, and rerun the extraction"
         (run / CUBE / fault.where).unlink()
     assert resume(run, numbers) == [1]
     assert contents(run) == undisturbed
@@ -229,8 +229,8 @@ def test_every_file_of_another_run_is_found_though_it_has_the_same_size(tmp_path
     for name in replaced:
         sound = (run / name).read_bytes()
         shutil.copy(other / name, run / name)
-        found = [(fault.where, fault.what) for fault in verify(run).faults]
-        assert found == [(name.relative_to(CUBE).as_posix(), "is not the file that was committed")]
+        faults = [(fault.where, fault.what) for fault in verify(run).faults]
+        assert faults == [(name.relative_to(CUBE).as_posix(), "is not the file that was committed")]
         (run / name).write_bytes(sound)
     assert verify(run).ok
 
@@ -264,12 +264,12 @@ def test_flags_that_commit_a_part_of_a_window_are_damage(two: tuple[Path, Path, 
     flags[0] = False
     array = array_of(open_group(run / CUBE), "committed")
     (run / CUBE / "committed" / "c.0").write_bytes(encoded(array, 0, flags))
-    found = verify(run)
-    assert [(fault.where, fault.what) for fault in found.faults] == [
-        ("committed/c.0", "commits a part of its window")
+    verification = verify(run)
+    assert [(fault.where, fault.what) for fault in verification.faults] == [
+        ("committed/c.0", "commits only part of its window")
     ]
-    assert found.committed == found.samples - numbers.plan.window
-    with pytest.raises(CorruptError, match=r"committed/c\.0: commits a part of its window"):
+    assert verification.committed == verification.samples - numbers.plan.window
+    with pytest.raises(CorruptError, match=r"committed/c\.0: commits only part of its window"):
         open_cube(run, partial=True)
     assert resume(run, numbers) == [0]
     assert contents(run) == undisturbed
@@ -302,8 +302,8 @@ def test_an_edited_receipt_blames_itself_and_no_sound_file(
     receipt = json.loads(path.read_text())
     EDITS[edit](receipt)
     path.write_text(json.dumps(receipt, indent=1, sort_keys=True))
-    found = [(fault.where, fault.what) for fault in verify(run).faults]
-    assert found == [(receipt_name(1), "is truncated or corrupted")]
+    faults = [(fault.where, fault.what) for fault in verify(run).faults]
+    assert faults == [(receipt_name(1), "is truncated or corrupted")]
     assert resume(run, numbers) == [1]
     assert contents(run) == undisturbed
 
@@ -336,8 +336,8 @@ def test_two_windows_that_were_exchanged_are_found(two: tuple[Path, Path, Synthe
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(kept)
-    found = [(fault.where, fault.what) for fault in verify(run).faults]
-    assert found == [
+    faults = [(fault.where, fault.what) for fault in verify(run).faults]
+    assert faults == [
         (f"residual/{path.name}", "is not the file that was committed") for path in (first, second)
     ]
 

@@ -39,9 +39,9 @@ def expect_named(run: Path, name: str, files: list[Path], what: str) -> None:
     """Every way to the numbers of an array leads to an error with the names of these files, and no others."""
     wanted = [(str(path.relative_to(run / CUBE)), what) for path in files]
 
-    found = verify(run)
-    assert [(fault.where, fault.what.partition(":")[0]) for fault in found.faults] == wanted
-    assert not found.ok
+    result = verify(run)
+    assert [(fault.where, fault.what.partition(":")[0]) for fault in result.faults] == wanted
+    assert not result.ok
     group, _, short = name.rpartition("/")
     with pytest.raises(CorruptError) as caught:
         open_cube(run, group=group)[short].load(scheduler="synchronous")
@@ -58,8 +58,8 @@ def expect_all_named(run: Path, files: dict[str, Path], damage: Callable[[Path],
     seen = [name for name in files if name not in LAZY]
     for path in files.values():
         damage(path)
-    found = [(fault.where, fault.what.partition(":")[0]) for fault in verify(run).faults]
-    assert sorted(found) == sorted(wanted.values())
+    result = [(fault.where, fault.what.partition(":")[0]) for fault in verify(run).faults]
+    assert sorted(result) == sorted(wanted.values())
     for name in seen:
         files[name].write_bytes(whole[name])
     cubes = {group: open_cube(run, group=group) for group in ("", VISION)}
@@ -79,12 +79,12 @@ def expect_all_named(run: Path, files: dict[str, Path], damage: Callable[[Path],
 
 
 def test_a_sound_cube(intact: Path, undisturbed: dict[str, bytes]) -> None:
-    found = verify(intact)
-    assert found.ok
-    assert (found.path, found.committed, found.samples) == (intact / CUBE, 10, 10)
+    result = verify(intact)
+    assert result.ok
+    assert (result.path, result.committed, result.samples) == (intact / CUBE, 10, 10)
     # the flags are read as well, but tell nothing about a sample of their own
     checked = [path for path in undisturbed if not path.startswith("committed/") and "zarr.json" not in path]
-    assert (found.files, found.bytes) == (len(checked), sum(len(undisturbed[path]) for path in checked))
+    assert (result.files, result.bytes) == (len(checked), sum(len(undisturbed[path]) for path in checked))
 
 
 def flip(path: Path, chance: random.Random, end: bool = False) -> None:
@@ -204,9 +204,9 @@ def test_beside_damaged_flags_missing_ones_are_no_damage(run: Path) -> None:
     first.unlink()
     flip_bit(second, 3)
     files_of(run, "residual")[0].unlink()
-    found = verify(run)
-    assert [fault.where for fault in found.faults] == ["committed/c.1"]
-    assert found.committed == 2
+    result = verify(run)
+    assert [fault.where for fault in result.faults] == ["committed/c.1"]
+    assert result.committed == 2
 
 
 def test_every_fault_is_named_at_once(run: Path) -> None:
@@ -236,9 +236,9 @@ def test_what_lies_in_an_uncommitted_window_is_no_damage(run: Path) -> None:
     files_of(run, "generated")[1].write_bytes(b"")
     files_of(run, "vision/residual")[1].write_bytes(b"half a shard")
     files_of(run, "vision/n_tokens")[1].unlink()
-    found = verify(run)
-    assert found.ok
-    assert found.committed == 6
+    result = verify(run)
+    assert result.ok
+    assert result.committed == 6
 
 
 @pytest.mark.slow
@@ -348,7 +348,7 @@ def test_following_the_advice_mends_the_cube(
         flip_bit(files_of(run, name)[0], 99)
     assert len(verify(run).faults) == len(damaged)
     for fault in verify(run).faults:
-        assert fault.hint == "delete it if it is there, and rerun the extraction"
+        assert fault.hint == "delete it if it exists, and rerun the extraction"
         (run / CUBE / fault.where).unlink()
     writer = CubeWriter(run / CUBE, numbers.plan)
     assert set(writer.restore(numbers.coords, numbers.labels, [numbers.rows])) == {"text", "vision/layer"}
