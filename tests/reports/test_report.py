@@ -75,6 +75,7 @@ def test_a_browser_shows_it_without_a_network(
     page.close()
 
 
+@pytest.mark.slow
 def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     text = written.read_text(encoding="utf-8")
     assert "Transitions are flagged" in text or "no transition is flagged" in text
@@ -86,6 +87,7 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert ": omitted" not in text
 
 
+@pytest.mark.slow
 def test_tables_are_the_results(run: Path, written: Path) -> None:
     folder = written.with_name("report_tables")
     table = pd.read_csv(folder / "adjacent_cka.csv")
@@ -95,6 +97,7 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
     assert {path.stem for path in folder.iterdir()} >= {"norms", "group_differential", "transfer", "cka"}
 
 
+@pytest.mark.slow
 def test_figures_are_there_in_both_formats(written: Path) -> None:
     folder = written.with_name("report_figures")
     names = {path.stem for path in folder.iterdir()}
@@ -105,7 +108,6 @@ def test_figures_are_there_in_both_formats(written: Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_an_unfinished_cube_of_one_language_without_labels(tmp_path: Path) -> None:
     run = write_cube(tmp_path / "run", n_samples=48, window=8, windows=[0, 2, 3], languages=["english"])
     cube = actkit.open_cube(run, partial=True).drop_vars(["gender", "image_id"])
@@ -195,7 +197,7 @@ def test_a_written_table_has_no_formula(tmp_path: Path) -> None:
     named = {"english": "=cmd", "arabic": "-arabic"}
     languages = [named.get(language, language) for language in cube.language.values.tolist()]
     cube = cube.assign_coords(language=("sample", np.array(languages, object), cube.language.attrs))
-    actkit.report(cube, out=tmp_path / "report.html", tables=True)
+    actkit.report(cube, out=tmp_path / "report.html", by="", tables=True)
     for path in (tmp_path / "report_tables").iterdir():
         content = path.read_text()
         assert not re.search(r"(^|,)\"?(=|-a)", content, re.MULTILINE), path.name
