@@ -29,9 +29,11 @@ ANALYSES: dict[str, Analysis] = {
     "adjacent_cka of tokens": lambda cube: actkit.adjacent_cka(cube, vectors="tokens"),
     "language_cka": actkit.language_cka,
     "transitions": actkit.transitions,
-    "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=5),
+    "group_differential": lambda cube: actkit.group_differential(
+        cube, by="gender", permutations=2, folds=2, seeds=1
+    ),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender"),
-    "transfer": lambda cube: actkit.transfer(cube, by="gender"),
+    "transfer": lambda cube: actkit.transfer(cube, by="gender", folds=2, seeds=1),
     "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=1),
     "layer_subset": lambda cube: actkit.layer_subset(actkit.adjacent_cka, cube, layers=(0, 1, 4)),
     "Whitener": lambda cube: actkit.Whitener.fit(cube, layer=3),
@@ -76,8 +78,15 @@ def _same(one: Any, two: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*samples contain NaN or Inf")
-@pytest.mark.parametrize("name", ANALYSES)
-@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # one of the two each, in turn; both at night
+        pytest.param(name, value, marks=() if (at + number) % 2 else pytest.mark.nightly)
+        for at, name in enumerate(ANALYSES)
+        for number, value in enumerate([np.inf, np.nan])
+    ],
+)
 def test_results_equal_those_without_the_samples(cube: xr.Dataset, name: str, value: float) -> None:
     _same(ANALYSES[name](_spoilt(cube, value, counted=True)), ANALYSES[name](_without(cube.compute())))
 
@@ -98,8 +107,14 @@ def test_one_warning_names_number_layers_and_remedy(cube: xr.Dataset, name: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ANALYSES)
-@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("name", "lazy"),
+    [
+        pytest.param(name, lazy, marks=() if (at + lazy) % 2 else pytest.mark.nightly)
+        for at, name in enumerate(ANALYSES)
+        for lazy in (False, True)
+    ],
+)
 def test_uncounted_nonfinite_values_are_an_error(cube: xr.Dataset, name: str, lazy: bool) -> None:
     spoilt = _spoilt(cube, -np.inf, counted=False)
     with pytest.raises(

@@ -53,7 +53,13 @@ def gaps(known: xr.Dataset) -> np.ndarray:
     return result
 
 
-@pytest.fixture(params=ORIGINS)
+# one origin for each type of groups
+SOME = ("text of a CSV file", "pandas.NA", "fractions", "booleans", "dates")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in SOME else pytest.mark.nightly) for name in ORIGINS]
+)
 def labelled(
     request: pytest.FixtureRequest, known: xr.Dataset, gaps: np.ndarray
 ) -> tuple[xr.Dataset, list[Any]]:

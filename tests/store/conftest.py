@@ -55,16 +55,22 @@ def written(numbers: Synthetic) -> dict[str, np.ndarray]:
     return {**numbers.values, **numbers.coords, **numbers.rows, "batch": numbers.plan.batches}
 
 
-@pytest.fixture
-def cube(intact: Path) -> xr.Dataset:
-    """The complete cube, opened."""
-    return open_cube(intact)
+@pytest.fixture(scope="session")
+def opened(intact: Path) -> dict[str, xr.Dataset]:
+    """The complete cube and its vision tower, opened once, and not read."""
+    return {group: open_cube(intact, group=group) for group in ("", VISION)}
 
 
 @pytest.fixture
-def tower(intact: Path) -> xr.Dataset:
+def cube(opened: dict[str, xr.Dataset]) -> xr.Dataset:
+    """The complete cube."""
+    return opened[""].copy()
+
+
+@pytest.fixture
+def tower(opened: dict[str, xr.Dataset]) -> xr.Dataset:
     """What it holds of the vision tower."""
-    return open_cube(intact, group=VISION)
+    return opened[VISION].copy()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from actkit.store.layout import CUBE
 from actkit.store.writer import CREATING, CubeWriter
 from actkit.testing import synthetic
 from tests.disk import Disk, Killed
+from tests.store.killed_writers import STRIDES
 from tests.store.subject import SIZES, Subject, subject
 from tests.trials import trials
 
@@ -65,18 +66,28 @@ def steps_of_window(tried: Subject, run: Path, window: int, disk: Disk) -> list[
 # errors of the disk, at every step
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stride",
+    [37, pytest.param(3, marks=pytest.mark.slow), pytest.param(1, marks=NIGHTLY)],
+    ids=["few", "some", "every"],
+)
 @pytest.mark.parametrize("lasting", [False, pytest.param(True, marks=NIGHTLY)], ids=["once", "from then on"])
 @pytest.mark.parametrize("after", [False, pytest.param(True, marks=NIGHTLY)], ids=["refused", "unanswered"])
-def test_an_error_at_every_step_of_writing(
-    tried: Subject, run: Path, disk: Disk, lasting: bool, after: bool
+def test_an_error_at_a_step_of_writing(
+    tried: Subject, run: Path, disk: Disk, lasting: bool, after: bool, stride: int
 ) -> None:
     how = f"{'from then on' if lasting else 'once'}, {'having' if after else 'not having'} taken place"
-    with trials(f"I/O error at every open, write, fsync, rename × 3 windows, {tried.what} ({how})") as trial:
+    which = "every" if stride == 1 else f"one in {stride}"
+    what = f"I/O error at {which} open, write, fsync, rename × 3 windows, {tried.what} ({how})"
+    met = set()
+    with trials(what) as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             assert {kind for kind, _ in steps} == {"open", "write", "fsync", "rename"}  # nothing is removed
-            for at, (kind, path) in enumerate(steps, start=1):
+            # from window to window another one of each few, so that each step fails in one of them
+            for at in range(1 + window % stride, len(steps) + 1, stride):
+                kind, path = steps[at - 1]
+                met.add((kind, path.parent.name))
                 tried.copy(window, run)
                 with trial(f"window {window}, {kind} of {path.relative_to(run)}"):
                     writer = CubeWriter(run / CUBE, tried.numbers.plan)
@@ -88,20 +99,27 @@ def test_an_error_at_every_step_of_writing(
                     assert lasting or not list(run.rglob("*.partial"))
                     tried.check_safe(run, window)
                     tried.check_rerun(run)
+    if stride > 3:
+        return
+    folders = {name.rpartition("/")[2] for name in tried.numbers.values} | {"committed"}
+    assert met >= set(itertools.product(("open", "write", "fsync", "rename"), folders))
 
 
 @pytest.mark.slow
-def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, disk: Disk) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
+def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, disk: Disk, stride: int) -> None:
     codes = (errno.EIO, errno.ESTALE, errno.EBUSY)
-    each = itertools.cycle(codes)
     how = "raises EIO, ESTALE or EBUSY, having or not having taken place"
-    what = f"every rename of 3 windows and of the creation {how}, {tried.what}"
+    which = "every rename" if stride == 1 else f"one rename in {stride}"
+    what = f"{which} of 3 windows, and that of the creation, {how}, {tried.what}"
     with trials(what) as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             moves = sum(kind == "rename" for kind, _ in steps)
-            for at, after in itertools.product(range(1, moves + 1), (False, True)):
-                code = next(each)
+            # the last one is that of the flags
+            some = sorted({*range(1 + window % stride, moves, stride), moves})
+            for at, after in itertools.product(some, (False, True)):
+                code = codes[(at + window) % len(codes)]
                 tried.copy(window, run)
                 with trial(f"window {window}, rename {at}, {code}, after: {after}"):
                     writer = CubeWriter(run / CUBE, tried.numbers.plan)
@@ -130,17 +148,19 @@ def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, dis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "error"])
-@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
+@pytest.mark.parametrize("stride", [53, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
 def test_an_end_while_a_cube_is_created(
     tried: Subject, run: Path, disk: Disk, stride: int, killed: bool
 ) -> None:
     run.mkdir()
-    last = len(steps_of(disk, lambda: tried.numbers.create(run)))
+    kinds = [kind for kind, _ in steps_of(disk, lambda: tried.numbers.create(run))]
+    last = len(kinds)
     what = "an end" if killed else "an I/O error"
     which = "every one" if stride == 1 else f"one in {stride}"
     with trials(f"{what} while the cube is created, at {which} of {last} steps, {tried.what}") as trial:
-        # the last three: fsync of the last folder, rename, fsync of the run folder
-        for at in sorted({*range(1, last, stride), last - 2, last - 1, last}):
+        # the first of each kind, and the last three: fsync of a folder, rename, fsync of the run folder
+        ends = {1 + kinds.index(kind) for kind in set(kinds)} | {last - 2, last - 1, last}
+        for at in sorted({*range(1, last, stride), *ends}):
             shutil.rmtree(run)
             run.mkdir()
             with trial(f"step {at}"):
@@ -185,7 +205,11 @@ def test_a_write_that_outlives_its_failed_creation_does_not_meet_the_next(
 # ends, at every step
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
+@pytest.mark.parametrize(
+    "stride",
+    [97, pytest.param(15, marks=pytest.mark.slow), pytest.param(1, marks=NIGHTLY)],
+    ids=["few", "some", "every"],
+)
 def test_an_end_at_a_step_leaves_numbers_that_are_right(
     tried: Subject, run: Path, disk: Disk, stride: int
 ) -> None:
@@ -200,7 +224,7 @@ def test_an_end_at_a_step_leaves_numbers_that_are_right(
                 for at, (kind, path) in enumerate(steps, start=1)
                 if kind == "rename" and path.name == f"c.{window}" and path.parent.name == "committed"
             )
-            for at in sorted({*range(1, len(steps) + 1, stride), commit, commit + 1}):
+            for at in sorted({*range(1 + window, len(steps) + 1, stride), commit, commit + 1}):
                 tried.copy(window, run)
                 with trial(f"window {window}, step {at}"):
                     writer = CubeWriter(run / CUBE, numbers.plan)
@@ -221,7 +245,8 @@ def test_a_kill_by_the_kernel_at_a_step(tmp_path: Path, size: str) -> None:
     command = [sys.executable, "-m", "tests.store.killed_writers", size, str(tmp_path)]
     root = Path(__file__).parents[2]
     variables = len(synthetic(**SIZES[size]).values)
-    which = "every step" if size == "everything" else "every third step"
+    stride = STRIDES[size]
+    which = "every step" if stride == 1 else f"one in {stride} steps"
     what = f"kill -9 (a real one) at {which} of the commit × 3 windows, {variables} variables"
     met = set()
     with (
@@ -263,14 +288,18 @@ def refused(act: Callable[[], object], what: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=NIGHTLY)])
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
-def test_a_disk_that_is_full_after_every_page_of_a_window(small_disk: Path, wide: Subject) -> None:
+def test_a_disk_that_is_full_after_some_pages_of_a_window(
+    small_disk: Path, wide: Subject, stride: int
+) -> None:
     run = small_disk / "run"
-    with trials(f"disk full (a real tmpfs) after every {PAGE // 1024} kB of 3 windows") as trial:
+    with trials(f"disk full (a real tmpfs) after each {stride * PAGE // 1024} kB of 3 windows") as trial:
         for window in wide.windows:
-            pages, full = -1, True
+            # from window to window another one of each few
+            pages, full = window % stride - stride, True
             while full:
-                pages, full = pages + 1, False
+                pages, full = pages + stride, False
                 wide.copy(window, run)
                 ballast = leave(small_disk, pages)
                 with trial(f"window {window}, {pages} pages"):
@@ -286,13 +315,14 @@ def test_a_disk_that_is_full_after_every_page_of_a_window(small_disk: Path, wide
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=NIGHTLY)])
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
-def test_a_disk_that_is_full_while_a_cube_is_created(small_disk: Path, wide: Subject) -> None:
+def test_a_disk_that_is_full_while_a_cube_is_created(small_disk: Path, wide: Subject, stride: int) -> None:
     run = small_disk / "run"
-    pages, full = -1, True
-    with trials(f"disk full (a real tmpfs) after every {PAGE // 1024} kB of the creation of a cube") as trial:
+    pages, full = -stride, True
+    with trials(f"disk full (a real tmpfs) after each {stride * PAGE // 1024} kB of a creation") as trial:
         while full:
-            pages, full = pages + 1, False
+            pages, full = pages + stride, False
             shutil.rmtree(run, ignore_errors=True)
             run.mkdir()
             ballast = leave(small_disk, pages)
