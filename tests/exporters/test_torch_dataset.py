@@ -59,7 +59,7 @@ def test_workers_read_however_they_are_started(run: Path, cube: xr.Dataset, star
     """Also where their parent has read before; `timeout` makes an error of a hang."""
     tokens = LayerTokens(run, layer=1)
     actkit.open_cube(run).residual.load()
-    loader = DataLoader(tokens, batch_size=50, num_workers=2, multiprocessing_context=start, timeout=60)
+    loader = DataLoader(tokens, batch_size=50, num_workers=1, multiprocessing_context=start, timeout=60)
     np.testing.assert_array_equal(ordered(torch.cat(list(loader)).numpy()), ordered(content(cube)))
 
 

@@ -16,8 +16,8 @@ from transformers.utils import chat_template_utils
 
 from ...errors import Fault, InputError
 
-# CPU time limits of one rendering and of all: normal templates take 0.1 to 1 ms per text, less than 1e-6 s per
-# character
+# CPU time limits of one rendering and of all: normal templates take 0.1 to 1 ms per text, less than 1e-6 s
+# per character
 _SECONDS = 10
 _TOTAL_SECONDS = 60.0
 _SECONDS_PER_RENDERING = 0.02

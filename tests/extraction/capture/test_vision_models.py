@@ -20,7 +20,7 @@ from tests.models.vlms import VISION_LAYERS, VLMS, ask
 
 # square, wide, tall, small: Qwen2.5-VL uses a different number of tokens for each
 SIZES = [(96, 96), (140, 56), (56, 168), (60, 64)]
-SCENES = 3
+SCENES = 2
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_text_and_vision_are_those_of_transformers(name: str, seen: Any, vlm: An
     assert cube.sizes["sample"] == 4 * SCENES
     assert vision.layer.values.tolist() == list(range(VISION_LAYERS))
     errors = []
-    for sample in range(0, 4 * SCENES, 3):
+    for sample in range(1, 4 * SCENES, 3):
         one, patches = cube.isel(sample=sample), vision.isel(sample=sample)
         with Image.open(scenes.parent / one.image.item()) as image:
             expected = ask(name, vlm(name), one.text.item(), image, "You describe pictures.")
