@@ -93,7 +93,7 @@ def test_batches_are_under_way_at_the_same_time(
     together, run = threading.Barrier(3), Capture.run
 
     def meets(self: Capture, *args: Any) -> None:
-        together.wait(timeout=30)
+        together.wait(timeout=200)
         run(self, *args)
 
     monkeypatch.setattr(Capture, "run", meets)
