@@ -27,16 +27,20 @@ def options(model: Path, data: Path, **more: Any) -> dict[str, Any]:
     return {**IN_A_CHAT, "model": str(model), "data": str(data), **more}
 
 
-# the process kills itself as soon as a window is committed, while others are computed and written
+# the process kills itself as soon as a window is committed, while the next is computed
 KILLED = """
 import json, os, signal, sys
 import actkit
+from actkit.store.writer import CubeWriter
 
-def kill(progress):
-    if progress.committed:
-        os.kill(os.getpid(), signal.SIGKILL)
+write = CubeWriter.write
 
-actkit.extract(**json.loads(sys.argv[1]), listeners=[kill])
+def write_and_die(*args):
+    write(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+CubeWriter.write = write_and_die
+actkit.extract(**json.loads(sys.argv[1]), listeners=[])
 """
 
 
@@ -77,36 +81,47 @@ def most_memory(arguments: list[str]) -> int:
     return most
 
 
-def test_the_plan_is_what_happens(smollm2: Path, requests: Callable[[int], Path], tmp_path: Path) -> None:
-    asked = json.dumps(options(smollm2, requests(1), limit=8, layers="all", out=str(tmp_path / "run")))
-    # in separate processes, because this one already holds models of other tests
+@pytest.fixture(scope="module")
+def asked(smollm2: Path, requests: Callable[[int], Path]) -> dict[str, Any]:
+    """Four requests of each category of XSTest in a chat: 40 safe ones, 32 unsafe ones."""
+    return options(smollm2, requests(4), layers="all")
+
+
+@pytest.fixture(scope="module")
+def measured(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the run, and of the memory that it took."""
+
+    def extract(folder: Path) -> None:
+        # in a separate process, because this one holds models of other tests
+        held = most_memory(
+            [sys.executable, "-c", EXTRACTED, json.dumps({**asked, "out": str(folder / "run")})]
+        )
+        (folder / "memory.json").write_text(json.dumps(held), encoding="utf-8")
+
+    return shared_folder(tmp_path_factory, "smollm2-xstest", extract)
+
+
+@pytest.fixture(scope="module")
+def cube(measured: Path) -> xr.Dataset:
+    return actkit.open_cube(measured / "run")
+
+
+def test_the_plan_is_what_happens(
+    asked: dict[str, Any], measured: Path, cube: xr.Dataset, tmp_path: Path
+) -> None:
+    arguments = json.dumps({**asked, "out": str(tmp_path / "run")})
     planned = subprocess.run(
-        [sys.executable, "-c", PLANNED, asked], check=True, capture_output=True, text=True
+        [sys.executable, "-c", PLANNED, arguments], check=True, capture_output=True, text=True
     )
     tokens, disk, host, seconds = json.loads(planned.stdout)
-    held = most_memory([sys.executable, "-c", EXTRACTED, asked])
-    cube = actkit.open_cube(tmp_path / "run")
-    used = sum(path.stat().st_size for path in (tmp_path / "run" / "cube.zarr").rglob("*") if path.is_file())
+    held = json.loads((measured / "memory.json").read_text(encoding="utf-8"))
+    used = sum(path.stat().st_size for path in (measured / "run" / "cube.zarr").rglob("*") if path.is_file())
     print(f"disk: planned {disk / 1e6:.0f} MB, used {used / 1e6:.0f} MB")
     print(f"memory: planned {host / 1e6:.0f} MB, held {held / 1e6:.0f} MB")
     assert tokens == int(cube.n_tokens.sum())
     assert 0.8 < used / disk < 1.2
     assert 0.7 < held / host < 1.2
     assert seconds > 0  # what it comes to depends on what else the machine does
-
-
-@pytest.fixture(scope="module")
-def cube(
-    smollm2: Path, requests: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
-) -> xr.Dataset:
-    """Three requests of each category of XSTest in a chat: 30 safe ones, 24 unsafe ones."""
-    asked = options(smollm2, requests(3), layers="all")
-    made = shared_folder(
-        tmp_path_factory,
-        "smollm2-xstest",
-        lambda folder: actkit.extract(**asked, out=str(folder / "run"), listeners=[]),
-    )
-    return actkit.open_cube(made / "run")
 
 
 def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -158,7 +173,7 @@ def test_cka_of_neighbouring_layers_is_that_of_the_formula(cube: xr.Dataset) -> 
 
 def test_safe_and_unsafe_requests_differ_beyond_chance(cube: xr.Dataset) -> None:
     found = actkit.group_differential(cube, by="label", cluster="group").compute()
-    assert (found.n_safe.item(), found.n_unsafe.item()) == (30, 24)
+    assert (found.n_safe.item(), found.n_unsafe.item()) == (40, 32)
     print("AUROC by layer:", found.auroc.values.round(3)[0], "TF-IDF:", found.auroc_tfidf.item())
     # one block, named before: the middle; its p counts the largest of all blocks in each permutation
     middle = found.sel(layer=15)

@@ -163,15 +163,19 @@ def test_no_room_for_new_tokens(model_copy: Path, prompts: Path, tmp_path: Path)
 FOREIGN = [
     {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1},
     {"num_beams": 3, "num_return_sequences": 2},
-    {"return_dict_in_generate": True, "output_scores": True},
     {"do_sample": True, "temperature": 3.0, "top_k": 5},
+]
+MORE_FOREIGN = [
+    {"return_dict_in_generate": True, "output_scores": True},
     {"suppress_tokens": list(range(2, 40)), "forced_eos_token_id": 1},
     {"max_time": 0.0001, "min_length": 50},
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", FOREIGN, ids=lambda settings: next(iter(settings)))
+@pytest.mark.parametrize(
+    "settings", [*FOREIGN, *(pytest.param(settings, marks=pytest.mark.nightly) for settings in MORE_FOREIGN)]
+)
 def test_the_generation_config_of_the_checkpoint_is_ignored(
     settings: dict[str, Any], architectures: Any, continued: Any, table: Path, tmp_path: Path
 ) -> None:

@@ -172,7 +172,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(vlm: Any, scenes: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VLMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "qwen2_5_vl" else pytest.mark.nightly) for name in VLMS]
+)
 def test_generated_text_about_an_image_matches_transformers(
     name: str, vlm: Any, scenes: Path, tmp_path: Path
 ) -> None:
