@@ -119,7 +119,9 @@ def test_the_same_batch_and_threads_give_the_same_bits(name: str, architectures:
             assert np.array_equal(residual[layer, sample, :length], state[sample, :length].float().numpy())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES[2:])]
+)
 def test_summaries_are_those_of_the_residual(name: str, cube_of: Any) -> None:
     cube = cube_of(name).load()
     residual = cube.residual.values.astype(np.float64)
