@@ -284,7 +284,7 @@ def _compare(
     """Return debiased CKA, its standard error and biased CKA for each pair of layers."""
     both = x if y is None else _stacked(x, y)
     if batch is not None:
-        tables: tuple[np.ndarray, ...] = (minibatch_cka(both, batch=batch, seed=seed),)
+        tables: tuple[np.ndarray, ...] = (minibatch_cka(both, groups, batch=batch, seed=seed),)
     else:
         aligned = align(both, groups)
         tables = (aligned.cka, aligned.se, aligned.biased)
@@ -332,7 +332,7 @@ def _adjacent(
 def _adjacent_tables(x: np.ndarray, *, groups: np.ndarray | None, variants: bool) -> tuple[np.ndarray, ...]:
     original = align(x, groups)
     variant_alignments = (
-        [align(change(x), jackknife=False) for change in _VARIANTS.values()] if variants else []
+        [align(change(x), groups, jackknife=False) for change in _VARIANTS.values()] if variants else []
     )
     return (
         _superdiagonal(original.cka),
