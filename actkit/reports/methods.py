@@ -20,7 +20,8 @@ TEXTS = {
     "adjacent_cka": (
         "Linear CKA with the unbiased HSIC of Song et al. (2012), normalised as by Kornblith et al. "
         "(2019) and Nguyen et al. "
-        "(2021), of {vectors} vectors, within each language. Interval: {interval}. Variants: without the 3 "
+        "(2021), of {vectors} vectors, within each language, averaged over all draws of one sample per "
+        "cluster. Interval: {interval}. Variants: without the 3 "
         "dimensions of largest variance, "
         "with each dimension z-scored, and with each vector scaled to unit RMS."
     ),

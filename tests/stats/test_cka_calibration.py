@@ -45,7 +45,7 @@ def pooled_cube(pairs: list[tuple[np.ndarray, np.ndarray]], clusters: np.ndarray
 
 def estimates(draw: Draw, clusters: np.ndarray, trials: int) -> xr.Dataset:
     """Return the CKA of independent pairs of representations, from the public function."""
-    rng, results = np.random.default_rng(0), []
+    rng, results = np.random.default_rng(trials), []
     for start in range(0, trials, 10):  # all pairs of layers are computed, so many calls are faster
         pairs = [draw(rng, clusters) for _ in range(min(10, trials - start))]
         cube = pooled_cube(pairs, clusters)

@@ -58,7 +58,7 @@ def contrasts(steps: np.ndarray, left_out: np.ndarray) -> Contrasts:
     References
     ----------
     .. [1] Cook, Weisberg, Residuals and influence in regression, Chapman & Hall 1982.
-    .. [2] Satterthwaite, An approximate distribution of estimates of variance components, Biometrics 1946.
+    .. [2] Satterthwaite, An approximate distribution of estimates of variance components, Biometrics Bulletin 1946.
     .. [3] Rosner, Percentage points for a generalized ESD many-outlier procedure, Technometrics 1983.
     """
     n = len(steps)
