@@ -272,11 +272,8 @@ def _ratio(cross: Any, first: Any, second: Any) -> np.ndarray:
     """Return CKA from three values of the HSIC; NaN where it is undefined."""
     cross, first, second = np.asarray(cross), np.asarray(first), np.asarray(second)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (
-            cross
-            / np.sqrt(np.where(first > 0, first, np.nan))
-            / np.sqrt(np.where(second > 0, second, np.nan))
-        )
+        norm = np.sqrt(np.where(first > 0, first, np.nan)) * np.sqrt(np.where(second > 0, second, np.nan))
+        return np.asarray(cross / norm)
 
 
 def _item(values: tuple[np.ndarray, np.ndarray], number: int) -> np.ndarray:

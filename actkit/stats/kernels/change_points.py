@@ -58,7 +58,8 @@ def contrasts(steps: np.ndarray, left_out: np.ndarray) -> Contrasts:
     References
     ----------
     .. [1] Cook, Weisberg, Residuals and influence in regression, Chapman & Hall 1982.
-    .. [2] Satterthwaite, An approximate distribution of estimates of variance components, Biometrics Bulletin 1946.
+    .. [2] Satterthwaite, An approximate distribution of estimates of variance components, Biometrics
+       Bulletin 1946.
     .. [3] Rosner, Percentage points for a generalized ESD many-outlier procedure, Technometrics 1983.
     """
     n = len(steps)
@@ -138,7 +139,7 @@ def _test(present: tuple[bool, ...], step: int) -> _Test | None:
         return None
     others = np.array(present)
     others[step] = False
-    rows = [_row(others, other) for other in np.flatnonzero(others)]
+    rows = [_row(others, other) for other in np.flatnonzero(others).tolist()]
     matrix = np.array([other / np.linalg.norm(other) for other in rows if other is not None])
     if not len(matrix):
         return None

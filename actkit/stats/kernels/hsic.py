@@ -222,9 +222,9 @@ def _part(
 def _cut_clusters(gram: np.ndarray, clusters: _Clusters, block: slice) -> np.ndarray:
     """Set entries within clusters to 0, and return the sum of their products, dims ``(layer, layer_2)``."""
     if clusters.are_single:
-        at, columns = np.arange(len(gram)), np.arange(block.start, block.stop)
-        squares = gram[at, :, columns]
-        gram[at, :, columns] = 0
+        at = np.arange(len(gram))
+        squares = gram[at, :, block.start + at]
+        gram[at, :, block.start + at] = 0
         return np.asarray(squares.T @ squares)
     members, weights = clusters.members[block], clusters.weights[block]
     within = np.zeros((gram.shape[1], gram.shape[1]))

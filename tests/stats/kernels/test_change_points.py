@@ -12,7 +12,7 @@ def exact(steps: np.ndarray) -> np.ndarray:
     return np.tile(steps, (10, 1))
 
 
-def found(steps: np.ndarray) -> list[int]:
+def change_points(steps: np.ndarray) -> list[int]:
     return np.flatnonzero(contrasts(steps, exact(steps)).low > 1).tolist()
 
 
@@ -59,7 +59,7 @@ def test_the_sampling_error_widens_the_interval() -> None:
 def test_several_change_points_do_not_mask_each_other() -> None:
     steps = np.exp(0.1 * np.random.default_rng(0).standard_normal(22))
     steps[[5, 13, 14]] *= 3
-    assert found(steps) == [5, 13, 14]
+    assert change_points(steps) == [5, 13, 14]
     assert contrasts(steps, exact(steps)).trend[13] < 1.5
 
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_tested_is_nan() -> None:
     untested = [0, 13]
     assert np.flatnonzero(np.isnan(contrasts(steps, exact(steps)).low)).tolist() == untested
     steps[0] *= 30  # cannot be distinguished from a trend that rises there
-    assert found(steps) == []
+    assert change_points(steps) == []
     # identical layers have no logarithm of a distance; undefined distances have no test either
     steps[[4, 9]] = 0, np.nan
     result = contrasts(steps, exact(steps))
@@ -81,7 +81,7 @@ def test_a_much_smaller_step_is_no_change_point_and_hides_none() -> None:
     steps = np.exp(0.1 * np.random.default_rng(0).standard_normal(22))
     steps[5] /= 30
     steps[14] *= 3
-    assert found(steps) == [14]
+    assert change_points(steps) == [14]
 
 
 X = np.linspace(-1, 1, 15)
@@ -101,4 +101,4 @@ SMOOTH = {
 def test_smooth_profiles_have_no_change_point(name: str, error: float) -> None:
     rng = np.random.default_rng(0)
     noisy = SMOOTH[name] * np.exp(error * rng.standard_normal((50, 15)))
-    assert np.mean([bool(found(steps)) for steps in noisy]) <= 0.04
+    assert np.mean([bool(change_points(steps)) for steps in noisy]) <= 0.04
