@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 import actkit
 from actkit.cli import main
 from actkit.errors import InputError
+from actkit.reports import findings
 from actkit.reports.html_page import csv_of, table_of
 from actkit.testing import write_cube
 from tests.browser import CHROMIUM, FLAGS
@@ -85,6 +86,18 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert "Samples that share a value of image_id are treated as one cluster" in text
     assert "english has only 60 samples, so its intervals are wide" in text
     assert ": omitted" not in text
+
+
+def test_change_points_are_named_and_untested_steps_are_descriptive(run: Path) -> None:
+    cube = actkit.open_cube(run)
+    adjacent, steps = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
+    assert "no step can be tested, so this is descriptive" in findings.of_neighbours(adjacent, steps)[0]
+    steps["ratio"][:, 1:3] = 1.0
+    assert "; no step is larger than a smooth trend" in findings.of_neighbours(adjacent, steps)[0]
+    steps["change_point"][0, 2] = True
+    sentences = findings.of_neighbours(adjacent, steps)
+    assert ". The step after layer 2 is larger than a smooth trend of the other steps" in sentences[0]
+    assert sentences[-1].startswith("Not tested against a trend: all steps: 5 layers are too few")
 
 
 def test_tables_are_the_results(run: Path, written: Path) -> None:
