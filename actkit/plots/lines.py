@@ -91,14 +91,14 @@ def layer_updates(updates: xr.Dataset) -> Any:
 def adjacent_cka(
     similarity: xr.Dataset, transitions: xr.Dataset | None = None, *, variants: bool = True
 ) -> Any:
-    """Plot the CKA of adjacent layers, and mark transitions.
+    """Plot the CKA of adjacent layers, and mark change points.
 
     Parameters
     ----------
     similarity
         From :func:`actkit.adjacent_cka`.
     transitions
-        From :func:`actkit.transitions`; flagged transitions get open markers, confirmed ones filled markers.
+        From :func:`actkit.transitions`; change points get markers.
     variants
         Whether to plot the variants without dominant dimensions, z-scored, and with unit RMS too.
 
@@ -115,11 +115,9 @@ def adjacent_cka(
             if variable in table:
                 parts.append(line.curve(variable, f", {label}", dash=dash, width=1))
         if flagged is not None:
-            at = flagged.sel(language=line.name)
-            for is_confirmed, label in ((False, ": flagged"), (True, ": confirmed")):
-                where = line.table.cka.where(at.change_point & (at.confirmed == is_confirmed)).dropna("layer")
-                if len(where):
-                    parts.append(line.marks(where, label, filled=is_confirmed))
+            where = line.table.cka.where(flagged.sel(language=line.name).change_point).dropna("layer")
+            if len(where):
+                parts.append(line.marks(where, ": change point"))
     return framed(
         hv.Overlay(parts),
         title="Debiased CKA of adjacent layers",
@@ -158,7 +156,7 @@ def group_differential(differential: xr.Dataset) -> Any:
         parts += [line.band("below", "above", 0.2), line.curve("auroc")]
         certain = line.table.auroc.where(line.table.p < 0.05).dropna("layer")
         if len(certain):
-            parts.append(line.marks(certain, ": p < 0.05", filled=True))
+            parts.append(line.marks(certain, ": p < 0.05"))
         for variable, label, dash in _BASELINES:
             if line.table[variable].notnull().any():
                 parts.append(line.curve(variable, f", {label}", dash=dash, width=1))
@@ -233,15 +231,14 @@ class _Line:
         area = hv.Area((table.layer.values, table[low].values, table[high].values), "layer", [low, high])
         return shaded(area, self.colour, alpha)
 
-    def marks(self, values: xr.DataArray, label: str, *, filled: bool) -> Any:
+    def marks(self, values: xr.DataArray, label: str) -> Any:
         points = hv.Scatter(
             (values.layer.values, values.values), "layer", str(values.name), label=f"{self.name}{label}"
         )
-        inside = self.colour if filled else "white"
         return styled(
             points,
-            bokeh={"size": 7, "line_color": self.colour, "fill_color": inside},
-            mpl={"s": 40, "edgecolor": self.colour, "facecolors": inside},
+            bokeh={"size": 7, "line_color": self.colour, "fill_color": self.colour},
+            mpl={"s": 40, "edgecolor": self.colour, "facecolors": self.colour},
         )
 
 

@@ -34,7 +34,7 @@ def of_norms(norms: xr.Dataset) -> list[str]:
 
 
 def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
-    """Report where adjacent layers are least similar, and whether that is a transition."""
+    """Report where adjacent layers are least similar, and which steps are change points."""
     sentences = []
     for name, adjacent in _each(similarity):
         values = adjacent.cka.values
@@ -48,17 +48,19 @@ def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
             f"interval {adjacent.low.values[at]:.3f} to {adjacent.high.values[at]:.3f})"
         )
         flagged = transitions.sel(language=name)
-        abrupt = flagged.layer.values[flagged.change_point.values].tolist()
-        confirmed = flagged.layer.values[flagged.confirmed.values].tolist()
-        if abrupt:
-            sentence += f". Transitions are flagged after layer {_listed(abrupt)}; " + (
-                f"random half-samples confirm {_listed(confirmed)}."
-                if confirmed
-                else "random half-samples confirm none."
+        changes = flagged.layer.values[flagged.change_point.values].tolist()
+        if changes:
+            sentence += (
+                f". The step after layer {_listed(changes)} is larger than a smooth trend of the other steps "
+                "explains (95% confidence over all layers)."
             )
+        elif flagged.ratio.notnull().any():
+            sentence += "; no step is larger than a smooth trend of the other steps explains."
         else:
-            sentence += "; no transition is flagged."
+            sentence += "; no step can be tested, so this is descriptive."
         sentences.append(sentence)
+    if transitions.attrs.get("untested"):
+        sentences.append(f"Not tested against a trend: {transitions.attrs['untested']}.")
     return sentences
 
 

@@ -20,15 +20,16 @@ TEXTS = {
     "adjacent_cka": (
         "Linear CKA with the unbiased HSIC of Song et al. (2012), normalised as by Kornblith et al. "
         "(2019) and Nguyen et al. "
-        "(2021), of {vectors} vectors, within each language. Interval: {interval}. Variants: without the 3 "
+        "(2021), of {vectors} vectors, within each language, averaged over all draws of one sample per "
+        "cluster. Interval: {interval}. Variants: without the 3 "
         "dimensions of largest variance, "
         "with each dimension z-scored, and with each vector scaled to unit RMS."
     ),
     "transitions": (
-        "The distance d between adjacent layers is 1 - CKA. A step is flagged as a transition if its robust "
-        "z-score, (d - median) / (1.4826 MAD), is at least 3.5 and the lower end of its 95% interval exceeds "
-        "the median of the other steps. It is confirmed if kernel change-point detection on the layer × "
-        "layer matrix places a boundary there in 90% of {halves} random half-samples (seed {seed})."
+        "The distance d between adjacent layers is 1 - CKA. A step is a change point if log d exceeds a "
+        "least-squares line through up to 4 steps on either side with 95% confidence over all layers of a "
+        "language. The standard error combines the unevenness of the other steps, at least 10%, with a "
+        "jackknife error; outlying steps are left out of the trend. Not tested: {untested}."
     ),
     "cka": "CKA as for adjacent layers, between all pairs of layers; {vectors} vectors.",
     "language_cka": "CKA as for adjacent layers, between the same samples in two languages, matched by "

@@ -28,7 +28,6 @@ from .summaries import Summaries
 
 _NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
-_FEWEST_FOR_TRANSITIONS = 4
 _WIDTH = 170  # of a widget, so that two fit side by side on a phone
 
 
@@ -326,8 +325,6 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     def _cka(self) -> list[Picture]:
         options = {"vectors": self.vectors, "cluster": self.cluster}
         statistics = ["adjacent_cka", "transitions"]
-        if self._cube.sizes["layer"] < _FEWEST_FOR_TRANSITIONS:
-            statistics.pop()
         how = {} if self.estimator == "cka" else {"variable": self.estimator}
         return [
             self._picture("adjacent_cka", "adjacent_cka", statistics, options),

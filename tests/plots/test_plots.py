@@ -121,15 +121,14 @@ def test_a_samples_tokens_are_its_norms_with_its_text(cube: xr.Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_flagged_transitions_are_marked(cube: xr.Dataset) -> None:
+def test_change_points_are_marked(cube: xr.Dataset) -> None:
     similarity, abrupt = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
-    abrupt["change_point"][:] = abrupt["confirmed"][:] = False
+    abrupt["change_point"][:] = False
     none = plots.adjacent_cka(similarity, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
-    abrupt["change_point"][:, 3] = True
-    abrupt["confirmed"][0, 3] = True
+    abrupt["change_point"][0, 3] = True
     marked = plots.adjacent_cka(similarity, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
     assert none == []
-    assert marked == ["english: confirmed", "arabic: flagged"]
+    assert marked == ["english: change point"]
 
 
 def test_the_projection_is_that_of_scikit_learn(cube: xr.Dataset) -> None:

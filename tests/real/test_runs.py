@@ -161,7 +161,7 @@ def test_a_massive_activation_is_found_where_llama_has_it(cube: xr.Dataset) -> N
 
 
 def test_cka_of_neighbouring_layers_is_that_of_the_formula(cube: xr.Dataset) -> None:
-    found = actkit.adjacent_cka(cube, cluster="group").compute()
+    found = actkit.adjacent_cka(cube).compute()
     x = cube.pooled.values
     for layer in (0, 14, 28):
         expected = debiased_cka(x[layer], x[layer + 1])

@@ -50,7 +50,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "adjacent_cka": lambda c: actkit.adjacent_cka(c, cluster="g"),
     "adjacent_cka of tokens": lambda c: actkit.adjacent_cka(c, vectors="tokens", cluster="g"),
     "language_cka": actkit.language_cka,
-    "transitions": lambda c: actkit.transitions(c, cluster="g", halves=2),
+    "transitions": lambda c: actkit.transitions(c, cluster="g"),
     "group_differential": lambda c: actkit.group_differential(
         c, by="g", cluster=None, permutations=5, folds=2, seeds=1
     ),

@@ -51,7 +51,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "token_strings": lambda cube: actkit.token_strings(cube, 4),
     "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=3, count=5),
     "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
-    "transitions": lambda cube: actkit.transitions(cube, halves=3),
+    "transitions": actkit.transitions,
 }
 NO_CUBE = {"Config", "RunPlan", "export", "extract", "import_files", "open_cube", "plan", "report", "verify"}
 
@@ -228,7 +228,6 @@ COUNTS: dict[str, Callable[[xr.Dataset, Any], Any]] = {
     "count": lambda cube, n: actkit.top_activating(cube, layer=3, hidden=3, count=n),
     "folds": lambda cube, n: actkit.transfer(cube, by="gender", folds=n),
     "folds of differences": lambda cube, n: actkit.group_differential(cube, by="gender", folds=n),
-    "halves": lambda cube, n: actkit.transitions(cube, halves=n),
     "max_sampled_tokens": lambda cube, n: actkit.cka(cube, vectors="tokens", max_sampled_tokens=n),
     "permutations": lambda cube, n: actkit.group_differential(cube, by="gender", permutations=n),
     "resamples": lambda cube, n: actkit.layer_norms(cube, resamples=n),
