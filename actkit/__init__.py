@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .stats.cross_language import transfer
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
+    from .stats.erasure import Eraser
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.top_activations import top_activating
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "Eraser",
     "RunPlan",
     "Whitener",
     "adjacent_cka",
@@ -54,6 +56,7 @@ __version__ = version("actkit")
 # imported on first use, so that opening a cube needs no torch and the command line starts quickly
 _MODULES = {
     "Config": ".config",
+    "Eraser": ".stats.erasure",
     "RunPlan": ".extraction.preflight.preparation",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",

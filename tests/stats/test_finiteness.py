@@ -34,6 +34,7 @@ ANALYSES: dict[str, Analysis] = {
     "transfer": lambda cube: actkit.transfer(cube, by="gender"),
     "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=1),
     "layer_subset": lambda cube: actkit.layer_subset(actkit.adjacent_cka, cube, layers=(0, 1, 4)),
+    "Eraser": lambda cube: actkit.Eraser.fit(cube, by="gender").maps,
     "Whitener": lambda cube: actkit.Whitener.fit(cube, layer=3),
     "Whitener of last": lambda cube: actkit.Whitener.fit(cube, layer=3, vectors="last"),
     "projection": lambda cube: plots.projection(cube, 3),

@@ -27,8 +27,13 @@ def mean(cube: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(fitted.mean, dims="hidden")
 
 
+def erased(cube: xr.Dataset) -> xr.DataArray:
+    return actkit.Eraser.fit(cube, by="gender", shrinkage="ledoit-wolf").transform(cube).pooled
+
+
 FEW = {"folds": 3, "seeds": 1}
 CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
+    "Eraser": erased,
     "Whitener": white,
     "Whitener.pooled": mean,
     "adjacent_cka": actkit.adjacent_cka,
