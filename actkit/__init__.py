@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .stats.erasure import Eraser
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
+    from .stats.similarity import similarity
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
@@ -44,6 +45,7 @@ __all__ = [
     "open_cube",
     "plan",
     "report",
+    "similarity",
     "token_strings",
     "top_activating",
     "transfer",
@@ -74,6 +76,7 @@ _MODULES = {
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "report": ".reports",
+    "similarity": ".stats.similarity",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
     "transfer": ".stats.cross_language",

@@ -1,7 +1,7 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
 from .lines import adjacent_cka, group_differential, layer_norms, layer_updates, transfer
-from .maps import cka, direction_cosines, language_cka, tokens
+from .maps import cka, direction_cosines, language_cka, similarity, tokens
 from .points import projection
 from .style import figure, load_matplotlib
 
@@ -16,6 +16,7 @@ __all__ = [
     "layer_updates",
     "load_matplotlib",
     "projection",
+    "similarity",
     "tokens",
     "transfer",
 ]
