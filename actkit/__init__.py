@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
+    from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.similarity import similarity
@@ -31,12 +32,14 @@ __all__ = [
     "RunPlan",
     "Whitener",
     "adjacent_cka",
+    "anisotropy",
     "cka",
     "direction_cosines",
     "export",
     "extract",
     "group_differential",
     "import_files",
+    "intrinsic_dimension",
     "language_cka",
     "layer_norms",
     "layer_subset",
@@ -62,12 +65,14 @@ _MODULES = {
     "RunPlan": ".extraction.preflight.preparation",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
+    "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
     "import_files": ".importers.run_import",
+    "intrinsic_dimension": ".stats.geometry",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
     "layer_updates": ".stats.norms",

@@ -36,6 +36,8 @@ ANALYSES: dict[str, Analysis] = {
     "similarity, rsa": lambda cube: actkit.similarity(cube, measure="rsa", permutations=3),
     "similarity, mutual_knn": lambda cube: actkit.similarity(cube, measure="mutual_knn", permutations=3),
     "similarity, procrustes": lambda cube: actkit.similarity(cube, measure="procrustes", permutations=3),
+    "intrinsic_dimension": actkit.intrinsic_dimension,
+    "anisotropy": lambda cube: actkit.anisotropy(cube, cluster="gender"),
     "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=1),
     "layer_subset": lambda cube: actkit.layer_subset(actkit.adjacent_cka, cube, layers=(0, 1, 4)),
     "Eraser": lambda cube: actkit.Eraser.fit(cube, by="gender").maps,

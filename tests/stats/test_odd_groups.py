@@ -61,6 +61,8 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "similarity of languages": lambda c: actkit.similarity(
         c, across="language", measure="procrustes", permutations=3
     ),
+    "intrinsic_dimension": lambda c: actkit.intrinsic_dimension(c, cluster="g"),
+    "anisotropy": lambda c: actkit.anisotropy(c, cluster="g"),
     "projection": lambda c: plots.projection(c, 2, by="g"),
     "plot of layer_norms": lambda c: plots.layer_norms(actkit.layer_norms(c, by="g", resamples=5)),
     "plot of layer_updates": lambda c: plots.layer_updates(actkit.layer_updates(c, by="g", resamples=5)),
