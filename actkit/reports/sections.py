@@ -88,7 +88,7 @@ def choose(cube: xr.Dataset, by: str | None, cluster: str | None, vectors: selec
         both = [name for name in sorted(labels, key=lambda name: name != "gender") if _has_two(cube, name)]
         by = both[0] if both else ""
     if cluster is None:
-        cluster = selection.cluster_label(cube, by) or None
+        cluster = selection.cluster_choice(cube, by=by).name
     return Choice(by, cluster, vectors)
 
 

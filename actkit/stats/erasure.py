@@ -63,9 +63,8 @@ class Eraser:
     >>> is_fitted = np.isin(cube.image_id, np.unique(cube.image_id)[:40])
     >>> eraser = Eraser.fit(cube.isel(sample=is_fitted), by="gender", cluster="image_id")
     >>> held_out = eraser.transform(cube.isel(sample=~is_fitted))
-    >>> eraser
-    Eraser(by='gender', labels=['female', 'male'], vectors='pooled', cluster='image_id', model='synthetic'; \
-languages english, arabic; layers 0-2)
+    >>> eraser  # doctest: +ELLIPSIS
+    Eraser(by='gender', labels=['female', 'male'], ...; languages english, arabic; layers 0-2)
     >>> seen = eraser.transform(cube.isel(sample=is_fitted)).pooled.sel(layer=1)
     >>> seen = seen.isel(sample=(seen.language == "english").values).load()
     >>> bool(abs(seen.groupby("gender").mean().diff("gender")).max() < 1e-12)
@@ -89,7 +88,7 @@ languages english, arabic; layers 0-2)
         by: str,
         vectors: selection.Pooling = "pooled",
         shrinkage: Literal["ledoit-wolf"] | None = None,
-        cluster: str | None = None,
+        cluster: str | None = selection.AUTO,
     ) -> "Eraser":
         """Fit the maps of each language and layer of a cube; one layer is in memory at a time.
 
@@ -107,9 +106,10 @@ languages english, arabic; layers 0-2)
             samples that were not part of the fit. It does not make up for a small number of samples; see the
             notes of the class.
         cluster
-            A label column that dependent samples share, such as twins. It changes the intensity of the
-            shrinkage, which depends on the number of independent samples, and nothing else: samples weigh
-            equally, as they do in a probe, so that the guarantee is about the data that a probe sees.
+            A label column that dependent samples share, such as twins; ``auto`` detects it, and None takes
+            samples to be independent. It changes the intensity of the shrinkage, which depends on the number
+            of independent samples, and nothing else: samples weigh equally, as they do in a probe, so that
+            the guarantee is about the data that a probe sees.
 
         Raises
         ------
@@ -123,7 +123,8 @@ languages english, arabic; layers 0-2)
         labels = selection.column(array, by, "by")
         if not len(labels.values):
             raise InputError([Fault("by", f"no sample has a value of `{by}`", "choose another label")])
-        cluster_ids = None if cluster is None else selection.clusters(array, cluster)
+        choice = selection.cluster_choice(array, cluster, by)
+        cluster_ids = None if choice.name is None else selection.clusters(array, choice.name)
         samples_of = {
             language: samples[labels.codes[samples] >= 0] for language, samples in selection.languages(array)
         }
@@ -151,7 +152,7 @@ languages english, arabic; layers 0-2)
             "labels": labels.texts,
             "vectors": vectors,
             "shrinkage": shrinkage,
-            "cluster": cluster,
+            **choice.attrs,
             "model": array.attrs.get("model", ""),
         }
         maps = _stacked(rows, array.layer.values, len(labels.texts) - 1)

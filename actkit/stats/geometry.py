@@ -20,7 +20,7 @@ def intrinsic_dimension(
     cube: Cube,
     *,
     vectors: selection.Pooling = "pooled",
-    cluster: str | None = None,
+    cluster: str | None = selection.AUTO,
     fraction: float = 0.9,
     splits: int = 15,
     seed: int = 0,
@@ -34,8 +34,9 @@ def intrinsic_dimension(
     vectors
         ``pooled`` or ``last``.
     cluster
-        A label that dependent samples share, such as twins, which are each other's nearest neighbours. One
-        sample of each cluster, drawn at random, enters.
+        A label that dependent samples share, such as twins, which are each other's nearest neighbours;
+        ``auto`` detects it, and None takes samples to be independent. One sample of each cluster, drawn at
+        random, enters.
     fraction
         Share of the samples that is fitted; those with the largest ratios of distances are left out.
     splits
@@ -73,7 +74,8 @@ def intrinsic_dimension(
     if not 0 < fraction < 1:
         raise InputError([Fault("fraction", f"is {fraction}", "give a number between 0 and 1, such as 0.9")])
     array = selection.vectors(finite_cube(cube), vectors)
-    cluster_ids = None if cluster is None else selection.clusters(array, cluster)
+    choice = selection.cluster_choice(array, cluster)
+    cluster_ids = None if choice.name is None else selection.clusters(array, choice.name)
     kernel = partial(two_nn, fraction=fraction, splits=splits, seed=seed)
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
@@ -91,8 +93,8 @@ def intrinsic_dimension(
         vectors=vectors,
         estimator="TwoNN",
         fraction=fraction,
-        cluster=cluster,
-        independence=independence(cluster, seed),
+        **choice.attrs,
+        independence=independence(choice.name, seed),
         interval="95%, random groups",
         splits=splits,
         seed=seed,
@@ -101,7 +103,7 @@ def intrinsic_dimension(
 
 
 def anisotropy(
-    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = None
+    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = selection.AUTO
 ) -> xr.Dataset:
     """Return the mean cosine between vectors of different clusters, and that within clusters beyond it.
 
@@ -112,8 +114,8 @@ def anisotropy(
     vectors
         ``pooled`` or ``last``.
     cluster
-        A label that dependent samples share, such as twins or the versions of a sentence; by default, every
-        sample is a cluster, and there is nothing within.
+        A label that dependent samples share, such as twins or the versions of a sentence; ``auto`` detects
+        it. With None, every sample is a cluster, and there is nothing within.
 
     Returns
     -------
@@ -143,7 +145,8 @@ def anisotropy(
     True
     """
     array = selection.vectors(finite_cube(cube), vectors)
-    cluster_ids = None if cluster is None else selection.clusters(array, cluster)
+    choice = selection.cluster_choice(array, cluster)
+    cluster_ids = None if choice.name is None else selection.clusters(array, choice.name)
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
         groups = np.arange(len(samples)) if cluster_ids is None else selection.codes(cluster_ids[samples])
@@ -166,7 +169,7 @@ def anisotropy(
         array,
         "anisotropy",
         vectors=vectors,
-        cluster=cluster,
-        interval=f"95%, jackknife over {cluster or 'samples'}",
+        **choice.attrs,
+        interval=f"95%, jackknife over {choice.name or 'samples'}",
     )
     return result

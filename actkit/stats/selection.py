@@ -3,16 +3,17 @@
 import numbers
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, get_args
 
 import dask.base
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from ..canonical import require as require
 from ..errors import Fault, InputError, MissingError
 from ..schema import TokenKind, content_mask
+from .cluster_detection import ClusterChoice, detect
 from .finiteness import checked
 from .groups import Groups
 
@@ -21,7 +22,7 @@ Vectors = Literal["pooled", "last", "tokens"]
 Tokens = Literal["content", "all", "first", "special", "template", "text", "image", "generated"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 TOKENS: tuple[str, ...] = get_args(Tokens)
-_FEW = 4  # largest mean cluster size, per language, of a probable cluster label
+AUTO = "auto"  # detect the cluster label
 Z95 = 1.959963984540054  # half-width of a normal 95% interval in standard errors
 _KINDS = {
     "special": TokenKind.SPECIAL,
@@ -214,40 +215,45 @@ def label_names(cube: xr.Dataset | xr.DataArray) -> list[str]:
     return [str(name) for name, coord in cube.coords.items() if coord.attrs.get("label")]
 
 
-def cluster_label(cube: xr.Dataset, by: str) -> str:
-    """Return the label most likely to identify clusters of dependent samples, as a default for ``cluster``.
-
-    It is the label with the most values, if most are shared by a few samples of different groups, such as
-    twins; otherwise `image_id` if it exists, or "".
+def cluster_choice(
+    cube: xr.Dataset | xr.DataArray, cluster: str | None = AUTO, by: str | None = None
+) -> ClusterChoice:
+    """Return the label that dependent samples share, from the argument ``cluster`` of a statistic.
 
     Parameters
     ----------
     cube
-        The cube.
+        The cube, or vectors from it.
+    cluster
+        ``auto`` detects the label (:func:`~actkit.stats.cluster_detection.detect`), unless a label has that
+        name; None if all samples are independent.
     by
-        The label that defines the groups; "" for none.
+        The label that defines the groups, which is not a candidate.
 
-    Examples
-    --------
-    >>> from actkit import open_cube
-    >>> from actkit.testing import write_cube
-    >>> cube = open_cube(write_cube(n_samples=8))
-    >>> cluster_label(cube.assign_coords(scene=("sample", list("aaaabbbb"), {"label": True})), "gender")
-    'scene'
-    >>> cluster_label(cube, "gender")  # each image shows one gender
-    'image_id'
+    Raises
+    ------
+    InputError
+        If the cube lacks the label.
+
+    Warns
+    -----
+    UserWarning
+        If several labels qualify, or the only one lacks entries.
     """
     labels = label_names(cube)
-    best, most_clusters = "image_id" if "image_id" in labels else "", 0
-    for name in [name for name in labels if name != by] if by in labels else []:
-        columns = {"language": cube.language.values.astype(object)}
-        columns |= {key: column(cube, key, "by").cell_texts() for key in (by, name)}
-        table = pd.DataFrame(columns, dtype=object).replace("", None).dropna()
-        groups = table.groupby(["language", name])[by]
-        mixed = (groups.nunique() > 1).mean()
-        if mixed > 0.5 and groups.size().mean() <= _FEW and groups.ngroups > most_clusters:
-            best, most_clusters = name, groups.ngroups
-    return best
+    if cluster != AUTO or AUTO in labels:
+        if cluster is not None:
+            column(cube, cluster, "cluster")
+        return ClusterChoice(cluster, is_detected=False)
+    groups = {}
+    for name in labels:
+        if name != by and cube[name].dims == ("sample",):
+            with suppress(InputError):  # values of several types identify nothing
+                groups[name] = column(cube, name, "cluster")
+    choice, problem = detect(groups, cube.language.values.astype(object))
+    if problem:
+        warnings.warn(problem, stacklevel=3)
+    return choice
 
 
 def column(cube: xr.Dataset | xr.DataArray, name: str, where: str) -> Groups:

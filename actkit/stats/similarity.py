@@ -37,7 +37,7 @@ def similarity(
     across: Across = "layer",
     vectors: selection.Pooling = "pooled",
     match: Match = "ids",
-    cluster: str | None = None,
+    cluster: str | None = selection.AUTO,
     k: int = 10,
     n_components: int | None = 64,
     permutations: int = 100,
@@ -64,8 +64,9 @@ def similarity(
     match
         How samples of two cubes are matched, as for :func:`cka`.
     cluster
-        A label that dependent samples share, such as twins. One sample of each cluster, drawn at random,
-        enters the comparison, so that all permutations of samples are equally likely under the null.
+        A label that dependent samples share, such as twins; ``auto`` detects it, and None takes samples to be
+        independent. One sample of each cluster, drawn at random, enters the comparison, so that all
+        permutations of samples are equally likely under the null.
     k
         Number of nearest neighbours for ``mutual_knn``.
     n_components
@@ -116,7 +117,8 @@ def similarity(
     if b is not None:
         first, second = same_samples(arrays[0], arrays[1], match)
         arrays = [arrays[0].isel(sample=first), arrays[1].isel(sample=second)]
-    cluster_ids = None if cluster is None else selection.clusters(arrays[0], cluster)
+    choice = selection.cluster_choice(arrays[0], cluster)
+    cluster_ids = None if choice.name is None else selection.clusters(arrays[0], choice.name)
     compare = partial(
         _compared, measure=measure, k=k, n_components=n_components, permutations=permutations, seed=seed
     )
@@ -145,8 +147,8 @@ def similarity(
         across=across,
         vectors=vectors,
         match=None if b is None else match,
-        cluster=cluster,
-        independence=independence(cluster, seed),
+        **choice.attrs,
+        independence=independence(choice.name, seed),
         k=k if measure == "mutual_knn" else None,
         n_components=n_components if measure == "procrustes" else None,
         permutations=permutations,

@@ -78,7 +78,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._cube = open_cube(self.path, partial=True)
         labels = selection.label_names(self._cube)
         chosen.setdefault("by", next((name for name in ("gender", "label") if name in labels), ""))
-        chosen.setdefault("cluster", selection.cluster_label(self._cube, chosen["by"]))
+        chosen.setdefault("cluster", selection.cluster_choice(self._cube, by=chosen["by"]).name or "")
         known = self._cube.layer.values.tolist()
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)

@@ -168,6 +168,7 @@ def test_save_and_load(cube: xr.Dataset, tmp_path: Path) -> None:
     eraser.save(tmp_path / "e.safetensors")
     loaded = actkit.Eraser.load(tmp_path / "e.safetensors")
     assert loaded.settings == eraser.settings
+    assert (loaded.settings["cluster"], loaded.settings["cluster_origin"]) == ("image_id", "chosen")
     xr.testing.assert_identical(loaded.maps, eraser.maps)
     xr.testing.assert_identical(loaded.transform(cube).compute(), eraser.transform(cube).compute())
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")

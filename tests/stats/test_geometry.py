@@ -47,12 +47,15 @@ def twins(n: int, rng: np.random.Generator) -> xr.Dataset:
 
 def test_twins_hide_the_dimension_unless_one_of_each_enters() -> None:
     cube = twins(300, np.random.default_rng(0))
-    naive = actkit.intrinsic_dimension(cube).squeeze()
+    naive = actkit.intrinsic_dimension(cube, cluster=None).squeeze()
     found = actkit.intrinsic_dimension(cube, cluster="scene").squeeze()
     assert float(naive.dimension) < 0.7
     assert float(naive.high) < 1
     assert float(found.low) < 2 < float(found.high)
     assert found.n.item() == 300
+    detected = actkit.intrinsic_dimension(cube)
+    assert (detected.attrs["cluster"], detected.attrs["cluster_origin"]) == ("scene", "detected")
+    assert detected.dimension.item() == found.dimension.item()
     assert found.attrs["independence"] == "one sample of each scene, drawn with seed 0"
 
 

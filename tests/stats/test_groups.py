@@ -16,7 +16,7 @@ from actkit.labels import LabelType, typed
 from actkit.reports.findings import of_transfer
 from actkit.reports.sections import Choice, sections
 from actkit.stats.groups import Groups, label_text
-from actkit.stats.selection import cluster_label
+from actkit.stats.selection import cluster_choice
 from actkit.testing import write_cube
 
 QUICK = {"permutations": 20, "seeds": 1}
@@ -259,7 +259,7 @@ def test_every_statistic_takes_clusters_with_gaps(
 def test_default_cluster_label_ignores_gaps(known: xr.Dataset) -> None:
     some = np.where(np.arange(known.sizes["sample"]) % 2, "", known.image_id.values.astype(object))
     cube = known.assign_coords(scene=("sample", some, {"label": True}))
-    assert cluster_label(cube, "gender") == cluster_label(known, "gender")
+    assert cluster_choice(cube, by="gender") == cluster_choice(known, by="gender")
 
 
 def test_labels_of_several_types_are_refused(known: xr.Dataset) -> None:

@@ -59,7 +59,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "Eraser": lambda c: actkit.Eraser.fit(c, by="g", cluster="image_id").transform(c),
     "similarity": lambda c: actkit.similarity(c, cluster="g", permutations=3),
     "similarity of languages": lambda c: actkit.similarity(
-        c, across="language", measure="procrustes", permutations=3
+        c, across="language", measure="procrustes", cluster=None, permutations=3
     ),
     "intrinsic_dimension": lambda c: actkit.intrinsic_dimension(c, cluster="g"),
     "anisotropy": lambda c: actkit.anisotropy(c, cluster="g"),

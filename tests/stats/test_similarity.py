@@ -32,7 +32,7 @@ def made(layers: list[np.ndarray], language: str = "english", **labels: np.ndarr
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_layers_of_a_cube(cube: xr.Dataset, measure: str) -> None:
-    result = actkit.similarity(cube, measure=measure, permutations=19).compute()
+    result = actkit.similarity(cube, measure=measure, cluster=None, permutations=19).compute()
     assert result.similarity.dims == ("language", "layer", "layer_2")
     assert result.n.values.tolist() == [60, 60]
     for language in ("english", "arabic"):
@@ -98,10 +98,13 @@ def test_one_sample_of_each_cluster_enters(measure: str) -> None:
     layers = [rng.standard_normal((30, 8))[scenes] + 0.1 * rng.standard_normal((150, 8)) for _ in range(2)]
     cube = made(layers, scene=np.array([f"s{at}" for at in scenes], dtype=object))
     options: dict[str, Any] = {"measure": measure, "permutations": 99}
-    naive = actkit.similarity(cube, **options).isel(language=0, layer=0, layer_2=1)
+    naive = actkit.similarity(cube, cluster=None, **options).isel(language=0, layer=0, layer_2=1)
     assert float(naive.p) == 0.01
     found = actkit.similarity(cube, cluster="scene", **options)
     assert found.n.item() == 30
+    detected = actkit.similarity(cube, **options)
+    assert (detected.attrs["cluster"], detected.attrs["cluster_origin"]) == ("scene", "detected")
+    xr.testing.assert_equal(detected, found)
     assert found.attrs["independence"] == "one sample of each scene, drawn with seed 0"
     pair = found.isel(language=0, layer=0, layer_2=1)
     assert float(pair.p) > 0.05

@@ -115,10 +115,12 @@ def cosine_means(vectors: np.ndarray, groups: np.ndarray) -> tuple[Cosine, Cosin
     means /= sizes[:, None]
     squares, total = np.square(means).sum(axis=1), means.sum(axis=0)
     whole = total @ total
+    rest = whole - 2 * means @ total + squares - (squares.sum() - squares)
+    # NaN where fewer than two clusters are left
+    n_pairs = count * (count - 1) if count > 1 else np.nan
+    n_pairs_without = (count - 1) * (count - 2) if count > 2 else np.nan
+    between, between_without = (whole - squares.sum()) / n_pairs, rest / n_pairs_without
     with np.errstate(invalid="ignore", divide="ignore"):
-        between = (whole - squares.sum()) / (np.float64(count) * (count - 1))
-        rest = whole - 2 * means @ total + squares - (squares.sum() - squares)
-        between_without = rest / ((count - 1) * np.float64(count - 2))
         has_pairs = sizes > 1
         of_cluster = np.where(has_pairs, (sizes * squares - 1) / (sizes - 1), 0)
         within = of_cluster.sum() / has_pairs.sum()

@@ -95,5 +95,8 @@ def test_cosines_that_do_not_exist_are_nan() -> None:
     assert np.isnan(between.mean)
     assert np.isfinite(within.mean)
     assert np.isnan(cosine_means(x[:1], np.zeros(1, dtype=int))[0].mean)
+    between, within, _ = cosine_means(x, np.arange(6) % 2)
+    assert np.isfinite([between.mean, *within]).all()
+    assert np.isnan(between.se)  # nothing is left between one cluster
     x[0] = 0
     assert np.isnan(cosine_means(x, np.arange(6))[0].mean)
