@@ -94,8 +94,8 @@ def test_order_and_chunks_of_samples_change_nothing(
 def test_one_sample_of_each_cluster_enters(measure: str) -> None:
     """Dependent samples are similar in every representation, so unrelated ones would seem related."""
     rng = np.random.default_rng(0)
-    scenes = np.arange(150) // 5
-    layers = [rng.standard_normal((30, 8))[scenes] + 0.1 * rng.standard_normal((150, 8)) for _ in range(2)]
+    scenes = np.arange(120) // 4
+    layers = [rng.standard_normal((30, 8))[scenes] + 0.1 * rng.standard_normal((120, 8)) for _ in range(2)]
     cube = made(layers, scene=np.array([f"s{at}" for at in scenes], dtype=object))
     options: dict[str, Any] = {"measure": measure, "permutations": 99}
     naive = actkit.similarity(cube, cluster=None, **options).isel(language=0, layer=0, layer_2=1)
