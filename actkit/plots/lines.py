@@ -202,6 +202,67 @@ def transfer(transferred: xr.Dataset) -> Any:
     )
 
 
+def intrinsic_dimension(dimension: xr.Dataset) -> Any:
+    """Plot the intrinsic dimension over layers, with its interval.
+
+    Parameters
+    ----------
+    dimension
+        From :func:`actkit.intrinsic_dimension`.
+
+    Returns
+    -------
+    holoviews.Overlay
+    """
+    table = dimension.compute()
+    parts = []
+    for line in _lines(table):
+        parts += [line.band("low", "high", 0.25), line.curve("dimension")]
+    return framed(
+        hv.Overlay(parts),
+        title="Intrinsic dimension (TwoNN)",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel=f"dimension of {table.attrs['vectors']} vectors",
+    )
+
+
+def anisotropy(cosines: xr.Dataset) -> Any:
+    """Plot mean cosines between clusters and, if there are several samples in any, within clusters.
+
+    Parameters
+    ----------
+    cosines
+        From :func:`actkit.anisotropy`.
+
+    Returns
+    -------
+    holoviews.Overlay
+        Solid between clusters, dashed within, dotted for the difference.
+    """
+    table = cosines.compute()
+    shown = (
+        ("between", "", ""),
+        ("within", ", within clusters", "dashed"),
+        ("corrected", ", corrected", "dotted"),
+    )
+    parts = []
+    for line in _lines(table):
+        for variable, label, dash in shown:
+            if line.table[variable].notnull().any():
+                band = line.band(f"{variable}_low", f"{variable}_high", 0.25)
+                parts += [band, line.curve(variable, label, dash=dash)]
+    return framed(
+        hv.Overlay(parts),
+        title="Mean cosine of vectors of different clusters",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel=f"cosine of {table.attrs['vectors']} vectors",
+    )
+
+
 @dataclass(frozen=True)
 class _Line:
     """The values and style of the curve of a language, or of a group within a language."""

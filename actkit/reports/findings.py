@@ -111,6 +111,42 @@ def of_transfer(transferred: xr.Dataset) -> list[str]:
     return sentences
 
 
+def of_dimension(dimension: xr.Dataset) -> list[str]:
+    """Report the layers of the smallest and the largest intrinsic dimension, with their intervals."""
+    sentences = []
+    for name, table in _each(dimension):
+        values = table.dimension.values
+        if not np.isfinite(values).any():
+            sentences.append(f"{name}: too few distinct vectors for an intrinsic dimension.")
+            continue
+        least, most = int(np.nanargmin(values)), int(np.nanargmax(values))
+        parts = [
+            f"{values[at]:.1f} (95% interval {table.low.values[at]:.1f} to {table.high.values[at]:.1f}) at "
+            f"layer {table.layer.values[at]}"
+            for at in (least, most)
+        ]
+        sentences.append(f"{name}: the intrinsic dimension is between {' and '.join(parts)}.")
+    return sentences
+
+
+def of_anisotropy(cosines: xr.Dataset) -> list[str]:
+    """Report where vectors of different clusters are most similar, and how much more so within clusters."""
+    sentences = []
+    for name, table in _each(cosines):
+        values = table.between.values
+        if not np.isfinite(values).any():
+            continue
+        at = int(np.nanargmax(values))
+        sentence = (
+            f"{name}: the mean cosine of vectors of different clusters is at most {values[at]:.2f}, at layer "
+            f"{table.layer.values[at]}"
+        )
+        if np.isfinite(table.corrected.values[at]):
+            sentence += f"; within clusters it is {table.corrected.values[at]:.2f} higher there"
+        sentences.append(f"{sentence}.")
+    return sentences
+
+
 def of_languages(similarity: xr.Dataset) -> list[str]:
     """Report where languages are most similar."""
     sentences, names = [], similarity.language.values.tolist()

@@ -34,6 +34,15 @@ TEXTS = {
     "cka": "CKA as for adjacent layers, between all pairs of layers; {vectors} vectors.",
     "language_cka": "CKA as for adjacent layers, between the same samples in two languages, matched by "
     "sample_id. Interval: {interval}.",
+    "intrinsic_dimension": (
+        "Intrinsic dimension of {vectors} vectors: TwoNN (Facco et al. 2017), fitted to the samples with the "
+        "{fraction:.0%} smallest ratios of distances; {independence}. Interval: {interval}, from {splits} "
+        "splits into quarters (seed {seed})."
+    ),
+    "anisotropy": (
+        "Mean cosine of {vectors} vectors over all pairs of different clusters, over all pairs within a "
+        "cluster, and their difference (Ethayarajh 2019); clusters weigh equally. Interval: {interval}."
+    ),
     "group_differential": (
         "A logistic regression with an L2 penalty on scaled {vectors} vectors, cross-validated in {folds} "
         "folds that are stratified by label and do not split clusters, with {seeds} seeds: mean AUROC and "

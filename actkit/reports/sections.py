@@ -15,6 +15,7 @@ from ..stats.cka import adjacent_cka, cka, language_cka
 from ..stats.cross_language import transfer
 from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
+from ..stats.geometry import anisotropy, intrinsic_dimension
 from ..stats.norms import layer_norms, layer_updates, massive_activations
 from ..stats.transitions import transitions
 from . import findings
@@ -105,6 +106,7 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
         ("norms", "Norms", (_norms, _special)),
         ("updates", "Layer updates", (_updates, _massive)),
         ("cka", "Layer alignment", (_neighbours, _all_layers)),
+        ("geometry", "Geometry", (_dimension, _anisotropy)),
         ("languages", "Language alignment", (_languages,)),
         ("groups", f"Groups: {choice.by}", (_groups, _transfer, _directions)),
         ("samples", "Samples", (_samples,)),
@@ -180,6 +182,20 @@ def _neighbours(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 def _all_layers(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     similarity = section.add("cka", cka(cube, vectors=choice.vectors, cluster=choice.cluster))
     section.pictures["cka"] = plots.cka(similarity)
+
+
+def _dimension(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    dimension = section.add(
+        "intrinsic_dimension", intrinsic_dimension(cube, vectors=choice.vectors, cluster=choice.cluster)
+    )
+    section.pictures["intrinsic_dimension"] = plots.intrinsic_dimension(dimension)
+    section.sentences += findings.of_dimension(dimension)
+
+
+def _anisotropy(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    cosines = section.add("anisotropy", anisotropy(cube, vectors=choice.vectors, cluster=choice.cluster))
+    section.pictures["anisotropy"] = plots.anisotropy(cosines)
+    section.sentences += findings.of_anisotropy(cosines)
 
 
 def _languages(cube: xr.Dataset, choice: Choice, section: Section) -> None:

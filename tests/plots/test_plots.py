@@ -39,6 +39,12 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "cka, errors": lambda cube: plots.cka(actkit.cka(cube), "se"),
     "adjacent": lambda cube: plots.adjacent_cka(actkit.adjacent_cka(cube), actkit.transitions(cube)),
     "languages": lambda cube: plots.language_cka(actkit.language_cka(cube)),
+    "dimension": lambda cube: plots.intrinsic_dimension(actkit.intrinsic_dimension(cube)),
+    "anisotropy": lambda cube: plots.anisotropy(actkit.anisotropy(cube, cluster="gender")),
+    "similarity": lambda cube: plots.similarity(actkit.similarity(cube, permutations=3)),
+    "similarity of languages": lambda cube: plots.similarity(
+        actkit.similarity(cube, across="language", measure="rsa", permutations=3), "similarity"
+    ),
     "tokens": lambda cube: plots.tokens(cube, 0),
     "projection": lambda cube: plots.projection(cube, 3, by="gender"),
 }
@@ -58,7 +64,20 @@ def test_both_backends_draw_it(cube: xr.Dataset, tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["norms", "differential", "transfer", "adjacent", "languages", "projection"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "norms",
+        "differential",
+        "transfer",
+        "adjacent",
+        "languages",
+        "dimension",
+        "anisotropy",
+        "similarity of languages",
+        "projection",
+    ],
+)
 def test_axes_say_what_they_show(cube: xr.Dataset, name: str) -> None:
     plot = hv.renderer("bokeh").get_plot(PICTURES[name](cube)).state
     labels = [axis.axis_label for axis in (*plot.xaxis, *plot.yaxis)]

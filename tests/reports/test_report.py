@@ -81,6 +81,8 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert "no step can be tested, so this is descriptive" in text
     assert "all steps: 5 layers are too few to estimate how uneven steps are, which takes 6" in text
     assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+ ± ", text)
+    assert re.search(r"english: the intrinsic dimension is between \d+\.\d \(95% interval", text)
+    assert re.search(r"arabic: the mean cosine of vectors of different clusters is at most 0\.\d\d, at", text)
     assert "TF-IDF of the text" in text
     assert "unbiased HSIC of Song et al. (2012)" in text
     assert "Samples that share a value of image_id are treated as one cluster" in text
@@ -106,7 +108,14 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
     wanted = actkit.adjacent_cka(actkit.open_cube(run), cluster="image_id").compute()
     np.testing.assert_allclose(table.cka.to_numpy().reshape(2, -1), wanted.cka, atol=1e-12)
     assert table.language.tolist() == ["english"] * 4 + ["arabic"] * 4
-    assert {path.stem for path in folder.iterdir()} >= {"norms", "group_differential", "transfer", "cka"}
+    assert {path.stem for path in folder.iterdir()} >= {
+        "anisotropy",
+        "cka",
+        "group_differential",
+        "intrinsic_dimension",
+        "norms",
+        "transfer",
+    }
 
 
 def test_figures_are_there_in_both_formats(written: Path) -> None:
