@@ -61,10 +61,15 @@ def direction_cosines(cosines: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Layout
+        Disattenuated cosines across layers; and across languages the cosine, its ceiling and the
+        disattenuated cosine with its 95% interval. Undefined values are left out.
     """
     table = cosines.compute()
     by = table.attrs["by"]
-    names, layer_cosines = [str(name) for name in table.language.values], table.layers.rename("cosine")
+    names, layer_cosines = (
+        [str(name) for name in table.language.values],
+        table.layers_disattenuated.rename("cosine"),
+    )
     pictures = [
         _square(layer_cosines.sel(language=name), f"Cosine of {by} directions, {name}", (-1, 1), DIVERGING)
         for name in names
@@ -216,6 +221,9 @@ def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     )
     for first, second in pairs:
         pair = table.sel(language=first, language_2=second)
+        limits = [pair.disattenuated_low.values, pair.disattenuated_high.values]
+        band = hv.Area((pair.layer.values, *limits), "layer", ["low", "high"])
+        parts.append(shaded(band, shades[f"{first} and {second}"], 0.2))
         for variable, label, dash in shown:
             curve = hv.Curve(
                 (pair.layer.values, pair[variable].values),
@@ -234,6 +242,7 @@ def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     return framed(
         hv.Overlay(parts),
         title=f"Cosine of {by} directions between languages",
+        bands="95% CI",
         xlabel="layer",
         table=table,
         ylabel="cosine",
