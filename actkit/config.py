@@ -1,9 +1,7 @@
 """Options of an extraction: one model for Python, YAML, the shell and the app."""
 
-import difflib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -20,7 +17,7 @@ from pydantic import (
 
 from . import layer_spec
 from .errors import Fault
-from .schema import FORMER_OPTIONS, SAVABLE
+from .schema import SAVABLE
 
 
 def _whole_number(value: Any) -> Any:
@@ -42,7 +39,7 @@ def _parse_pairs(value: Any, form: str, noun: str) -> Any:
     return settings
 
 
-class _ContradictionError(ValueError):
+class ContradictionError(ValueError):
     """Options that contradict each other."""
 
     def __init__(self, faults: list[Fault]) -> None:
@@ -301,7 +298,7 @@ class Config(BaseModel):
         if self.device_map is not None and self.device != "auto":
             faults.append(Fault("device_map", "chooses the devices by itself", "leave out device"))
         if faults:
-            raise _ContradictionError(faults)
+            raise ContradictionError(faults)
         return self
 
     @property
@@ -344,64 +341,3 @@ class Config(BaseModel):
         # Unicode line breaks would be folded unless escaped
         plain = json.dumps(options, ensure_ascii=False).isprintable()
         return yaml.safe_dump(options, allow_unicode=plain, sort_keys=False)
-
-
-# options with settings of their own
-_SETTINGS: dict[str, type[BaseModel]] = {"generate": Generation, "wandb": Tracking}
-
-
-def check(options: Mapping[str, Any]) -> tuple[Config | None, list[Fault]]:
-    """Turn options into a :class:`Config`.
-
-    Parameters
-    ----------
-    options
-        Field names and values; ``None`` stands for the default.
-
-    Returns
-    -------
-    config : Config or None
-        The config without the faulty options, so that the rest can still be checked; None if a required
-        option is faulty.
-    faults : list of Fault
-    """
-    remaining = {name: value for name, value in options.items() if value is not None}
-    placeholders: dict[str, Any] = {}
-    faults: list[Fault] = []
-    while True:  # contradictions are checked once every option is valid by itself
-        try:
-            config = Config(**placeholders, **remaining)
-            return (None if placeholders else config), faults
-        except ValidationError as error:
-            details: list[dict[str, Any]] = [dict(detail) for detail in error.errors()]
-        new = [fault for detail in details for fault in _faults(detail)]
-        # a union reports an error for each of its members: one fault per option is enough
-        faults += dict.fromkeys(new)
-        bad = {str(detail["loc"][0]) for detail in details if detail["loc"]} or {fault.where for fault in new}
-        remaining = {name: value for name, value in remaining.items() if name not in bad}
-        placeholders |= {name: "-" for name in ("model", "data", "out") if name in bad}
-
-
-def _faults(detail: dict[str, Any]) -> list[Fault]:
-    error = detail.get("ctx", {}).get("error")
-    if isinstance(error, _ContradictionError):
-        return error.faults
-    option, *inner = map(str, detail["loc"])
-    fields = Config.model_fields
-    where = name = option
-    if inner and option in _SETTINGS:
-        fields, name = _SETTINGS[option].model_fields, inner[0]
-        where = f"{option}.{name}"
-    match detail["type"]:
-        case "missing":
-            return [Fault(where, "is missing", f"give {fields[name].description}")]
-        case "extra_forbidden":
-            close = FORMER_OPTIONS.get(where) or next(iter(difflib.get_close_matches(name, fields, n=1)), "")
-            known = f"did you mean {close}?" if close else f"known: {', '.join(fields)}"
-            return [Fault(where, "is not an option", known)]
-        case "value_error":
-            return [Fault(where, str(error))]
-        case "bool_parsing" | "bool_type":
-            return [Fault(where, f"{detail['input']!r} is not possible", "give true or false")]
-        case _:
-            return [Fault(where, f"{detail['input']!r} is not possible", f"give {fields[name].description}")]

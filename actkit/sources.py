@@ -108,7 +108,7 @@ class Source:
 
         This is complete only after :meth:`rows` was read to its end, since later rows may have them.
         """
-        if self.digest is not None:  # a file is at hand, whole
+        if self.digest is not None:  # unlike a stream, a file can be read to its end
             deque(self.rows(), maxlen=0)
         return list(self._unknown)
 
@@ -152,7 +152,7 @@ class _Choice:
         if is_gap(value):
             return False
         name = str(value)
-        if len(self._present) <= _SHOWN_NAMES:  # a stream may have millions
+        if len(self._present) <= _SHOWN_NAMES:  # a stream may contain millions of names
             self._present.setdefault(name)
         if name in self._names:
             self._found.add(name)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from actkit.config import Config, check
+from actkit.config import Config
+from actkit.config_faults import check
 from actkit.errors import Fault, InputError
 from actkit.schema import FORMER_OPTIONS
 

@@ -129,12 +129,12 @@ class Jobs:
         self._lock = threading.Lock()
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
         self._known: dict[Path, tuple[object, tuple[dict[str, Any], list[Fault]]]] = {}
-        with suppress(OSError):  # of a workspace that can only be read, runs are shown
+        with suppress(OSError):  # a read-only workspace can still show its runs
             settings.data.mkdir(parents=True, exist_ok=True)
 
     @property
     def fault(self) -> str:
-        """What keeps the app from writing into the workspace; empty where nothing does."""
+        """Reason why the app cannot write to the workspace, or an empty string."""
         if os.access(self.settings.workspace, os.W_OK | os.X_OK):
             return ""
         limits = "runs are shown, but none can be started or deleted"
@@ -166,7 +166,7 @@ class Jobs:
         return run
 
     def _may_be_run(self, name: str) -> bool:
-        """Tell whether a name is that of a folder that may hold a run: no link, and none of the app's own."""
+        """Return whether a name is that of a folder that may hold a run: no link or folder of the app."""
         path = self.settings.workspace / name
         is_own = path == self.settings.data or name.startswith(".")
         # unlike Path, os.path also takes names that are too long for the disk
@@ -304,7 +304,7 @@ class Jobs:
         """
         gone = f".deleted-{uuid4().hex}"
         with (
-            storage_errors(f"cannot delete {name}", "nothing of it was removed"),
+            storage_errors(f"cannot delete {name}", "nothing was removed"),
             closing(Folder(self.settings.workspace)) as workspace,
         ):
             with self._lock:

@@ -11,8 +11,8 @@ import param
 class Upload(pmui.FileInput):  # type: ignore[misc]
     """Button that uploads one file.
 
-    Several threads handle the chunks, so the last may arrive before others. The browser is told the limit
-    ``max_file_size``, which is enforced here.
+    Several threads handle the chunks, so the last may arrive before others. The browser knows the limit
+    ``max_file_size``, but the server enforces it.
     """
 
     fault = param.String("", doc="why the last file was rejected")

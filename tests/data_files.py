@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actkit.config import Config, check
+from actkit.config import Config
+from actkit.config_faults import check
 from actkit.data_scan import scan
 from actkit.samples import Samples, portions
 from actkit.sources import Row, Source, open_source

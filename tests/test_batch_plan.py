@@ -308,5 +308,5 @@ def test_a_device_that_takes_large_batches_gets_windows_that_hold_them() -> None
     assert make_plan(config, lengths, **options, batch_tokens=256).window == 512 // 16
     assert make_plan(config, lengths, **options, batch_tokens=2048).window == 2048 // 16
     # unless the budget is set
-    told = config.model_copy(update={"memory_budget": 64})
-    assert make_plan(told, lengths, **options, batch_tokens=2048).window == 2
+    explicit = config.model_copy(update={"memory_budget": 64})
+    assert make_plan(explicit, lengths, **options, batch_tokens=2048).window == 2

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from actkit.config import Config, Generation, Tracking, check
+from actkit.config import Config, Generation, Tracking
+from actkit.config_faults import check
 from actkit.layer_spec import GRAMMAR
 from actkit.schema import SAVABLE
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actkit import data_scan
-from actkit.config import check
+from actkit.config_faults import check
 from actkit.data_scan import Scan, scan
 from actkit.samples import portions
 from actkit.sources import Row, open_source
@@ -28,15 +28,15 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     ) -> tuple[Scan | None, list[str], Examiner]:
         source, config = opened(tmp_path / "data.jsonl", rows, streaming=request.param, **options)
         examine = Examiner()
-        found, faults = scan(source, config, examine, at_once=block)
-        return found, [str(fault) for fault in faults], examine
+        scanned, faults = scan(source, config, examine, at_once=block)
+        return scanned, [str(fault) for fault in faults], examine
 
     return write_and_scan
 
 
 def test_bad_rows_are_all_named(run: Run) -> None:
-    found, faults, _ = run(texts("a", "", "broken 1", "b", None, "broken 2"))
-    assert found is None
+    scanned, faults, _ = run(texts("a", "", "broken 1", "b", None, "broken 2"))
+    assert scanned is None
     assert faults == [
         "row 2 (line 2): `text` is empty (correct or remove the row)",
         "row 3 (line 3): cannot be read (correct or remove the row)",
@@ -46,11 +46,11 @@ def test_bad_rows_are_all_named(run: Run) -> None:
 
 
 def test_bad_rows_can_be_skipped(run: Run) -> None:
-    found, faults, examine = run(texts("a", "", "broken", "b", None, "c"), on_bad_row="skip")
+    scanned, faults, examine = run(texts("a", "", "broken", "b", None, "c"), on_bad_row="skip")
     assert faults == []
-    assert found is not None
-    assert found.accepted.tolist() == [0, 3, 5]
-    assert found.skipped == (
+    assert scanned is not None
+    assert scanned.accepted.tolist() == [0, 3, 5]
+    assert scanned.skipped == (
         ("row 2 (line 2)", "`text` is empty"),
         ("row 3 (line 3)", "cannot be read"),
         ("row 5 (line 5)", "`text` is empty"),
@@ -63,44 +63,44 @@ def test_all_that_is_wrong_with_a_skipped_row_is_said_at_once(run: Run) -> None:
         {"sample_id": None, "language": "", "text": 3},
         {"sample_id": 0, "language": "x", "text": "a"},
     ]
-    found, _, _ = run(rows, on_bad_row="skip")
-    assert found is not None
-    assert found.skipped == (
+    scanned, _, _ = run(rows, on_bad_row="skip")
+    assert scanned is not None
+    assert scanned.skipped == (
         ("row 1 (line 1)", "`text` holds a int, not text; `language` is empty; `sample_id` is empty"),
     )
 
 
 def test_labels_of_skipped_rows_do_not_count(run: Run) -> None:
     rows = [{"text": "a", "n": 1}, {"text": "", "n": "x"}, {"text": "broken", "n": None}]
-    found, faults, _ = run(rows, on_bad_row="skip")
+    scanned, faults, _ = run(rows, on_bad_row="skip")
     assert faults == []
-    assert found is not None
-    assert found.label_dtypes == {"n": "int64"}
+    assert scanned is not None
+    assert scanned.label_dtypes == {"n": "int64"}
 
 
 def test_no_row_left_is_a_fault(run: Run, tmp_path: Path) -> None:
-    found, faults, _ = run(texts("", "broken"), on_bad_row="skip")
-    assert found is None
+    scanned, faults, _ = run(texts("", "broken"), on_bad_row="skip")
+    assert scanned is None
     assert faults == [
         "data.jsonl: none of its 2 rows can be used (the first: row 1 (line 1): `text` is empty (correct or remove the row))"  # noqa: E501
     ]
     rows = [{"text": "a", "language": "x", "category": "c"}, {"text": "b", "language": "y", "category": "d"}]
-    found, faults, _ = run(rows, languages="x,y", categories="c,d", on_bad_row="skip")
+    scanned, faults, _ = run(rows, languages="x,y", categories="c,d", on_bad_row="skip")
     assert faults == []
     rows[1]["language"] = "x"
-    found, faults, _ = run(
+    scanned, faults, _ = run(
         [*rows, {"text": "e", "language": "y", "category": "e"}], languages="y", categories="c"
     )
-    assert found is None
+    assert scanned is None
     assert faults == ["data.jsonl: holds no rows that match the options (change the options)"]
 
 
 @pytest.mark.parametrize("bad", ["", "broken"])
 def test_skipped_rows_do_not_count_for_the_limit(bad: str, run: Run) -> None:
-    found, faults, examine = run(texts("a", bad, "b", bad, bad, "c", "d"), on_bad_row="skip", limit=3)
+    scanned, faults, examine = run(texts("a", bad, "b", bad, bad, "c", "d"), on_bad_row="skip", limit=3)
     assert faults == []
-    assert found is not None
-    assert found.accepted.tolist() == [0, 2, 5]
+    assert scanned is not None
+    assert scanned.accepted.tolist() == [0, 2, 5]
     assert examine.sound == ["a", "b", "c"]
 
 
@@ -127,11 +127,11 @@ CATEGORIES = [{"text": f"{c}{i}", "category": c} for i in range(4) for c in "abc
     ids=str,
 )
 def test_categories(options: Json, expected: list[str], run: Run) -> None:
-    found, faults, examine = run(CATEGORIES, **options)
+    scanned, faults, examine = run(CATEGORIES, **options)
     assert faults == []
-    assert found is not None
+    assert scanned is not None
     assert examine.sound == expected
-    assert found.label_dtypes == {"category": "str"}
+    assert scanned.label_dtypes == {"category": "str"}
 
 
 def test_unknown_names_are_named_with_those_that_there_are(run: Run) -> None:
@@ -195,11 +195,11 @@ def test_twins_are_left_out_and_named(run: Run) -> None:
             ("0", "y", "c"), ("0", "y", ""), ("0", "y", "d"),
         )
     ]  # fmt: skip
-    found, faults, examine = run(rows, on_bad_row="skip")
+    scanned, faults, examine = run(rows, on_bad_row="skip")
     assert faults == []
-    assert found is not None
+    assert scanned is not None
     assert examine.sound == ["a", "c"]
-    assert dict(found.skipped) == {
+    assert dict(scanned.skipped) == {
         "row 1 (line 1)": "cannot be read",
         "row 3 (line 3)": "sample_id `0` in x is also that of row 2 (line 2)",
         "row 5 (line 5)": "`text` is empty; sample_id `0` in y is also that of row 4 (line 4)",
@@ -214,10 +214,10 @@ def test_faults_without_end_are_not_all_looked_for(run: Run, monkeypatch: pytest
         "row 3 (line 3): `text` is empty (correct or remove the row)",
         "data.jsonl: has at least 3 faults; the check stopped there",
     ]
-    found, faults, _ = run(texts(*[""] * 9, "a"), on_bad_row="skip")
+    scanned, faults, _ = run(texts(*[""] * 9, "a"), on_bad_row="skip")
     assert faults == []
-    assert found is not None
-    assert len(found.skipped) == 9
+    assert scanned is not None
+    assert len(scanned.skipped) == 9
 
 
 ROWS = st.lists(
@@ -269,12 +269,12 @@ def test_blocks_of_any_size_choose_what_one_by_one_would(
     options = {"limit": limit, "max_per_category": most, "categories": categories, "on_bad_row": "skip"}
     source, config = opened(path, rows, **options)
     examine = Examiner()
-    found, faults = scan(source, config, examine, at_once=block)
+    scanned, faults = scan(source, config, examine, at_once=block)
     assert faults == []
-    assert found is not None
+    assert scanned is not None
     assert examine.sound == expected
     assert max(examine.sizes) <= block
-    given_again = [text for part in portions(source, found, config, size=3) for text in part.text]
+    given_again = [text for part in portions(source, scanned, config, size=3) for text in part.text]
     assert given_again == expected
 
 

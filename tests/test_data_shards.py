@@ -233,8 +233,8 @@ def test_unreadable(name: str, tmp_path: Path) -> None:
 
 CHILD = """
 import pathlib, re, sys
-import actkit.samples, actkit.sources, actkit.config, pyarrow.parquet
-config, faults = actkit.config.check({"model": "m", "data": sys.argv[1], "out": "o", "streaming": True})
+import actkit.samples, actkit.sources, actkit.config_faults, pyarrow.parquet
+config, faults = actkit.config_faults.check({"model": "m", "data": sys.argv[1], "out": "o", "streaming": True})
 source, faults = actkit.sources.open_source(config)
 scan, faults = actkit.data_scan.scan(source, config, lambda rows: [""] * len(rows))
 assert not faults, faults

@@ -14,7 +14,8 @@ import yaml
 
 import actkit
 from actkit.cli import _parser
-from actkit.config import Config, check
+from actkit.config import Config
+from actkit.config_faults import check
 from actkit.demo import CAPTIONS, MODEL, draw_scenes
 
 ROOT = Path(__file__).parent.parent
@@ -26,8 +27,8 @@ _FENCE = re.compile(r"^(<!-- not run: [^>\n]+ -->\n)?```(\w+)\n(.*?)^```$", re.M
 
 def fences(page: Path, language: str, *, run: bool = True) -> Iterator[str]:
     """Yield the code blocks of a page, on request also those marked with a reason not to run them."""
-    for excuse, own, text in _FENCE.findall(page.read_text(encoding="utf-8")):
-        if own == language and not (excuse and run):
+    for excuse, fence, text in _FENCE.findall(page.read_text(encoding="utf-8")):
+        if fence == language and not (excuse and run):
             yield text
 
 

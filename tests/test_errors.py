@@ -45,10 +45,10 @@ def test_the_drawn_tree_is_the_tree() -> None:
     drawn: dict[str, str | None] = {}
     open_branches: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
-        found = re.match(r"([│├└─ ]*)(\w+Error)\b", line)
-        if found is None:
+        match = re.match(r"([│├└─ ]*)(\w+Error)\b", line)
+        if match is None:
             continue
-        depth, name = len(found[1]), found[2]
+        depth, name = len(match[1]), match[2]
         open_branches = [branch for branch in open_branches if branch[0] < depth]
         drawn[name] = open_branches[-1][1] if open_branches else None
         open_branches.append((depth, name))

@@ -224,7 +224,7 @@ def test_a_run_takes_no_less_than_its_parts_and_no_more_than_all_of_them(
 
 
 @pytest.mark.parametrize(
-    ("parts", "binds", "said"),
+    ("parts", "binds", "text"),
     [
         ((12, 230, 0, 40), "computing", "4 min 10 s: 3 min 50 s computing, 40 s writing concurrently"),
         ((12, 30, 0, 240), "writing", "4 min 10 s: 30 s computing, 4 min 0 s writing concurrently"),
@@ -235,8 +235,8 @@ def test_a_run_takes_no_less_than_its_parts_and_no_more_than_all_of_them(
         ),
     ],
 )
-def test_the_time_says_what_binds(parts: tuple[int, int, int, int], binds: str, said: str) -> None:
+def test_the_time_says_what_binds(parts: tuple[int, int, int, int], binds: str, text: str) -> None:
     time = Time(*parts, total=250)
     assert time.binds == binds
     bottleneck = "copying" if binds == "crossing" else binds
-    assert str(time) == f"{said}; {bottleneck} is the bottleneck"
+    assert str(time) == f"{text}; {bottleneck} is the bottleneck"

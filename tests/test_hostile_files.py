@@ -266,12 +266,12 @@ def test_an_array_that_claims_more_than_there_is(tmp_path: Path) -> None:
                         tmp_path,
                         {0: {0: path}},
                         dims=("sample", "token", "hidden"),
-                        beside={"lengths": ("sample",)},
+                        other_arrays={"lengths": ("sample",)},
                     )[1],
                 )
             )
         )
-        assert "is too short for that" in output
+        assert "but too few bytes for it" in output
 
 
 def _tensor_file(tmp_path: Path, content: object) -> Path:
@@ -287,7 +287,7 @@ def _said_of(folder: Path) -> str:
 
 def test_a_tensor_that_repeats_itself(tmp_path: Path) -> None:
     _tensor_file(tmp_path, {"activations": torch.zeros(1, 1, 1).expand(10**6, 10**4, 64)})
-    assert "repeats values that it holds once" in _said_of(tmp_path)
+    assert "has more values than its storage" in _said_of(tmp_path)
     held = {"activations": torch.zeros(2, 3, 4), "genders": torch.zeros(1).expand(10**12)}
     _tensor_file(tmp_path, held)
     assert not _said_of(tmp_path).startswith("!!!")
@@ -302,7 +302,7 @@ def test_a_tensor_file_that_is_packed(tmp_path: Path) -> None:
         for name, content in parts.items():
             archive.writestr(name, content)
     assert path.stat().st_size < 10**6
-    assert "unpacks to more than it holds" in _said_of(tmp_path)
+    assert "unpacks to more bytes than it has" in _said_of(tmp_path)
 
 
 class _Runs:
@@ -315,6 +315,6 @@ def test_no_pickle_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     path = _tensor_file(tmp_path, {"activations": _Runs()})
     assert "as they can run code" in _said_of(tmp_path)
     path.write_bytes(pickle.dumps({"activations": _Runs()}))
-    assert "no file of torch.save" in _said_of(tmp_path)
+    assert "not a torch.save file" in _said_of(tmp_path)
     np.savez(tmp_path / "x.npz", activations=np.array([_Runs()], dtype=object))
     assert not (tmp_path / "ran").exists()

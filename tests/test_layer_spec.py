@@ -135,9 +135,9 @@ def test_readable(spec: Any, layers: list[int]) -> None:
 def test_components_mix(spec: Any, layers: dict[str, list[int]]) -> None:
     parts, faults = parse(spec)
     assert faults == []
-    found, faults = resolve(parts, MODEL)
-    assert found == {component: tuple(indices) for component, indices in layers.items()}
-    assert list(found) == list(layers), "the order is that of the components, not of the spec"
+    resolved, faults = resolve(parts, MODEL)
+    assert resolved == {component: tuple(indices) for component, indices in layers.items()}
+    assert list(resolved) == list(layers), "the order is that of the components, not of the spec"
     assert faults == []
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, Union, Unpack, get_args, get_origin, get_type_h
 import pytest
 
 import actkit
-from actkit.config import Config, Generation, Tracking, check
+from actkit.config import Config, Generation, Tracking
+from actkit.config_faults import check
 from actkit.layer_spec import Spec
 from actkit.options import Options
 from actkit.schema import FORMER_OPTIONS

@@ -71,8 +71,8 @@ def share_strings(path: Path) -> None:
     """Move the texts of a sheet into a separate part, as Excel does."""
     changed, texts = io.BytesIO(), list[str]()
 
-    def shared(found: re.Match[str]) -> str:
-        texts.append(found[1])
+    def shared(match: re.Match[str]) -> str:
+        texts.append(match[1])
         return f't="s"><v>{len(texts) - 1}</v>'
 
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:

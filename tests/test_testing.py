@@ -121,8 +121,8 @@ def test_parts_are_the_whole() -> None:
         variable = VARIABLES[name]
         ragged = [isinstance(part[name], Ragged) for part in parts]
         assert ragged == [variable.is_full] * 3
-        found = [_dense(part[name], values) for part in parts]
-        np.testing.assert_array_equal(np.concatenate(found, variable.sample_axis), values)
+        dense_parts = [_dense(part[name], values) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(dense_parts, variable.sample_axis), values)
 
 
 def _dense(part: np.ndarray | Ragged, whole: np.ndarray) -> np.ndarray:

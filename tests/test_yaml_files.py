@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from actkit.config import Config, Generation, check
+from actkit.config import Config, Generation
+from actkit.config_faults import check
 from actkit.schema import SAVABLE
 from actkit.yaml_files import read_yaml
 

@@ -71,7 +71,7 @@ def make_llm(
 
 
 def _folder() -> Path:
-    # the hash gives a different GGUF file a folder of its own
+    # the hash gives each GGUF file a separate folder
     return platformdirs.user_cache_path("actkit") / f"{LLM}-{_GGUF_SHA256[:8]}"
 
 

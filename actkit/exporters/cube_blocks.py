@@ -14,34 +14,34 @@ from ..schema import COMPONENTS
 from ..stats import selection
 
 _BLOCK_BYTES = 64 * 10**6
-_OF_TOKENS = ("token_ids", "activations")
+_TOKEN_COLUMNS = ("token_ids", "activations")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Samples of a layer that are read at once.
+    """Samples of one layer, read at once.
 
     Parameters
     ----------
     rows
-        Their places in the cube, dims ``(sample,)``.
+        Indices of the samples in the cube, dims ``(sample,)``.
     values
-        Dims ``(sample, token, hidden)``, float32, pads 0.
-    held
+        Activations, dims ``(sample, token, hidden)``, float32; padding is 0.
+    is_token
         Which positions hold a token, dims ``(sample, token)``.
     token_ids
-        Pads 0, dims ``(sample, token)``.
+        Vocabulary indices, dims ``(sample, token)``; padding is 0.
     """
 
     rows: np.ndarray
     values: np.ndarray
-    held: np.ndarray
+    is_token: np.ndarray
     token_ids: np.ndarray
 
 
 @dataclass(frozen=True)
 class Selected:
-    """The layers of one component, and the samples of some languages.
+    """Layers of one component, and samples of some languages.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Selected:
     layers
         Block indices.
     rows
-        Language to the places of its samples.
+        Language to the indices of its samples.
     """
 
     cube: xr.Dataset
@@ -67,27 +67,27 @@ class Selected:
         return int(self.cube.sizes["hidden"])
 
     @property
-    def every_row(self) -> np.ndarray:
-        """The places of all samples, in their order."""
+    def all_rows(self) -> np.ndarray:
+        """Indices of all samples, sorted."""
         return np.sort(np.concatenate(list(self.rows.values())))
 
     @property
     def row_names(self) -> list[str]:
-        """Names of the columns that say what a sample is, the labels among them."""
+        """Names of the columns that describe samples, including labels."""
         return ["sample_id", "language", "text", *selection.label_names(self.cube)]
 
     @property
     def column_names(self) -> list[str]:
-        """Names of these columns, distinct from those of the tokens and activations."""
-        return [selection.free_name(name, _OF_TOKENS) for name in self.row_names]
+        """Names of these columns in the files, distinct from those of the tokens and activations."""
+        return [selection.free_name(name, _TOKEN_COLUMNS) for name in self.row_names]
 
     def n_tokens(self, rows: np.ndarray) -> int:
-        """Return how many tokens the cube holds of the longest of samples, at least 1."""
+        """Return the number of tokens that the cube holds of the longest of some samples, at least 1."""
         longest = self.cube.n_tokens.values[rows].max(initial=1)
         return max(1, int((self.cube.token.values < longest).sum()))
 
     def column(self, name: str, rows: np.ndarray) -> list[str]:
-        """Return a label of samples as text; empty where it is missing, or the cube has none of that name."""
+        """Return a label of samples as text; empty if the value is missing or the cube lacks the label."""
         if name not in self.cube.coords:
             return [""] * len(rows)
         if name not in self._texts:
@@ -102,76 +102,77 @@ class Selected:
         layer
             Block index.
         rows
-            Places of samples; as many tokens as the longest of them has.
+            Indices of samples; all blocks have as many positions as the longest sample has tokens.
         size
-            Samples that are read at once; what fits 64 MB by default.
+            Number of samples per block; by default, as many as fit into 64 MB.
         """
         n_tokens = self.n_tokens(rows)
         size = size or max(1, _BLOCK_BYTES // (4 * n_tokens * self.hidden))
         array = self.cube[self.component].sel(layer=layer).isel(token=slice(n_tokens))
         for start in range(0, len(rows), size):
-            own = rows[start : start + size]
-            held, ids = self.tokens(own, n_tokens)
-            values = array.isel(sample=own).transpose("sample", "token", "hidden").values.astype(np.float32)
-            values[~held] = 0
-            yield Block(own, values, held, ids)
+            block_rows = rows[start : start + size]
+            is_token, ids = self.tokens(block_rows, n_tokens)
+            block = array.isel(sample=block_rows).transpose("sample", "token", "hidden")
+            values = block.values.astype(np.float32)
+            values[~is_token] = 0
+            yield Block(block_rows, values, is_token, ids)
 
     def tokens(self, rows: np.ndarray, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Return which positions of samples hold a token, and the tokens' ids; dims ``(sample, token)``."""
-        held = self.cube.token.values[:n_tokens] < self.cube.n_tokens.values[rows][:, None]
-        return held, np.where(held, self.cube.token_id.values[rows][:, :n_tokens], 0)
+        is_token = self.cube.token.values[:n_tokens] < self.cube.n_tokens.values[rows][:, None]
+        return is_token, np.where(is_token, self.cube.token_id.values[rows][:, :n_tokens], 0)
 
 
 def where_labels(cube: xr.Dataset, where: Mapping[str, Any] | None) -> np.ndarray:
-    """Return the places of the samples that have the given values of labels, or of ``language``.
+    """Return the indices of the samples that have the required values of labels, or of ``language``.
 
     Raises
     ------
     InputError
-        Where there is no such label, or no such sample.
+        If there is no such label, or no such sample.
     """
-    chosen = np.ones(cube.sizes["sample"], dtype=bool)
+    matches = np.ones(cube.sizes["sample"], dtype=bool)
     for name, value in (where or {}).items():
         groups = selection.column(cube, name, "where")
-        place = groups.find(value)
-        chosen &= False if place is None else groups.codes == place
-    if not chosen.any():
+        code = groups.find(value)
+        matches &= False if code is None else groups.codes == code
+    if not matches.any():
         raise InputError([Fault("where", f"no sample has {dict(where or {})}", "look at the cube's labels")])
-    return np.flatnonzero(chosen)
+    return np.flatnonzero(matches)
 
 
 def model_layers(cube: xr.Dataset) -> int:
-    """Return how many blocks the model has."""
+    """Return the number of blocks of the model."""
     return int(cube.attrs.get("model_layers", cube.layer.values.max() + 1))
 
 
 def select(run: Cube, layers: Spec, languages: Sequence[str] | None, *, last: bool = False) -> Selected:
-    """Choose what is exported.
+    """Select the data to export.
 
     Parameters
     ----------
     run
-        Run folder, or a cube: a part of one is all that is exported.
+        Run folder or cube; of a selection of a cube, only the selection is exported.
     layers
-        As for an extraction, of one component; ``all`` is what the cube has.
+        Layer specification, as for an extraction, limited to one component; ``all`` means all in the cube.
     languages
-        All by default.
+        Languages to export; all by default.
     last
-        Whether the last content token of each sample is all that is exported.
+        Whether to export only the last content token of each sample.
 
     Raises
     ------
     InputError, MissingError
-        Where the cube lacks what is asked for.
+        If the cube lacks requested data.
     """
     cube = as_cube(run)
     selection.require(cube, "n_tokens", "token_id", "sample_id", "text", "token")
-    asked, faults = parse(layers)
-    chosen: dict[str, tuple[int, ...]] = {}
+    terms, faults = parse(layers)
+    resolved: dict[str, tuple[int, ...]] = {}
     if not faults:
-        chosen, faults = resolve(asked, dict.fromkeys(COMPONENTS, model_layers(cube)))
-    if not faults and len(chosen) != 1:
-        what = f"{' and '.join(chosen)} are several components" if chosen else "names no layer"
+        resolved, faults = resolve(terms, dict.fromkeys(COMPONENTS, model_layers(cube)))
+    if not faults and len(resolved) != 1:
+        what = f"{' and '.join(resolved)} are several components" if resolved else "names no layer"
         faults = [Fault("layers", what, "export one component at a time")]
     names = list(dict.fromkeys(cube.language.values.astype(str).tolist()))
     unknown = [name for name in languages or [] if name not in names]
@@ -180,23 +181,25 @@ def select(run: Cube, layers: Spec, languages: Sequence[str] | None, *, last: bo
     ]
     if faults:
         raise InputError(faults)
-    ((component, wanted),) = chosen.items()
+    ((component, wanted),) = resolved.items()
     if last and component != "residual":
-        raise InputError([Fault("layers", f"names {component}", "a batch holds the residual stream alone")])
+        raise InputError(
+            [Fault("layers", f"names {component}", "a batch holds only the residual stream: name its layers")]
+        )
     if last:
         selection.require(cube, "last")
     elif component not in cube:
         raise MissingError(
-            f"the cube has no `{component}` of every token; extract it with `{component}` among `save`"
+            f"the cube has no `{component}` of all tokens; extract it again with `{component}` in `save`"
         )
     selection.require(cube, "last" if last else component)
-    kept = selection.captured(cube, component).layer.values.tolist()
+    captured = selection.captured(cube, component).layer.values.tolist()
     if str(layers).strip() in ("all", f"{component}_all"):
-        wanted = tuple(kept)
-    if lacking := sorted(set(wanted) - set(kept)):
+        wanted = tuple(captured)
+    if missing := sorted(set(wanted) - set(captured)):
         raise MissingError(
-            f"the cube has no {component} of layers {describe(lacking)}; it has {describe(kept)}"
+            f"the cube has no {component} of layers {describe(missing)}; it has {describe(captured)}"
         )
-    texts = cube.language.values.astype(str)
-    rows = {name: np.flatnonzero(texts == name) for name in names if name in (languages or names)}
+    by_sample = cube.language.values.astype(str)
+    rows = {name: np.flatnonzero(by_sample == name) for name in names if name in (languages or names)}
     return Selected(cube, component, wanted, rows)

@@ -1,4 +1,4 @@
-"""A layer as a Hugging Face dataset, a row a sample, read from the cube as it is asked for."""
+"""A layer as a Hugging Face dataset with one row per sample, read lazily from the cube."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,16 +53,16 @@ def layer_dataset(
     """
     from datasets import Features, IterableDataset, List, Value
 
-    cube_path(run)  # a cube is refused: the library hashes what it is given, and workers open it again
+    cube_path(run)  # refuses a Dataset: the library would hash all its values, and workers need a path
     chosen = select(run, f"{component}_{layer}", None)
     rows = where_labels(chosen.cube, where)
     features = {name: Value("string") for name in chosen.column_names}
     features["token_ids"] = List(Value("int32"))
     features["activations"] = List(List(Value("float32"), length=chosen.hidden))
-    # a list is what the library divides between workers
+    # the library divides lists between workers
     shards = [rows[start : start + _SHARD].tolist() for start in range(0, len(rows), _SHARD)]
-    kept = {"run": str(run), "layer": layer, "component": component, "shards": shards}
-    return IterableDataset.from_generator(_rows, features=Features(features), gen_kwargs=kept)
+    arguments = {"run": str(run), "layer": layer, "component": component, "shards": shards}
+    return IterableDataset.from_generator(_rows, features=Features(features), gen_kwargs=arguments)
 
 
 def _rows(run: str, layer: int, component: str, shards: list[list[int]]) -> Iterator[dict[str, Any]]:
@@ -70,9 +70,9 @@ def _rows(run: str, layer: int, component: str, shards: list[list[int]]) -> Iter
     for shard in shards:
         for block in chosen.blocks(layer, np.array(shard)):
             names = zip(chosen.column_names, chosen.row_names, strict=True)
-            columns = {shown: chosen.column(name, block.rows) for shown, name in names}
-            for place, held in enumerate(block.held):
-                row: dict[str, Any] = {name: values[place] for name, values in columns.items()}
-                row["token_ids"] = block.token_ids[place, held]
-                row["activations"] = block.values[place, held]
+            columns = {column_name: chosen.column(name, block.rows) for column_name, name in names}
+            for index, is_token in enumerate(block.is_token):
+                row: dict[str, Any] = {name: values[index] for name, values in columns.items()}
+                row["token_ids"] = block.token_ids[index, is_token]
+                row["activations"] = block.values[index, is_token]
                 yield row

@@ -1,4 +1,4 @@
-"""PyTorch files, a tensor for each language and layer, as scripts with forward hooks save them."""
+"""PyTorch files with one tensor per language and layer, as scripts with forward hooks save them."""
 
 import json
 import os
@@ -16,14 +16,14 @@ _CHECKPOINTS = "layer_checkpoints"
 
 
 def write_pt(chosen: Selected, out: Path) -> None:
-    """Write a file for each layer and language, one with all layers for each language, and the metadata."""
+    """Write one file per layer and language, one with all layers per language, and the metadata."""
     from torch import from_numpy
 
     (out / _CHECKPOINTS).mkdir()
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
     model = str(chosen.cube.attrs["model"])
     for language, rows in chosen.rows.items():
-        both = {
+        shared_fields = {
             "genders": chosen.column("gender", rows),
             "image_ids": chosen.column("image_id" if "image_id" in chosen.cube.coords else "sample_id", rows),
             "hidden_size": chosen.hidden,
@@ -34,46 +34,46 @@ def write_pt(chosen: Selected, out: Path) -> None:
         with _staged(out, chosen, rows) as arrays:
             for layer, array in arrays.items():
                 tensors[layer] = from_numpy(array)
-                checkpoint = {"layer": layer, "activations": tensors[layer], **both}
+                checkpoint = {"layer": layer, "activations": tensors[layer], **shared_fields}
                 _save(checkpoint, out / _CHECKPOINTS / f"layer_{layer}_{language}.pt")
-            whole = {
+            all_layers = {
                 "activations": tensors,
                 "layers": list(tensors),
-                **both,
+                **shared_fields,
                 "num_layers_extracted": len(tensors),
             }
-            _save(whole, out / f"activations_{language}_all_layers.pt")
+            _save(all_layers, out / f"activations_{language}_all_layers.pt")
     _write_metadata(chosen, out, stamp)
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    """Save with torch, and raise what the disk refuses as an OSError rather than as torch's RuntimeError."""
+    """Save with torch, but raise errors of the disk as OSError instead of torch's RuntimeError."""
     import torch
 
     try:
-        with path.open("wb") as file:  # torch does not say why it cannot write to a path
+        with path.open("wb") as file:  # given a path, torch would not report why it cannot write
             torch.save(content, file)
     except RuntimeError as error:
-        refused = error.__context__
-        if not isinstance(refused, OSError):
+        disk_error = error.__context__
+        if not isinstance(disk_error, OSError):
             raise
-        refused.filename = str(path)
-        raise refused from error
+        disk_error.filename = str(path)
+        raise disk_error from error
 
 
 @contextmanager
 def _staged(out: Path, chosen: Selected, rows: np.ndarray) -> Iterator[dict[int, np.ndarray]]:
-    """Lend layers as arrays that lie in a file: torch wants each whole, and memory may not hold one."""
+    """Yield layers as memory-mapped arrays, since torch needs each at once and it may not fit into RAM."""
     path = out / ".staged"
     shape = (len(chosen.layers), len(rows), chosen.n_tokens(rows), chosen.hidden)
-    # written as a file and not through the memory map: there a full disk ends the process
+    # not written through the memory map, because there a full disk would kill the process
     with path.open("xb") as file:
         for layer in chosen.layers:
             for block in chosen.blocks(layer, rows):
                 file.write(np.ascontiguousarray(block.values, dtype=np.float32).data)
-    array = np.memmap(path, dtype=np.float32, mode="c", shape=shape)  # torch wants arrays that can be written
+    array = np.memmap(path, dtype=np.float32, mode="c", shape=shape)  # torch requires writable arrays
     try:
-        yield {layer: array[place] for place, layer in enumerate(chosen.layers)}
+        yield {layer: array[index] for index, layer in enumerate(chosen.layers)}
     finally:
         del array
         os.unlink(path)
@@ -81,14 +81,14 @@ def _staged(out: Path, chosen: Selected, rows: np.ndarray) -> Iterator[dict[int,
 
 def _write_metadata(chosen: Selected, out: Path, stamp: str) -> None:
     attrs = chosen.cube.attrs
-    asked = json.loads(str(attrs.get("options", "{}")))
+    options = json.loads(str(attrs.get("options", "{}")))
     summary: dict[str, Any] = {
         "model": str(attrs["model"]),
         "hidden_size": chosen.hidden,
         "num_layers": model_layers(chosen.cube),
         "layers_extracted": list(chosen.layers),
-        "num_samples": len(chosen.every_row),
-        "batch_size": asked.get("batch_size", "auto"),
+        "num_samples": len(chosen.all_rows),
+        "batch_size": options.get("batch_size", "auto"),
         "checkpoint_interval": 1,
         "extraction_date": stamp,
         "methodology": f"{chosen.component} of each block, exported by actkit",

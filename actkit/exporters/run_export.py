@@ -1,4 +1,4 @@
-"""Export a run, all of it or nothing."""
+"""Export of a run, which either completes or leaves nothing behind."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -73,13 +73,13 @@ def export(
         faults.append(Fault("format", f"{format!r} is unknown", f"one of {', '.join(FORMATS)}"))
     if whiten and format != "npz":
         faults.append(
-            Fault("whiten", f"{format} holds what the model computed", "export npz, or leave it out")
+            Fault("whiten", f"{format} files hold unwhitened values", "export npz, or leave it out")
         )
     faults += path_faults(out)
     if faults:
         raise InputError(faults)
     chosen = select(run, layers, languages, last=format == "batches")
     write = partial(write_npz, whiten=True) if whiten else _WRITERS[format]
-    with storage_errors(f"cannot export to {out}", "nothing of it was kept"), new_folder(out) as building:
+    with storage_errors(f"cannot export to {out}", "nothing was kept"), new_folder(out) as building:
         write(chosen, building)
     return out

@@ -1,4 +1,4 @@
-"""One file a layer that is read without loading it: safetensors and Arrow."""
+"""Safetensors and Arrow files, one per layer, which can be memory-mapped."""
 
 import json
 from pathlib import Path
@@ -11,19 +11,20 @@ from .cube_blocks import Selected
 def write_safetensors(chosen: Selected, out: Path) -> None:
     """Write `activations`, `attention_mask` and `token_ids` of each layer.
 
-    The library writes from memory alone; its format, a header and the bytes, is written here as it is read.
+    The safetensors library can only write whole tensors from memory, so this function writes the header and
+    then the values block by block.
     """
-    rows = chosen.every_row
-    held, ids = chosen.tokens(rows, chosen.n_tokens(rows))
-    shape = [*held.shape, chosen.hidden]
+    rows = chosen.all_rows
+    is_token, ids = chosen.tokens(rows, chosen.n_tokens(rows))
+    shape = [*is_token.shape, chosen.hidden]
     for layer in chosen.layers:
         size, header, end = 4 * int(np.prod(shape)), {}, 0
-        for name, kind, own, n_bytes in (
+        for name, dtype, array_shape, n_bytes in (
             ("activations", "F32", shape, size),
-            ("attention_mask", "I64", shape[:2], 8 * held.size),
-            ("token_ids", "I64", shape[:2], 8 * held.size),
+            ("attention_mask", "I64", shape[:2], 8 * is_token.size),
+            ("token_ids", "I64", shape[:2], 8 * is_token.size),
         ):
-            header[name] = {"dtype": kind, "shape": own, "data_offsets": [end, end + n_bytes]}
+            header[name] = {"dtype": dtype, "shape": array_shape, "data_offsets": [end, end + n_bytes]}
             end += n_bytes
         encoded = json.dumps({"__metadata__": {"layer": str(layer)}, **header}).encode()
         encoded += b" " * (-len(encoded) % 8)
@@ -31,15 +32,15 @@ def write_safetensors(chosen: Selected, out: Path) -> None:
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for block in chosen.blocks(layer, rows):
                 file.write(np.ascontiguousarray(block.values, dtype="<f4").tobytes())
-            for array in (held, ids):
+            for array in (is_token, ids):
                 file.write(array.astype("<i8").tobytes())
 
 
 def write_arrow(chosen: Selected, out: Path) -> None:
-    """Write a table of each layer, a row a sample, which `datasets.Dataset.from_file` opens."""
+    """Write one table per layer with one row per sample, which `datasets.Dataset.from_file` can open."""
     import pyarrow as pa
 
-    rows = chosen.every_row
+    rows = chosen.all_rows
     names = chosen.row_names
     vector = pa.list_(pa.float32(), chosen.hidden)
     fields = [
@@ -53,9 +54,9 @@ def write_arrow(chosen: Selected, out: Path) -> None:
             pa.ipc.new_stream(file, schema) as writer,
         ):
             for block in chosen.blocks(layer, rows):
-                ends = pa.array(np.concatenate([[0], np.cumsum(block.held.sum(axis=1))]), pa.int32())
-                ids = pa.array(block.token_ids[block.held], pa.int32())
-                vectors = pa.array(block.values[block.held].ravel())
+                ends = pa.array(np.concatenate([[0], np.cumsum(block.is_token.sum(axis=1))]), pa.int32())
+                ids = pa.array(block.token_ids[block.is_token], pa.int32())
+                vectors = pa.array(block.values[block.is_token].ravel())
                 columns = [pa.array(chosen.column(name, block.rows), pa.string()) for name in names]
                 columns.append(pa.ListArray.from_arrays(ends, ids))
                 columns.append(

@@ -1,4 +1,4 @@
-"""A layer's content tokens, as PyTorch trains on them."""
+"""Content tokens of a layer as a PyTorch dataset."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -73,7 +73,7 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         self._rows = where_labels(cube, where)
 
     def set_epoch(self, epoch: int) -> None:
-        """Take another order; with workers, before the loader is iterated."""
+        """Change the order to that of an epoch; with workers, call this before iterating the loader."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -86,14 +86,14 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         rng = np.random.default_rng([self.seed, self.epoch, first])
-        own = order[first::step]
-        for start in range(0, len(own), _MIXED):
-            rows = np.sort(np.concatenate([blocks[at] for at in own[start : start + _MIXED]]))
-            # each worker is one of several readers, and no dask client of its parent can be reached from it
-            how = {"scheduler": "synchronous"} if worker else {}
-            values = array.isel(sample=rows).transpose("sample", "token", "hidden").compute(**how).values
-            mask = selection.token_mask(cube.isel(sample=rows)).transpose("sample", "token").compute(**how)
-            vectors = values[mask.values]
+        worker_blocks = order[first::step]
+        # a worker cannot reach a dask client of its parent, and runs next to other workers
+        scheduler = {"scheduler": "synchronous"} if worker else {}
+        for start in range(0, len(worker_blocks), _MIXED):
+            rows = np.sort(np.concatenate([blocks[index] for index in worker_blocks[start : start + _MIXED]]))
+            values = array.isel(sample=rows).transpose("sample", "token", "hidden")
+            mask = selection.token_mask(cube.isel(sample=rows)).transpose("sample", "token")
+            vectors = values.compute(**scheduler).values[mask.compute(**scheduler).values]
             if self.shuffle:
                 vectors = rng.permutation(vectors)
             yield from torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))

@@ -14,39 +14,39 @@ from ..errors import Fault, InputError
 from ..layer_spec import Spec, describe, parse, resolve
 from ..regular_files import MOST_JSON, open_archive, read_regular
 
-# files that a folder of each layout has
+# glob patterns of the files of each layout
 PATTERNS = {
     "pt": ("layer_checkpoints/*.pt", "activations_*_all_layers.pt"),
     "npz": ("layer_*/chunk_*.npz",),
     "batches": ("layer_*_batch_*.npz",),
 }
-BLOCK_BYTES = 64 * 10**6  # that are read at once
-# more precise values would not be kept, and whole numbers are no activations
+BLOCK_BYTES = 64 * 10**6  # read at once
+# float32 cannot represent more precise values, and integers are not activations
 _DTYPES = ("float16", "bfloat16", "float32")
 _SHOWN = 100
 
 
 class Reader(Protocol):
-    """Gives what the files hold of samples, from the first to the last."""
+    """Reads the activations of samples, from the first to the last."""
 
     def fill(self, samples: range, out: np.ndarray) -> None:
-        """Put the tokens of the next samples one after the other, without pads.
+        """Copy the tokens of the next samples, consecutively and without padding.
 
         Parameters
         ----------
         samples
-            Those that follow the ones asked for before.
+            Indices of the samples that follow those of the previous call.
         out
-            Float32, dims ``(layer, position, hidden)``; as many positions as they have tokens.
+            Float32 array, dims ``(layer, position, hidden)``, with one position per token.
         """
 
     def close(self) -> None:
-        """Close its files."""
+        """Close the files."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Activations in files, and what these say of them.
+class FolderContents:
+    """Activations in a folder of files, with their metadata.
 
     Parameters
     ----------
@@ -57,21 +57,21 @@ class Found:
     lengths
         Number of tokens of each sample, dims ``(sample,)``.
     languages
-        That of each sample.
+        Language of each sample.
     ids
-        The name that the files give each sample; None where they give none.
+        Id of each sample in the files; None if they hold no ids.
     labels
-        Name to one value a sample.
-    said
+        Name to one value per sample.
+    attrs
         Attributes of the cube.
     reader
-        Reads them.
+        Reader of the activations.
     files
-        Those that it reads.
+        Files that the reader reads.
     token_ids
-        Vocabulary index of each token, sample after sample, dims ``(position,)``; None where unknown.
+        Vocabulary index of each token of all samples, dims ``(position,)``; None if unknown.
     only_last
-        Whether the files hold the last content token of each sample, and no other.
+        Whether the files hold only the last content token of each sample.
     """
 
     layers: tuple[int, ...]
@@ -80,7 +80,7 @@ class Found:
     languages: list[str]
     ids: list[str] | None
     labels: dict[str, list[Any]]
-    said: dict[str, str | int]
+    attrs: dict[str, str | int]
     reader: Reader
     files: tuple[Path, ...]
     token_ids: np.ndarray | None = None
@@ -89,78 +89,78 @@ class Found:
 
 @dataclass
 class Shapes:
-    """Compares each file with the first of its kind, and keeps every fault.
+    """Checks that each file agrees with the first of its kind, and collects faults.
 
     Parameters
     ----------
     faults
-        What was found so far.
+        Faults collected so far.
     """
 
     faults: list[Fault] = field(default_factory=list)
     _first: dict[tuple[str, str], tuple[str, Any]] = field(default_factory=dict)
 
     def same(self, kind: str, where: str, noun: str, value: Any, hint: str = "") -> None:
-        """Note a fault where a value is not that of the first file of its kind."""
-        other, wanted = self._first.setdefault((kind, noun), (where, value))
-        if value != wanted:
-            what = f"has {noun} {value}, {other} has {wanted}"
+        """Record a fault if a value differs from that of the first file of its kind."""
+        other, expected = self._first.setdefault((kind, noun), (where, value))
+        if value != expected:
+            what = f"has {noun} {value}, but {other} has {expected}"
             if isinstance(value, bytes) or len(what) > _SHOWN + len(other):
-                what = f"has other {noun} than {other}"
-            self.faults.append(Fault(where, what, hint or "import what belongs together"))
+                what = f"differs in {noun} from {other}"
+            self.faults.append(Fault(where, what, hint or "import only files that belong together"))
 
     def activations(self, where: str, shape: Sequence[int], dtype: str, dims: Sequence[str]) -> bool:
         """Return whether activations have valid dimensions and dtype; record a fault if not."""
-        before = len(self.faults)
+        n_before = len(self.faults)
         if len(shape) != len(dims):
             what = f"`activations` has shape {tuple(shape)}, not ({', '.join(dims)})"
-            self.faults.append(Fault(where, what, "import what has these dimensions"))
+            self.faults.append(Fault(where, what, "import files with these dimensions"))
         elif 0 in shape:
             self.faults.append(Fault(where, f"`activations` has shape {tuple(shape)}", "remove the file"))
         if dtype not in _DTYPES:
-            what = f"`activations` holds {dtype}, which float32 does not keep exactly"
+            what = f"`activations` holds {dtype}, which float32 cannot represent exactly"
             self.faults.append(Fault(where, what, "convert it to float32"))
-        return len(self.faults) == before
+        return len(self.faults) == n_before
 
 
-def choose_layers(held: Iterable[int], wanted: Spec) -> tuple[tuple[int, ...], list[Fault]]:
-    """Return which of the layers that files have are wanted, and what is wrong with the wish."""
-    every = tuple(sorted(set(held)))
-    if _wants_all(wanted) or not every:
-        return every, []
-    parts, faults = parse(wanted)
-    chosen, more = resolve(parts, {"residual": every[-1] + 1})
-    kept = chosen.get("residual", ())
-    if lacking := sorted(set(kept) - set(every)):
-        what = f"the files have no layers {describe(lacking)}"
-        more.append(Fault("layers", what, f"they have {describe(every)}"))
-    return kept, faults + more
+def choose_layers(available: Iterable[int], spec: Spec) -> tuple[tuple[int, ...], list[Fault]]:
+    """Return the available layers that a specification selects, and its faults."""
+    all_layers = tuple(sorted(set(available)))
+    if _selects_all(spec) or not all_layers:
+        return all_layers, []
+    terms, faults = parse(spec)
+    resolved, more = resolve(terms, {"residual": all_layers[-1] + 1})
+    layers = resolved.get("residual", ())
+    if missing := sorted(set(layers) - set(all_layers)):
+        what = f"the files have no layers {describe(missing)}"
+        more.append(Fault("layers", what, f"they have {describe(all_layers)}"))
+    return layers, faults + more
 
 
-def listed_layers(document: Mapping[str, Any], wanted: Spec) -> list[int]:
-    """Return the layers that metadata say there are, where all of them are wanted."""
+def listed_layers(document: Mapping[str, Any], spec: Spec) -> list[int]:
+    """Return the layers that the metadata list, if a specification selects all of them."""
     listed = document.get("layers_extracted")
-    if not _wants_all(wanted) or not isinstance(listed, list):
+    if not _selects_all(spec) or not isinstance(listed, list):
         return []
     return [layer for layer in listed if isinstance(layer, int)]
 
 
-def _wants_all(wanted: Spec) -> bool:
-    return str(wanted).strip() == "all"
+def _selects_all(spec: Spec) -> bool:
+    return str(spec).strip() == "all"
 
 
-def missing_layers(held: Mapping[str, Collection[int]], wanted: Iterable[int] = ()) -> list[Fault]:
-    """Name the layers that are wanted, or that one part of a folder has, and that another part lacks."""
-    every = set(wanted).union(*held.values())
+def missing_layers(parts: Mapping[str, Collection[int]], listed: Iterable[int] = ()) -> list[Fault]:
+    """Return a fault for each part of a folder that lacks layers which are listed or in another part."""
+    all_layers = set(listed).union(*parts.values())
     return [
-        Fault(part, f"lacks layers {describe(sorted(lacking))}", "write them, or remove them everywhere")
-        for part, own in held.items()
-        if (lacking := every - set(own))
+        Fault(part, f"lacks layers {describe(sorted(missing))}", "write them, or remove them everywhere")
+        for part, layers in parts.items()
+        if (missing := all_layers - set(layers))
     ]
 
 
-def metadata(path: Path) -> tuple[dict[str, Any], list[Fault]]:
-    """Read the file of a folder that says what the others are; empty where there is none."""
+def read_metadata(path: Path) -> tuple[dict[str, Any], list[Fault]]:
+    """Read the metadata file of a folder; return an empty dict if there is none."""
     try:
         document = json.loads(read_regular(path, MOST_JSON))
     except FileNotFoundError:
@@ -173,19 +173,19 @@ def metadata(path: Path) -> tuple[dict[str, Any], list[Fault]]:
 
 
 def digest(folder: Path, paths: Iterable[Path]) -> str:
-    """Return a digest of the names, sizes and checksums of what archives hold, without reading it."""
+    """Return a digest of the names, sizes and checksums of all members of archives, without reading them."""
     total = hashlib.sha256()
     for path in sorted(paths):
         with reading(str(path)), open_archive(path) as archive:
-            for part in archive.infolist():
+            for member in archive.infolist():
                 where = path.relative_to(folder).as_posix()
-                total.update(f"{where} {part.filename} {part.file_size} {part.CRC:08x}\n".encode())
+                total.update(f"{where} {member.filename} {member.file_size} {member.CRC:08x}\n".encode())
     return total.hexdigest()
 
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turn what happens to a file while it is read into an error that says what to do."""
+    """Turn any error while a file is read into an :class:`InputError` with a hint."""
     try:
         yield
     except MemoryError:  # says nothing about the file
@@ -196,5 +196,5 @@ def reading(where: str) -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error message, shortened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

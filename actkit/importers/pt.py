@@ -1,4 +1,4 @@
-"""The layout ``pt``, of scripts with forward hooks: a tensor for each language and layer."""
+"""The layout ``pt`` of scripts with forward hooks: one tensor per language and layer."""
 
 import re
 from collections.abc import Sequence
@@ -12,74 +12,91 @@ import torch
 from ..errors import Fault
 from ..layer_spec import Spec
 from ..regular_files import MOST_JSON
-from .folder_contents import PATTERNS, Found, Shapes, choose_layers, listed_layers, metadata, missing_layers
-from .pt_tensors import LanguageFiles, TensorReader, edges, try_load
+from .folder_contents import (
+    PATTERNS,
+    FolderContents,
+    Shapes,
+    choose_layers,
+    listed_layers,
+    missing_layers,
+    read_metadata,
+)
+from .pt_tensors import LanguageFiles, TensorReader, token_ranges, try_load
 from .torch_files import SCALARS
 
-_CHECKPOINTS, _WHOLES = PATTERNS["pt"]
+_CHECKPOINTS, _ALL_LAYERS_FILES = PATTERNS["pt"]
 _CHECKPOINT = re.compile(r"layer_(\d+)_(.+)\.pt")
-_WHOLE = re.compile(r"activations_(.+)_all_layers\.pt")
+_ALL_LAYERS = re.compile(r"activations_(.+)_all_layers\.pt")
 _METADATA = "extraction_metadata.json"
 _DIMS = ("sample", "token", "hidden")
 _LABELS = {"genders": "gender", "image_ids": "image_id"}
-_SAVE_AGAIN = "load it as it was saved, and save tensors, lists, texts and numbers alone"
+_SAVE_AGAIN = "load it with torch, and save only tensors, lists, strings and numbers"
 _WRITE_AGAIN = "write it again"
 _Files = dict[str, dict[int, Path]]
 
 
 def read_pt(
     folder: Path, layers: Spec = "all", languages: Sequence[str] | None = None
-) -> tuple[Found | None, list[Fault]]:
-    """Check a folder of PyTorch files, and find which positions hold tokens.
+) -> tuple[FolderContents | None, list[Fault]]:
+    """Check a folder of PyTorch files, and determine which positions hold tokens.
 
     Parameters
     ----------
     folder
-        With ``layer_checkpoints/layer_{l}_{language}.pt``, or ``activations_{language}_all_layers.pt``; of a
-        language that has both, the former are read.
+        Folder with ``layer_checkpoints/layer_{l}_{language}.pt`` or ``activations_{language}_all_layers.pt``;
+        if a language has both, the former are read.
     layers, languages
-        Which of them; all by default.
+        Layers and languages to read; all by default.
 
     Returns
     -------
-    found : Found or None
+    contents : FolderContents or None
+        The samples; None if there are faults.
     faults : list of Fault
-        Everything that is wrong with it.
+        Every fault of the folder.
 
     Notes
     -----
-    Such files do not say which positions are pads. Vectors that are 0 in all layers, after the last other
-    one of their sample or before the first, are taken for pads.
+    Such files do not record padding. Positions before the first and after the last vector of a sample that is
+    nonzero in any layer count as padding.
     """
     files, faults = _files(folder)
-    files, unknown = _narrowed(files, layers, languages)
-    document, more = _metadata(folder)
-    looked = _Looked(folder, Shapes([*faults, *unknown, *more]))
-    for language, own in files.items():
-        looked.at(language, own)
-    faults = [*looked.shapes.faults, *missing_layers(files, listed_layers(document, layers))]
+    files, selection_faults = _selected(files, layers, languages)
+    document, metadata_faults = _metadata(folder)
+    inspection = _Inspection(folder, Shapes([*faults, *selection_faults, *metadata_faults]))
+    for language, layer_files in files.items():
+        inspection.inspect(language, layer_files)
+    faults = [*inspection.shapes.faults, *missing_layers(files, listed_layers(document, layers))]
     if faults:
         return None, faults
     parts, start = [], 0
-    for part in looked.languages:
-        begins, ends = edges(part)
+    for part in inspection.languages:
+        begins, ends = token_ranges(part)
         parts.append(replace(part, start=start, begins=begins, ends=ends))
         start += part.shape[0]
-    labels = {name: values for name, values in looked.labels.items() if any(map(_says, values))}
+    labels = {
+        name: values
+        for name, values in inspection.labels.items()
+        if any(value not in (None, "") for value in values)
+    }
     ids = labels.get("image_id")
-    kept = tuple(parts[0].files)
-    found = Found(
-        layers=kept,
+    layer_indices = tuple(parts[0].files)
+    contents = FolderContents(
+        layers=layer_indices,
         hidden=parts[0].shape[2],
         lengths=np.concatenate([part.lengths for part in parts]),
         languages=[part.name for part in parts for _ in range(part.shape[0])],
         ids=None if ids is None else list(map(str, ids)),
         labels=labels,
-        said={**_said(document, kept), **looked.said, "stored_dtype": " ".join(sorted(looked.dtypes))},
+        attrs={
+            **_attrs(document, layer_indices),
+            **inspection.attrs,
+            "stored_dtype": " ".join(sorted(inspection.dtypes)),
+        },
         reader=TensorReader(parts),
         files=tuple({path for part in parts for path in part.files.values()}),
     )
-    return found, []
+    return contents, []
 
 
 def _files(folder: Path) -> tuple[_Files, list[Fault]]:
@@ -87,76 +104,79 @@ def _files(folder: Path) -> tuple[_Files, list[Fault]]:
     files: _Files = {}
     faults = []
     for path in sorted(folder.glob(_CHECKPOINTS)):
-        named = _CHECKPOINT.fullmatch(path.name)
-        if named is None:
-            where, what = str(path.relative_to(folder)), "its name tells no layer and language"
+        match = _CHECKPOINT.fullmatch(path.name)
+        if match is None:
+            where, what = str(path.relative_to(folder)), "its name does not give a layer and a language"
             faults.append(Fault(where, what, "call it layer_{l}_{language}.pt, or move it away"))
-        elif int(named[1]) in files.setdefault(named[2], {}):
-            where, what = str(path.relative_to(folder)), f"is layer {int(named[1])} once more"
-            faults.append(Fault(where, what, "keep one of the two"))
+        elif int(match[1]) in files.setdefault(match[2], {}):
+            where, what = str(path.relative_to(folder)), f"is a second file of layer {int(match[1])}"
+            faults.append(Fault(where, what, "remove one of the two"))
         else:
-            files[named[2]][int(named[1])] = path
-    for path in sorted(folder.glob(_WHOLES)):
-        named = _WHOLE.fullmatch(path.name)
-        if named is None or named[1] in files:
+            files[match[2]][int(match[1])] = path
+    for path in sorted(folder.glob(_ALL_LAYERS_FILES)):
+        match = _ALL_LAYERS.fullmatch(path.name)
+        if match is None or match[1] in files:
             continue
         document, what = try_load(path)
-        held = document.get("activations", {})
-        if not what and not (isinstance(held, dict) and held and all(type(layer) is int for layer in held)):
-            what = "`activations` is no dict of layer to tensor"
+        tensors = document.get("activations", {})
+        is_by_layer = isinstance(tensors, dict) and tensors and all(type(layer) is int for layer in tensors)
+        if not what and not is_by_layer:
+            what = "`activations` is not a dict of layer to tensor"
         if what:
             faults.append(Fault(path.name, what, _SAVE_AGAIN))
         else:
-            files[named[1]] = dict.fromkeys(held, path)
+            files[match[1]] = dict.fromkeys(tensors, path)
     return {name: dict(sorted(files[name].items())) for name in sorted(files)}, faults
 
 
-def _narrowed(files: _Files, layers: Spec, languages: Sequence[str] | None) -> tuple[_Files, list[Fault]]:
-    """Leave out what is not wanted."""
+def _selected(files: _Files, layers: Spec, languages: Sequence[str] | None) -> tuple[_Files, list[Fault]]:
+    """Return the files of the selected layers and languages, and the faults of the selection."""
     unknown = [name for name in languages or () if name not in files]
     faults = [
-        Fault("languages", f"no file is of {name!r}", f"there are {', '.join(files)}") for name in unknown
+        Fault("languages", f"no file has the language {name!r}", f"the files have {', '.join(files)}")
+        for name in unknown
     ]
-    kept, more = choose_layers({layer for own in files.values() for layer in own}, layers)
-    chosen = {
-        name: {layer: path for layer, path in own.items() if layer in kept}
-        for name, own in files.items()
+    available = {layer for layer_files in files.values() for layer in layer_files}
+    chosen, layer_faults = choose_layers(available, layers)
+    selected = {
+        name: {layer: path for layer, path in layer_files.items() if layer in chosen}
+        for name, layer_files in files.items()
         if languages is None or name in languages
     }
-    return chosen, faults + more
+    return selected, faults + layer_faults
 
 
 def _metadata(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
-    document, faults = metadata(folder / _METADATA)
+    document, faults = read_metadata(folder / _METADATA)
     method = str(document.get("methodology", ""))
     if method.endswith("exported by actkit") and not method.startswith("residual "):
-        faults.append(Fault(_METADATA, f"says `{method}`", "import what was exported of `residual`"))
+        faults.append(Fault(_METADATA, f"says `{method}`", "import an export of `residual`"))
     return document, faults
 
 
-def _said(document: dict[str, Any], layers: tuple[int, ...]) -> dict[str, str | int]:
-    """Return what the metadata say of the run, as attributes."""
-    said: dict[str, str | int] = {}
-    for name, own in (("model", "model"), ("methodology", "methodology"), ("extraction_date", "extracted")):
-        if isinstance(value := document.get(name), str):
-            said[own] = value
+def _attrs(document: dict[str, Any], layers: tuple[int, ...]) -> dict[str, str | int]:
+    """Return attributes of the cube from the metadata."""
+    attrs: dict[str, str | int] = {}
+    for field, name in (("model", "model"), ("methodology", "methodology"), ("extraction_date", "extracted")):
+        if isinstance(value := document.get(field), str):
+            attrs[name] = value
     count = document.get("num_layers")
     if type(count) is int and count > max(layers):
-        said["model_layers"] = count
-    return said
+        attrs["model_layers"] = count
+    return attrs
 
 
-class _Looked:
-    """Contents of the files examined so far."""
+class _Inspection:
+    """Contents and faults of the files inspected so far."""
 
     def __init__(self, folder: Path, shapes: Shapes) -> None:
         self.folder, self.shapes = folder, shapes
         self.languages: list[LanguageFiles] = []
         self.labels: dict[str, list[Any]] = {}
-        self.said: dict[str, str | int] = {}
+        self.attrs: dict[str, str | int] = {}
         self.dtypes: set[str] = set()
 
-    def at(self, language: str, files: dict[int, Path]) -> None:
+    def inspect(self, language: str, files: dict[int, Path]) -> None:
         """Check every file of a language."""
         shape, labels = None, None
         for path in dict.fromkeys(files.values()):
@@ -167,43 +187,48 @@ class _Looked:
             if what:
                 self.shapes.faults.append(Fault(where, what, _SAVE_AGAIN))
                 continue
-            self._says_what_it_is(where, document, [layer for layer, own in files.items() if own == path])
-            for layer in (layer for layer, own in files.items() if own == path):
+            layers = [layer for layer, layer_path in files.items() if layer_path == path]
+            self._check_fields(where, document, layers)
+            for layer in layers:
                 shape = self._shape(where, language, document["activations"], layer) or shape
             if shape is not None:
-                own_labels = self._labels(where, document, shape[0])
-                self.shapes.same(language, where, "labels", own_labels, "write them again, from one table")
-                labels = labels or own_labels
+                file_labels = self._labels(where, document, shape[0])
+                self.shapes.same(
+                    language, where, "labels", file_labels, "write the files again from one table"
+                )
+                labels = labels or file_labels
         if shape is not None and labels is not None:
             self.shapes.same("", language, "labels named", sorted(labels), "write them for each language")
             self.languages.append(LanguageFiles(language, files, shape))
             for name, values in labels.items():
                 self.labels.setdefault(name, []).extend(values)
 
-    def _says_what_it_is(self, where: str, document: dict[str, Any], layers: list[int]) -> None:
+    def _check_fields(self, where: str, document: dict[str, Any], layers: list[int]) -> None:
+        """Check the layer, model and hidden size that a file states."""
         layer = document.get("layer")
         what = ""
         if not isinstance(layer, SCALARS):
             what = f"`layer` is a {type(layer).__name__}, not a number"
         elif "layer" in document and [layer] != layers:
-            what = f"says that it is layer {layer}"
+            what = f"states that it is layer {layer}"
         if what:
-            self.shapes.faults.append(Fault(where, what, "give it the name of its layer"))
+            self.shapes.faults.append(Fault(where, what, "rename it after its layer"))
         if isinstance(model := document.get("model"), str):
             self.shapes.same("", where, "model", model)
-            self.said["model"] = model
+            self.attrs["model"] = model
         if isinstance(size := document.get("hidden_size"), int):
             self.shapes.same("", where, "hidden size", size)
 
-    def _shape(self, where: str, language: str, held: Any, layer: int) -> tuple[int, int, int] | None:
+    def _shape(self, where: str, language: str, activations: Any, layer: int) -> tuple[int, int, int] | None:
         """Check the tensor of a layer, and return its shape."""
-        tensor, shapes = held.get(layer) if isinstance(held, dict) else held, self.shapes
+        shapes = self.shapes
+        tensor = activations.get(layer) if isinstance(activations, dict) else activations
         if not isinstance(tensor, torch.Tensor):
             what = f"`activations` is a {type(tensor).__name__}, not a dense tensor"
             shapes.faults.append(Fault(where, what, _SAVE_AGAIN))
             return None
-        if not _is_held(tensor):
-            shapes.faults.append(Fault(where, "`activations` repeats values that it holds once", _SAVE_AGAIN))
+        if not _is_stored(tensor):
+            shapes.faults.append(Fault(where, "`activations` has more values than its storage", _SAVE_AGAIN))
             return None
         dtype = str(tensor.dtype).removeprefix("torch.")
         if not shapes.activations(where, tensor.shape, dtype, _DIMS):
@@ -218,7 +243,7 @@ class _Looked:
         labels = {}
         for name, label in _LABELS.items():
             values = document.get(name)
-            if isinstance(values, torch.Tensor) and _is_held(values) and values.shape == (n_samples,):
+            if isinstance(values, torch.Tensor) and _is_stored(values) and values.shape == (n_samples,):
                 values = values.tolist()
             if what := _label_fault(values, n_samples):
                 self.shapes.faults.append(Fault(where, f"`{name}` {what}", _WRITE_AGAIN))
@@ -228,24 +253,20 @@ class _Looked:
 
 
 def _label_fault(values: Any, n_samples: int) -> str:
-    """Return what keeps values from being a label; empty where nothing does, or there are none."""
+    """Return why values cannot be a label, or an empty string; None is no fault."""
     if values is None:
         return ""
     if not isinstance(values, list | tuple) or len(values) != n_samples:
-        count = f"{len(values)} entries" if isinstance(values, list | tuple) else "no list"
+        count = f"{len(values)} entries" if isinstance(values, list | tuple) else "not a list"
         return f"is {count}, where `activations` has {n_samples} samples"
     for value in values:
         if not isinstance(value, SCALARS):
-            return f"holds a {type(value).__name__}, which no label can keep"
-    # a pickle can name a long text once for each sample
+            return f"holds a {type(value).__name__}, which cannot be the value of a label"
+    # a small pickle can refer to the same long text for each sample
     characters = sum(len(value) for value in values if isinstance(value, str))
-    return "holds more text than can be kept" if characters > MOST_JSON else ""
+    return "holds more text than a cube can store" if characters > MOST_JSON else ""
 
 
-def _is_held(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor stores each of its values; an expanded tensor can claim any shape."""
+def _is_stored(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor stores all its values; an expanded tensor can claim any shape."""
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _says(value: Any) -> bool:
-    return value is not None and value != ""

@@ -1,4 +1,4 @@
-"""Import a folder of files, all of it or nothing."""
+"""Import of a folder of files, which either completes or leaves nothing behind."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,10 +16,10 @@ from ..store.new_folders import new_folder, path_faults
 from ..store.reader import open_cube
 from ..store.run_folder import check_folder
 from ..store.writer import storage_errors
-from .cube_output import write_found
-from .folder_contents import PATTERNS, Found, digest
+from .cube_output import write_contents
+from .folder_contents import PATTERNS, FolderContents, digest
 from .npz import read_batches, read_npz
-from .sample_metadata import Known, from_files, join
+from .sample_metadata import SampleMetadata, from_files, join
 
 Format = Literal["pt", "npz", "batches"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -102,30 +102,30 @@ def import_files(
         "labels": labels,
     }
     faults = _option_faults(format, out, languages, language, data, columns)
-    found, known = None, None
+    contents, metadata = None, None
     if not folder.is_dir():
-        faults.append(Fault(str(folder), "is no folder", "check the path"))
+        faults.append(Fault(str(folder), "is not a folder", "check the path"))
     elif format in FORMATS:
-        found, more = _read(folder, format, layers, languages, language)
+        contents, more = _read(folder, format, layers, languages, language)
         faults += more
-    if found is not None:
-        known, more = from_files(found)
+    if contents is not None:
+        metadata, more = from_files(contents)
         faults += more
-    if found is not None and known is not None and data is not None:
-        known, more = join(found, known, {"data": str(data), **columns})
+    if contents is not None and metadata is not None and data is not None:
+        metadata, more = join(contents, metadata, {"data": str(data), **columns})
         faults += more
-    if faults or found is None or known is None:
+    if faults or contents is None or metadata is None:
         raise InputError(faults, f"cannot import {folder}")
     attrs: dict[str, str | int] = {
-        "model": model or str(found.said.get("model", "unknown")),
+        "model": model or str(contents.attrs.get("model", "unknown")),
         "imported_from": folder.name,
         "imported_format": format,
-        # cubes of other values are other cubes: what is kept of one is not shown for the other
-        "imported_sha256": digest(folder, found.files),
+        # distinguishes cubes with different values, so that summaries of one are not used for another
+        "imported_sha256": digest(folder, contents.files),
         "actkit_version": version("actkit"),
     }
-    with closing(found.reader):
-        _write(out, found, known, attrs)
+    with closing(contents.reader):
+        _write(out, contents, metadata, attrs)
     return open_cube(out)
 
 
@@ -144,7 +144,9 @@ def _option_faults(
     if format == "pt" and language is not None:
         faults.append(Fault("language", "is in the names of pt files", "leave it out"))
     if format != "pt" and languages is not None:
-        faults.append(Fault("languages", f"{format} files name none", "leave it out, or give `language`"))
+        faults.append(
+            Fault("languages", f"{format} files do not name languages", "leave it out, or give `language`")
+        )
     faults += [
         Fault(name, "is a column of `data`, which is not given", "give `data`, or leave it out")
         for name, value in columns.items()
@@ -155,12 +157,12 @@ def _option_faults(
 
 def _read(
     folder: Path, format: str, layers: Spec, languages: Sequence[str] | None, language: str | None
-) -> tuple[Found | None, list[Fault]]:
-    """Look at a folder."""
-    looks = [name for name, patterns in PATTERNS.items() if any(map(any, map(folder.glob, patterns)))]
-    if format not in looks:
+) -> tuple[FolderContents | None, list[Fault]]:
+    """Check a folder of the format that was requested."""
+    formats = [name for name, patterns in PATTERNS.items() if any(map(any, map(folder.glob, patterns)))]
+    if format not in formats:
         what = f"holds no {' and no '.join(PATTERNS[format])}"
-        hint = f"it looks like {' or '.join(looks)}" if looks else "check the path"
+        hint = f"it looks like {' or '.join(formats)}" if formats else "check the path"
         return None, [Fault(str(folder), what, hint)]
     if format == "pt":
         from .pt import read_pt
@@ -170,12 +172,14 @@ def _read(
     return read(folder, language or NO_LANGUAGE, layers)
 
 
-def _write(out: Path, found: Found, known: Known, attrs: dict[str, str | int]) -> None:
-    """Write under another name, and give the folder its own when all of it is there."""
+def _write(
+    out: Path, contents: FolderContents, metadata: SampleMetadata, attrs: dict[str, str | int]
+) -> None:
+    """Write the run under a temporary name, and rename it once it is complete."""
     with (
-        storage_errors(f"cannot import to {out}", "nothing of it was kept"),
+        storage_errors(f"cannot import to {out}", "nothing was kept"),
         new_folder(out) as building,
-        # shown at a terminal alone
-        tqdm(total=len(found.lengths), unit=" samples", disable=None) as bar,
+        # shown only in a terminal
+        tqdm(total=len(contents.lengths), unit=" samples", disable=None) as bar,
     ):
-        write_found(building, found, known, attrs, bar.update)
+        write_contents(building, contents, metadata, attrs, bar.update)

@@ -1,4 +1,4 @@
-"""Files of torch.save, read as data: a pickle builds plain values and mapped tensors, and calls nothing."""
+"""Files of torch.save, read as data: the pickle yields plain values and mapped tensors, and runs no code."""
 
 import mmap
 import pickle
@@ -36,13 +36,13 @@ _STORAGES = {f"torch {name}": dtype for name, dtype in _DTYPES.items()}
 _NAMED_DTYPES = {f"torch {str(dtype).removeprefix('torch.')}": dtype for dtype in _DTYPES.values()}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _MOST_DIMS = 64
-# of the header before each member: what the directory says too, lengths of the name and of the extra field
+# header before each member; only the lengths of the name and of the extra field are not in the directory
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 @dataclass(frozen=True)
 class _Global:
-    """A class or function that a pickle names; it is neither imported nor called."""
+    """A class or function named in a pickle, which is neither imported nor called."""
 
     name: str
 
@@ -57,9 +57,9 @@ class TorchArchive:
 
     Notes
     -----
-    Of the opcodes of pickles those alone are known that :func:`torch.save` needs for dicts, lists, texts,
-    numbers and dense tensors, and each takes time and memory in proportion to what it reads. A key of a dict
-    is text or a number: the hash of nested tuples can take time exponential in their depth.
+    Supports only the pickle opcodes that :func:`torch.save` needs for dicts, lists, strings, numbers and
+    dense tensors; each takes time and memory proportional to its input. Keys of dicts must be strings or
+    numbers, because hashing nested tuples can take time exponential in their depth.
     """
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
@@ -69,9 +69,9 @@ class TorchArchive:
             raise ValueError("it has no data.pkl, or several")
         self._pickle = pickles[0]
         self._folder = self._pickle.removesuffix("data.pkl")
-        self._members = {part.filename: part for part in archive.infolist()}
+        self._members = {member.filename: member for member in archive.infolist()}
         assert archive.fp is not None
-        # a copy on write: tensors that are changed leave the file as it is
+        # copy on write, so that changing a tensor does not change the file
         self._bytes = mmap.mmap(archive.fp.fileno(), 0, access=mmap.ACCESS_COPY)
         self._flat: dict[str, torch.Tensor] = {}
 
@@ -81,13 +81,13 @@ class TorchArchive:
         Raises
         ------
         pickle.UnpicklingError
-            Where the pickle needs anything but the values that are known.
+            If the pickle needs unsupported opcodes, classes or functions.
         Exception
-            Where it is damaged or too large.
+            If the file is damaged or too large.
         """
         order = self._folder + "byteorder"
         if order in self._members and self._read(order, 16) != sys.byteorder.encode():
-            raise ValueError("its numbers have the byte order of another kind of processor")
+            raise ValueError("its byte order is that of another kind of processor")
         content = self._read(self._pickle, MOST_JSON)
         stack: list[Any] = []
         marks: list[int] = []
@@ -95,7 +95,7 @@ class TorchArchive:
         argument: Any
         for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
             if number == _MOST_OPCODES:
-                raise ValueError(f"it holds more than {_MOST_OPCODES // 2:,} values beside its tensors")
+                raise ValueError(f"it holds more than {_MOST_OPCODES // 2:,} values besides its tensors")
             match opcode.name:
                 case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                     stack.append(argument)
@@ -136,7 +136,7 @@ class TorchArchive:
                     raise pickle.UnpicklingError(name)
 
     def _made(self, called: Any, arguments: Any) -> Any:
-        """Return what a call of a known name would return."""
+        """Return the result that a call of a supported name would have."""
         match called, arguments:
             case _Global(name=name), () if name == _ORDERED:
                 return {}
@@ -145,27 +145,27 @@ class TorchArchive:
             case _Global(name=name), (torch.Tensor() as flat, start, size, stride, _, _) if name == _TENSOR:
                 if len(size) > _MOST_DIMS:
                     raise ValueError(f"a tensor has {len(size):,} dimensions")
-                # torch refuses what does not lie within the storage, and allocates nothing
+                # torch refuses views outside the storage, and allocates nothing
                 return flat.as_strided(size, stride, start)
             case _:
                 raise pickle.UnpicklingError(str(getattr(called, "name", type(called).__name__)))
 
     def _storage(self, kind: Any, dtype: Any, key: Any, _device: Any, count: Any) -> torch.Tensor:
-        """Map the values of tensors, dims ``(value,)``."""
-        known_type = isinstance(dtype, _Global) and dtype.name in _STORAGES
-        if kind != "storage" or not known_type or type(key) is not str or type(count) is not int:
-            raise pickle.UnpicklingError("no storage")
-        known = self._flat.get(key)
-        if known is None:
-            known = self._flat[key] = self._mapped(f"{self._folder}data/{key}", _STORAGES[dtype.name], count)
-        if known.dtype != _STORAGES[dtype.name]:
+        """Map a storage, dims ``(value,)``."""
+        is_storage_type = isinstance(dtype, _Global) and dtype.name in _STORAGES
+        if kind != "storage" or not is_storage_type or type(key) is not str or type(count) is not int:
+            raise pickle.UnpicklingError("not a storage")
+        flat = self._flat.get(key)
+        if flat is None:
+            flat = self._flat[key] = self._mapped(f"{self._folder}data/{key}", _STORAGES[dtype.name], count)
+        if flat.dtype != _STORAGES[dtype.name]:
             raise pickle.UnpicklingError("a storage of two types")
-        return known
+        return flat
 
     def _mapped(self, name: str, dtype: torch.dtype, count: int) -> torch.Tensor:
         member = self._members[name]
         if member.compress_type != zipfile.ZIP_STORED or not 0 <= count * dtype.itemsize <= member.file_size:
-            raise ValueError(f"{name} has another size than it says")
+            raise ValueError(f"{name} does not have the stated size")
         if not count:
             return torch.empty(0, dtype=dtype)
         lengths = _LOCAL_HEADER.unpack_from(self._bytes, member.header_offset)
@@ -179,9 +179,9 @@ class TorchArchive:
 
 
 def _cut(stack: list[Any], start: int) -> list[Any]:
-    """Take the values from a place on off a stack."""
+    """Pop the values from an index to the top of a stack."""
     if start < 0:
-        raise ValueError("its pickle takes more values than it has")
+        raise ValueError("its pickle pops more values than it pushed")
     values = stack[start:]
     del stack[start:]
     return values
@@ -199,7 +199,7 @@ def _update(target: Any, values: list[Any]) -> None:
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not isinstance(key, SCALARS):
             raise ValueError(f"a key of a dict is a {type(key).__name__}")
-        if isinstance(key, int) and not -(2**63) <= key < 2**63:  # those can be chosen to share a hash
+        if isinstance(key, int) and not -(2**63) <= key < 2**63:  # larger integers can be chosen to collide
             raise ValueError("a key of a dict has more than 64 bits")
         target[key] = value
 

@@ -8,13 +8,13 @@ from ..stats.groups import label_text
 
 def of_norms(norms: xr.Dataset) -> list[str]:
     """Describe how norms change from the first layer to the last, and where they change most."""
-    said = []
+    sentences = []
     for name, norm in _each(norms):
         mean = norm["mean"].values
         if not np.isfinite(mean).all():
             continue
         at = int(np.abs(np.diff(np.log(mean))).argmax()) if len(mean) > 1 and (mean > 0).all() else 0
-        said.append(
+        sentences.append(
             f"{name}: the mean norm changes from {mean[0]:,.3g} at layer {norm.layer.values[0]} to "
             f"{mean[-1]:,.3g} at layer {norm.layer.values[-1]}"
             + (
@@ -26,20 +26,20 @@ def of_norms(norms: xr.Dataset) -> list[str]:
         outliers = int(norm["n_outliers"].max())
         if outliers:
             layer = norm.layer.values[int(norm["n_outliers"].values.argmax())]
-            said.append(
+            sentences.append(
                 f"{name}: at layer {layer}, the norm of {outliers:,} of {int(norm['n_tokens'][0]):,} tokens "
                 f"exceeds 10 times the median."
             )
-    return said
+    return sentences
 
 
 def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
     """Report where adjacent layers are least similar, and whether that is a transition."""
-    said = []
+    sentences = []
     for name, adjacent in _each(similarity):
         values = adjacent.cka.values
         if not np.isfinite(values).any():
-            said.append(f"{name}: CKA is undefined.")
+            sentences.append(f"{name}: CKA is undefined.")
             continue
         at = int(np.nanargmin(values))
         layer = adjacent.layer.values[at]
@@ -58,13 +58,13 @@ def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
             )
         else:
             sentence += "; no transition is flagged."
-        said.append(sentence)
-    return said
+        sentences.append(sentence)
+    return sentences
 
 
 def of_groups(differential: xr.Dataset) -> list[str]:
     """Report where the probe separates the groups best, and whether a baseline does as well."""
-    said = []
+    sentences = []
     for name, probe in _each(differential):
         auroc = probe.auroc.values
         if not np.isfinite(auroc).any():
@@ -88,25 +88,25 @@ def of_groups(differential: xr.Dataset) -> list[str]:
                 " A baseline does about as well or better, so this does not show that the layers add "
                 "information."
             )
-        said.append(sentence)
-    return said
+        sentences.append(sentence)
+    return sentences
 
 
 def of_transfer(transferred: xr.Dataset) -> list[str]:
     """Report how well probes transfer to another language."""
-    said = []
+    sentences = []
     sides = [label_text(side) for side in transferred.train.values]
     for row, train in enumerate(sides):
         for column, test in enumerate(sides):
             values = transferred.auroc.isel(train=row, test=column).values
             if train != test and np.isfinite(values).any():
                 at = int(np.nanargmax(values))
-                said.append(
+                sentences.append(
                     f"A probe trained in {train} and tested in {test} does best at layer "
                     f"{transferred.layer.values[at]}: AUROC {values[at]:.3f} (chance is 0.5; "
                     f"the layer was selected post hoc, so this value is optimistic)."
                 )
-    return said
+    return sentences
 
 
 def of_directions(cosines: xr.Dataset) -> list[str]:
@@ -135,18 +135,18 @@ def of_directions(cosines: xr.Dataset) -> list[str]:
 
 def of_languages(similarity: xr.Dataset) -> list[str]:
     """Report where languages are most similar."""
-    said, names = [], similarity.language.values.tolist()
+    sentences, names = [], similarity.language.values.tolist()
     for at, first in enumerate(names):
         for second in names[at + 1 :]:
             pair = similarity.sel(language=first, language_2=second)
             if np.isfinite(pair.cka.values).any():
                 best = int(np.nanargmax(pair.cka.values))
-                said.append(
+                sentences.append(
                     f"{first} and {second} are most similar at layer {pair.layer.values[best]}: CKA "
                     f"{pair.cka.values[best]:.3f} (95% interval {pair.low.values[best]:.3f} to "
                     f"{pair.high.values[best]:.3f}, n = {int(pair.n)})."
                 )
-    return said
+    return sentences
 
 
 def _each(table: xr.Dataset) -> list[tuple[str, xr.Dataset]]:

@@ -115,23 +115,23 @@ def _check(out: Path) -> None:
 
 def _cautions(cube: xr.Dataset) -> list[str]:
     """Return caveats that a reader needs before the numbers."""
-    said, count = [], cube.sizes["sample"]
+    notes, count = [], cube.sizes["sample"]
     truncated = int(cube.truncated.sum()) if "truncated" in cube.coords else 0
     if truncated:
-        said.append(f"max_tokens truncated {truncated:,} of {count:,} texts.")
+        notes.append(f"max_tokens truncated {truncated:,} of {count:,} texts.")
     skipped = int(cube.attrs.get("skipped_rows", 0))
     if skipped:
-        said.append(
+        notes.append(
             f"{skipped:,} rows of the data were skipped; they are listed in skipped.jsonl in the run folder."
         )
     if "nonfinite" in cube:
         met = int(cube.nonfinite.sum())
         if met:
-            said.append(f"The model produced {met:,} NaN or infinite values.")
+            notes.append(f"The model produced {met:,} NaN or infinite values.")
     for language, places in selection.languages(cube):
         if len(places) < 100:
-            said.append(f"{language} has only {len(places)} samples, so its intervals are wide.")
-    return said
+            notes.append(f"{language} has only {len(places)} samples, so its intervals are wide.")
+    return notes
 
 
 def _page(cube: xr.Dataset, choice: Choice, made: list[Section], noted: list[str]) -> str:

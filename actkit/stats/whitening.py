@@ -1,6 +1,5 @@
 """Whitening of activation vectors: ZCA or PCA, with optional shrinkage."""
 
-import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,15 +10,15 @@ import xarray as xr
 
 from ..canonical import Cube, as_cube
 from ..errors import Fault, InputError
-from ..regular_files import check_regular
 from ..schema import MOMENTS
 from . import selection
 from .finiteness import finite_cube
 from .kernels.moments import Moments
 from .layer_moments import accumulate, layer_vectors
 from .moment_files import gathered_moments
+from .whitener_files import read_whitener, write_whitener
 
-_ENOUGH = 5  # vectors required per dimension
+_MIN_VECTORS = 5  # per dimension
 Method = Literal["zca", "pca"]
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -316,27 +315,22 @@ class Whitener:
                 n_samples=np.array(self.moments.n),
             )
             return
-        _check_suffix(path)
-        from safetensors.numpy import save_file
-
-        moments = self.moments
-        tensors = {
-            "mean": moments.mean,
-            "scatter": moments.scatter,
-            "third": moments.third,
+        arrays = {
+            "mean": self.mean,
+            "scatter": self.moments.scatter,
+            "third": self.moments.third,
             "transform": self.transform_matrix,
             "reverse_transform": self.inverse_matrix,
             "samples": self.samples,
         }
-        about = {
-            "n": moments.n,
-            "fourth": moments.fourth,
+        scalars = {
+            "n": self.moments.n,
+            "fourth": self.moments.fourth,
             "rank": self.rank,
             "condition": self.condition,
             "settings": self.settings,
         }
-        arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        save_file(arrays, path, {"actkit_whitener": json.dumps(about)})
+        write_whitener(path, arrays, scalars)
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitener":
@@ -347,27 +341,15 @@ class Whitener:
         InputError
             If the file is not a whitener.
         """
-        path = Path(path)
-        _check_suffix(path)
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            check_regular([path])
-            with safe_open(path, "numpy") as file:
-                about = json.loads((file.metadata() or {})["actkit_whitener"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (KeyError, OSError, SafetensorError) as error:
-            raise InputError(
-                [Fault(str(path), f"is not a whitener: {error}", "give a file written by save()")]
-            ) from error
-        moments = Moments(about["n"], arrays["mean"], arrays["scatter"], about["fourth"], arrays["third"])
+        arrays, scalars = read_whitener(Path(path))
+        moments = Moments(scalars["n"], arrays["mean"], arrays["scatter"], scalars["fourth"], arrays["third"])
         return cls(
             moments,
             arrays["transform"],
             arrays["reverse_transform"],
-            about["rank"],
-            about["condition"],
-            about["settings"],
+            scalars["rank"],
+            scalars["condition"],
+            scalars["settings"],
             arrays["samples"],
         )
 
@@ -386,11 +368,6 @@ def _check_resumed(before: Whitener, source: dict[str, Any], samples: np.ndarray
         raise InputError([Fault("resume", problem, "fit without `resume`")])
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix != ".safetensors":
-        raise InputError([Fault(str(path), f"ends in {path.suffix!r}", "give .safetensors")])
-
-
 def _check(
     n: int, hidden: int, method: str, eps_rel: float, shrinkage: str | None, n_components: int | None
 ) -> None:
@@ -403,7 +380,7 @@ def _check(
         faults.append(Fault("eps_rel", f"{eps_rel} is negative"))
     if n_components is not None and not 0 < n_components <= hidden:
         faults.append(Fault("n_components", f"{n_components} is not between 1 and {hidden}"))
-    needed = _ENOUGH * (n_components or hidden)
+    needed = _MIN_VECTORS * (n_components or hidden)
     if (n < needed and shrinkage is None) or n < 2:
         problem = f"{n} vectors are too few for {n_components or hidden} dimensions, which need {needed}"
         faults.append(Fault("cube", problem, "use shrinkage='ledoit-wolf' or a smaller n_components"))

@@ -1,4 +1,4 @@
-"""A folder held open: files reach this one, whatever takes its path meanwhile."""
+"""A folder held open by its descriptor, so that files reach it even if its path changes."""
 
 import errno
 import fcntl
@@ -20,28 +20,28 @@ from ..regular_files import IrregularError, open_descriptor
 PARTIAL = ".partial"
 _UNFINISHED = re.compile(rf"(.+?)(\.[0-9a-f]{{32}})?{re.escape(PARTIAL)}", re.DOTALL)
 BUFFER = 2**20
-LOCK_SECONDS = 120  # a commit takes a few fsyncs
+LOCK_SECONDS = 120  # far longer than a commit, which takes a few fsyncs
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-_DEPTH = 2  # of the folders of arrays in a cube: group/array
+_DEPTH = 2  # of array folders in a cube: group/array
 
 
 class Folder:
-    """A folder, by its descriptor.
+    """A folder, accessed through its descriptor.
 
-    Whoever moves, deletes or replaces it while it is held does not make its files land in another one. All
-    names are relative to it.
+    Files never land in another folder, even if this one is moved, deleted or replaced while it is open. All
+    names are relative to the folder.
 
     Parameters
     ----------
     path
-        The folder, which exists.
+        An existing folder.
     follow
-        Whether it may be a link.
+        Whether the path may be a symbolic link.
 
     Raises
     ------
     OSError
-        Where it cannot be opened.
+        If the folder cannot be opened.
     """
 
     def __init__(self, path: Path, *, follow: bool = True) -> None:
@@ -50,79 +50,80 @@ class Folder:
         self._descriptor = os.open(path, _FOLDER if follow else _FOLDER | os.O_NOFOLLOW)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor, which releases the lock of the folder."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
     def __del__(self) -> None:
-        if os is not None:  # the interpreter sets it to None when it ends
+        if os is not None:  # the interpreter sets modules to None at exit
             self.close()
 
     def check(self) -> None:
-        """Make sure that it is the folder at its path.
+        """Check that the path still leads to this folder.
 
         Raises
         ------
         StorageError
-            Where it was moved, deleted or replaced.
+            If the folder was moved, deleted or replaced.
         """
-        held, there = os.fstat(self._descriptor), None
+        status_at_path = None
         with suppress(FileNotFoundError, NotADirectoryError):
-            there = os.stat(self.path)
-        if there is None or not os.path.samestat(held, there):
-            what = "is not there any more" if there is None else "is another folder now"
+            status_at_path = os.stat(self.path)
+        if status_at_path is None or not os.path.samestat(os.fstat(self._descriptor), status_at_path):
+            what = "no longer exists" if status_at_path is None else "is now another folder"
             raise StorageError(
                 f"{self.path}: {what}: it was moved, deleted or replaced while it was being written; "
                 "put it back and rerun, or use another folder"
             )
 
-    def held(self, name: str) -> Path:
-        """Return the path of one of its files or folders, through the descriptor where the system can.
+    def path_to(self, name: str) -> Path:
+        """Return the path of a file or folder in this one.
 
-        On Linux it stays the same folder whatever takes its path; elsewhere it is the ordinary path.
+        On Linux the path leads through the descriptor and therefore stays valid if the folder is moved;
+        elsewhere it is the ordinary path.
         """
-        through = Path(f"/proc/self/fd/{self._descriptor}")
-        return (through if through.exists() else self.path) / name
+        descriptor_path = Path(f"/proc/self/fd/{self._descriptor}")
+        return (descriptor_path if descriptor_path.exists() else self.path) / name
 
     def partial(self, name: str) -> "Partial":
-        """Begin a file, under another name until it is put in its place.
+        """Create a file under a temporary name; :meth:`Partial.place` renames it.
 
-        The kernel locks it for this process: :meth:`sweep` leaves it alone as long as its writer lives.
+        The kernel locks the file for this process, so :meth:`sweep` leaves it alone until the process ends.
         """
         while True:
             unfinished = f"{name}.{uuid4().hex}{PARTIAL}"
             try:
                 with self.writing(name):
                     partial = Partial(self, name, unfinished, self._open_new(unfinished))
-            except OSError:  # a server may have done it, and not have said so
+            except OSError:  # a network file system may have created the file in spite of the error
                 with suppress(OSError):
                     self.remove(unfinished)
                 raise
-            if partial.lock():  # else it was swept before it was locked
+            if partial.lock():  # otherwise another process swept it before it was locked
                 return partial
             partial.close()
 
     def replace(self, name: str, content: bytes) -> None:
-        """Write a small file so that a reader sees the old or the new one, never half.
+        """Replace a small file atomically: readers see either the old or the new content.
 
-        A link at its name is replaced, and not followed.
+        A symbolic link of that name is replaced, not followed.
         """
         with closing(self.partial(name)) as file:
             file.write(content)
             file.place()
 
     def append(self, name: str) -> TextIOWrapper:
-        """Open a text file, to write behind what is in it; never one that has another name elsewhere."""
+        """Open a text file for appending; refuse links and files with several names."""
 
-        def opened(_path: str, flags: int) -> int:
+        def opener(_path: str, flags: int) -> int:
             with self._named(name):
                 return open_descriptor(Path(name), flags, dir_fd=self._descriptor)
 
-        return open(self.path / name, "a", encoding="utf-8", opener=opened)
+        return open(self.path / name, "a", encoding="utf-8", opener=opener)
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """Return what a regular file holds, up to a limit unless that is -1; None where there is none."""
+        """Return up to `limit` bytes of a regular file, all if it is -1; None if there is no such file."""
         try:
             descriptor = open_descriptor(Path(name), dir_fd=self._descriptor)
         except OSError:
@@ -131,7 +132,7 @@ class Folder:
             return file.read(limit)
 
     def size(self, name: str) -> int:
-        """Return the bytes of a regular file; -1 where there is none."""
+        """Return the size of a regular file in bytes, or -1 if there is no such file."""
         try:
             status = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except OSError:
@@ -139,17 +140,17 @@ class Folder:
         return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
     def rename(self, source: str, target: str) -> None:
-        """Put a file or folder in its place."""
+        """Rename a file or folder."""
         with self._named(target):
             os.rename(source, target, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         with self._named(name), suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
     def remove_tree(self, name: str) -> None:
-        """Remove one of its folders, however deep it is, as far as that is allowed."""
+        """Remove a folder of any depth, as far as permissions allow."""
         with suppress(OSError):
             root = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=self._descriptor)
             try:
@@ -159,7 +160,7 @@ class Folder:
             os.rmdir(name, dir_fd=self._descriptor)
 
     def lock(self) -> bool:
-        """Lock the folder until it is closed; return False where another process holds it."""
+        """Lock the folder until it is closed; return False if another process holds the lock."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -167,7 +168,7 @@ class Folder:
         return True
 
     def sync(self, name: str = ".") -> None:
-        """Return once the names in a folder are safely on disk."""
+        """Flush the entries of a folder to disk."""
         with self._named(name):
             descriptor = os.open(name, _FOLDER, dir_fd=self._descriptor)
         try:
@@ -177,23 +178,23 @@ class Folder:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Hold one of its folders, alone among all processes and threads.
+        """Hold the exclusive lock of a folder in this one, across processes and threads.
 
         Raises
         ------
         StorageError
-            Where another process holds it for two minutes.
+            If another process keeps the lock for two minutes.
         """
         with self._named(name):
             descriptor = os.open(name, _FOLDER, dir_fd=self._descriptor)
         try:
-            until = monotonic() + LOCK_SECONDS
+            deadline = monotonic() + LOCK_SECONDS
             while True:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if monotonic() > until:
+                    if monotonic() > deadline:
                         what = "another process has been committing for two minutes, or is stopped"
                         raise StorageError(f"{self.path / name}: {what}; end it and rerun") from None
                     sleep(0.01)
@@ -203,14 +204,14 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str, size: int = 0) -> Iterator[None]:
-        """Let errors name a file that is being written; those of a full disk note what it lacks.
+        """Add the name of the file being written to errors, and the free space if the disk is full.
 
         Parameters
         ----------
         name
             The file.
         size
-            Bytes that it has so far, those that may not have reached the disk included.
+            Bytes written so far, including those that may not have reached the disk.
         """
         try:
             with self._named(name):
@@ -220,41 +221,38 @@ class Folder:
                 disk = os.fstatvfs(self._descriptor)
                 free = disk.f_bavail * disk.f_frsize
                 error.add_note(
-                    "no more files can be made there: remove some"
+                    "no more files can be created there: remove some"
                     if disk.f_files and not disk.f_favail
-                    else f"{size:,} bytes or more to write, {free:,} bytes free: make room"
+                    else f"at least {size:,} bytes to write, {free:,} bytes free: make room"
                 )
             raise
 
     def sweep(self, *names: str) -> None:
-        """Remove files that were not finished, by anybody who does not live any more.
+        """Remove unfinished files of processes that have ended.
 
         Parameters
         ----------
         names
-            Of finished files; by default all, and those of the folders of arrays below.
+            Names that the files would have had; by default, all in this folder and in array folders below.
         """
         if names:
             for name in os.listdir(self._descriptor):
                 if finished_name(name) in names:
                     _remove_dead(name, self._descriptor)
             return
-        for path, below, files, folder in os.fwalk(".", dir_fd=self._descriptor):
+        for path, subfolders, files, descriptor in os.fwalk(".", dir_fd=self._descriptor):
             if path.count("/") == _DEPTH:
-                below.clear()
+                subfolders.clear()
             for name in files:
                 if name.endswith(PARTIAL):
-                    _remove_dead(name, folder)
+                    _remove_dead(name, descriptor)
 
     def _open_new(self, name: str) -> IO[bytes]:
-        def opened(_path: str, flags: int) -> int:
-            return self._open(name, flags)
+        def opener(_path: str, flags: int) -> int:
+            with self._named(name):
+                return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor)
 
-        return open(self.path / name, "xb", BUFFER, opener=opened)
-
-    def _open(self, name: str, flags: int) -> int:
-        with self._named(name):
-            return os.open(name, flags | os.O_NOFOLLOW, 0o666, dir_fd=self._descriptor)
+        return open(self.path / name, "xb", BUFFER, opener=opener)
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
@@ -266,18 +264,18 @@ class Folder:
 
 
 class Partial:
-    """A file of a folder that is being written; it counts once it is placed.
+    """A file that is being written under a temporary name.
 
     Parameters
     ----------
     folder
-        Its folder.
+        Folder of the file.
     name
-        The name that it will have.
+        Final name.
     unfinished
-        The name that it has.
+        Temporary name.
     file
-        The open file, which is locked.
+        The open file.
     """
 
     def __init__(self, folder: Folder, name: str, unfinished: str, file: IO[bytes]) -> None:
@@ -288,18 +286,18 @@ class Partial:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what was written, as hexadecimal digits."""
+        """SHA-256 of the bytes written, as hexadecimal digits."""
         return self._sha256.hexdigest()
 
     def write(self, content: bytes) -> int:
-        """Write bytes behind those that were written."""
+        """Append bytes."""
         self._sha256.update(content)
         self.size += len(content)
         with self._folder.writing(self.name, self.size):
             return self._file.write(content)
 
     def lock(self) -> bool:
-        """Lock it for this process, and tell whether it still is there; where that fails, remove it."""
+        """Lock the file for this process, and return whether it still exists; on an error, remove it."""
         try:
             with self._folder.writing(self.name):
                 fcntl.flock(self._file.fileno(), fcntl.LOCK_EX)
@@ -309,21 +307,21 @@ class Partial:
         return os.fstat(self._file.fileno()).st_nlink > 0
 
     def sync(self) -> None:
-        """Return once all of it is safely on disk."""
+        """Flush the file to disk."""
         with self._folder.writing(self.name, self.size):
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def place(self) -> None:
-        """Give it its name, in place of the file that has it."""
+        """Rename the file to its final name, replacing any file of that name."""
         with self._folder.writing(self.name, self.size):
             self._file.flush()
             self._folder.rename(self._unfinished, self.name)
         self._unfinished = ""
 
     def close(self) -> None:
-        """Let go of it, and remove it unless it was placed."""
-        with suppress(OSError):  # a full disk cannot take what is in the buffer, and needs the room
+        """Close the file, and remove it unless it was placed."""
+        with suppress(OSError):  # on a full disk, flushing the buffer fails
             self._file.close()
         if self._unfinished:
             with suppress(OSError):
@@ -331,16 +329,15 @@ class Partial:
 
 
 def finished_name(name: str) -> str:
-    """Return the name that an unfinished file would have had; empty for any other name."""
-    found = _UNFINISHED.fullmatch(name)
-    return found[1] if found else ""
+    """Return the final name of an unfinished file; empty for any other file."""
+    match = _UNFINISHED.fullmatch(name)
+    return match[1] if match else ""
 
 
 def _empty(root: int) -> None:
-    """Remove what a folder holds, as far as that is allowed.
+    """Remove the contents of a folder, as far as permissions allow.
 
-    Folders further down are moved up first: neither a call stack, a path nor the open files of a process
-    reach to any depth.
+    Nested folders are moved up first, because recursion depth, path length and open files are all limited.
     """
     folders = _remove_files(root)
     while folders:
@@ -348,10 +345,10 @@ def _empty(root: int) -> None:
         with suppress(OSError):
             folder = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=root)
             try:
-                for below in _remove_files(folder):
+                for subfolder in _remove_files(folder):
                     moved = uuid4().hex
                     with suppress(OSError):
-                        os.rename(below, moved, src_dir_fd=folder, dst_dir_fd=root)
+                        os.rename(subfolder, moved, src_dir_fd=folder, dst_dir_fd=root)
                         folders.append(moved)
             finally:
                 os.close(folder)
@@ -359,7 +356,7 @@ def _empty(root: int) -> None:
 
 
 def _remove_files(folder: int) -> list[str]:
-    """Remove the files of a folder, as far as that is allowed, and return the names of its folders."""
+    """Remove the files of a folder, as far as permissions allow, and return the names of its folders."""
     folders = []
     with os.scandir(folder) as entries:
         for entry in list(entries):
@@ -372,14 +369,14 @@ def _remove_files(folder: int) -> list[str]:
 
 
 def _remove_dead(name: str, folder: int) -> None:
-    """Remove an unfinished file unless a process holds its lock."""
+    """Remove an unfinished file, unless a process holds its lock."""
     try:
         descriptor = open_descriptor(Path(name), dir_fd=folder)
-    except IrregularError:  # a link or FIFO, which nobody writes to
+    except IrregularError:  # a link or FIFO, which no writer creates
         with suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(name, dir_fd=folder)
         return
-    except OSError:  # whether its writer lives cannot be known
+    except OSError:  # its writer may still be running
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Where everything of a cube lies: names, shards, codecs."""
+"""Layout of a cube on disk: names, shards, codecs."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ _Codec = BloscCodec | ZstdCodec | Crc32cCodec
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of an array: the part that belongs to one window."""
+    """One file of an array, which holds the part of one window."""
 
     array: str
     window: int
@@ -57,46 +57,48 @@ class Shard:
 
 
 def cube_path(path: str | Path) -> Path:
-    """Return the ``.zarr`` folder of a run folder, or the path itself where it is one.
+    """Return the ``.zarr`` folder of a run folder, or the path itself if it is such a folder.
 
     Raises
     ------
     CubeError
-        Where there is neither.
+        If the path is neither.
     """
     if not isinstance(path, str | os.PathLike):
-        what = f"is of type {type(path).__name__}, but files are read"
+        what = f"is of type {type(path).__name__}, not a path"
         source = getattr(path, "encoding", {}).get("source")
         hint = f"give the run folder; this was opened from {source}" if source else "give the run folder"
         raise InputError([Fault("path", what, hint)])
-    given = Path(path)
-    for candidate in (given / CUBE, given):
+    folder = Path(path)
+    for candidate in (folder / CUBE, folder):
         if (candidate / METADATA).is_file():
             return candidate
-    if given.is_file() or any((given / name).exists() for name in (".zgroup", ".zmetadata")):
-        opener = "xarray.open_dataset" if given.is_file() else "xarray.open_zarr"
-        raise CubeError(f"{given}: is no cube; if it is a copy of one, {opener} opens it for every statistic")
-    raise CubeError(f"{given}: holds no cube; give a run folder with {CUBE} in it, or the .zarr folder")
+    if folder.is_file() or any((folder / name).exists() for name in (".zgroup", ".zmetadata")):
+        opener = "xarray.open_dataset" if folder.is_file() else "xarray.open_zarr"
+        raise CubeError(
+            f"{folder}: is not a cube; if it is a copy of one, {opener} opens it for every statistic"
+        )
+    raise CubeError(f"{folder}: holds no cube; give a run folder with {CUBE} in it, or the .zarr folder")
 
 
 def open_group(path: Path, store: type[PlainStore] = PlainStore) -> zarr.Group:
-    """Open the group of a cube, for reading.
+    """Open the group of a cube for reading.
 
-    Everything in its metadata is checked before anything that they ask for is allocated.
+    All metadata are checked before any memory that they ask for is allocated.
 
     Parameters
     ----------
     path
         The ``.zarr`` folder.
     store
-        What reads its files.
+        Class of the store that reads the files.
 
     Raises
     ------
     CubeError
-        Where the group is none of ours, or of a newer format, or not as the format says.
+        If the group was not written by actkit, has a newer format, or violates the format.
     CorruptError
-        Where its metadata are not as they were written; names each file.
+        If the metadata were changed after they were written; names each file.
     """
     if is_copy(path):
         what = "was written by xarray, without checksums or ledger"
@@ -118,7 +120,7 @@ def open_group(path: Path, store: type[PlainStore] = PlainStore) -> zarr.Group:
         group = zarr.open_group(files, mode="r", zarr_format=3, use_consolidated=False)
         for name in arrays:
             array_of(group, name)
-    except Exception as error:  # zarr raises what it likes
+    except Exception as error:  # zarr raises many types
         raise CubeError(f"{path}: cannot be opened by zarr: {error}") from error
     return group
 
@@ -132,22 +134,22 @@ def create_array(
     chunk: tuple[int, int],
     attrs: dict[str, Any],
 ) -> Array:
-    """Create the array of a variable, empty.
+    """Create the empty array of a variable.
 
     Parameters
     ----------
     group
-        The cube, or what will become one.
+        The group of the cube.
     variable
-        What it holds.
+        The variable that the array stores.
     lengths
         Length of every dimension.
     window
-        Samples in a shard.
+        Samples per shard.
     chunk
-        Samples and tokens in its inner chunks, where the variable has tokens and hidden.
+        Samples and tokens per inner chunk, for variables with tokens and hidden.
     attrs
-        More attributes than the variable's own.
+        Attributes in addition to the variable's own.
     """
     shape = tuple(lengths[dim] for dim in variable.dims)
     shards = None
@@ -156,7 +158,7 @@ def create_array(
     elif variable.by_window:
         whole = {**lengths, "sample": window}
         inner = {**whole, "layer": 1}  # one layer is read alone
-        if variable.is_full:  # the small variables keep a whole window in a chunk
+        if variable.is_full:  # small variables keep a whole window in one chunk
             inner |= zip(("sample", "token"), chunk, strict=True)
             whole["token"] = -(-lengths["token"] // chunk[1]) * chunk[1]
         shards = tuple(whole[dim] for dim in variable.dims)
@@ -178,14 +180,14 @@ def create_array(
         fill_value=variable.fill_value,
         dimension_names=variable.dims,
         attributes={**variable.attrs, **attrs},
-        # one folder an array: fewer folders to fsync, and one listing tells which shards exist
+        # one folder per array: fewer folders to fsync, and one listing shows which shards exist
         chunk_key_encoding={"name": "default", "separator": "."},
         config={"write_empty_chunks": True},
     )
 
 
 def _codecs(variable: Variable) -> list[_Codec]:
-    # without a checksum of each chunk a flipped bit reads back as a number
+    # without a checksum per chunk, a flipped bit would read back as a number
     if variable.dtype == "str":
         return [ZstdCodec(level=3), Crc32cCodec()]
     if variable.dtype == "bool":
@@ -194,12 +196,10 @@ def _codecs(variable: Variable) -> list[_Codec]:
 
 
 def seal(path: Path, group: zarr.Group, nodes: Iterable[str], attrs: Mapping[str, Any]) -> None:
-    """Write the attributes of a new cube, with a checksum of every metadata file.
+    """Write the attributes of a new cube, with a checksum of the metadata of each node (array or group).
 
-    The nodes are its arrays, and the groups that some of them are in.
-
-    Shards and coordinates carry checksums of their own; a flipped bit in the metadata would move or
-    retype them all.
+    Shards and coordinates carry their own checksums, but a flipped bit in the metadata could change the shape
+    or type of all of them.
     """
     digests = {name: _sha256((path / name / METADATA).read_bytes()) for name in nodes}
     group.update_attributes({**attrs, ARRAYS: json.dumps(digests), CHECKSUM: ""})
@@ -207,13 +207,13 @@ def seal(path: Path, group: zarr.Group, nodes: Iterable[str], attrs: Mapping[str
 
 
 def _unchanged(path: Path, content: bytes, root: Document) -> dict[str, Document]:
-    """Return the metadata of all nodes, none of which was changed since the cube was created."""
-    if "consolidated_metadata" in root:  # zarr can add it at any time, and we do not read it
+    """Return the metadata of all nodes, after checking that none has changed since the cube was created."""
+    if "consolidated_metadata" in root:  # zarr can add it at any time, and actkit does not read it
         content = json.dumps(
             {key: root[key] for key in root if key != "consolidated_metadata"}, indent=2
         ).encode()
     seal = str(root["attributes"].get(CHECKSUM))
-    # the seal was made of the file without it
+    # the seal was computed from the file without the seal
     if _sha256(content.replace(seal.encode(), b"")) != seal:
         raise CorruptError([Fault(METADATA, "was changed", AGAIN)])
     documents: dict[str, Document] = {}
@@ -222,8 +222,8 @@ def _unchanged(path: Path, content: bytes, root: Document) -> dict[str, Document
         what = node_fault(path, name) or file_fault(path / name / METADATA, METADATA_BYTES)
         if not what:
             try:
-                node, documents[name] = read_document(path / name / METADATA)
-                what = "" if _sha256(node) == digest else "was changed"
+                node_content, documents[name] = read_document(path / name / METADATA)
+                what = "" if _sha256(node_content) == digest else "was changed"
             except ValueError:
                 what = "was changed"
         if what:
@@ -238,18 +238,15 @@ def _sha256(content: bytes) -> str:
 
 
 def array_names(group: zarr.Group) -> list[str]:
-    """Return the names of the arrays that a reader of this version knows, those in its groups as paths.
-
-    Those are variables of the format and labels; whatever else a cube was created with is ignored.
-    """
+    """Return the paths of the arrays that this version reads: variables of the format, and labels."""
     assert isinstance(group.store, PlainStore)
-    return list(group.store.limits)  # of which :func:`open_group` made it
+    return list(group.store.limits)
 
 
 def shards(path: Path, array: Array) -> Iterator[Shard]:
     """Yield every file that an array should consist of, in order.
 
-    For an array that is not written by window, ``window`` counts its chunks along its first dimension.
+    For an array that is not written by window, ``window`` is the index of a chunk along the first dimension.
     """
     axis = window_axis(array)
     name = array.path
@@ -260,7 +257,7 @@ def shards(path: Path, array: Array) -> Iterator[Shard]:
 
 
 def shard_region(array: Array, window: int) -> tuple[slice, ...]:
-    """Return what a file of an array covers."""
+    """Return the part of an array that one file covers."""
     axis = window_axis(array)
     size = (array.shards or array.chunks)[axis]
     start = window * size
@@ -283,6 +280,6 @@ def dims_of(array: Array) -> tuple[str, ...]:
 
 
 def window_axis(array: Array) -> int:
-    """Return the axis along which an array is cut into files."""
+    """Return the axis along which an array is divided into files."""
     names = dims_of(array)
     return names.index("sample") if "sample" in names else 0

@@ -1,4 +1,4 @@
-"""The metadata of a cube, checked before anything that they ask for is allocated or opened."""
+"""Metadata of a cube, checked before any memory that they ask for is allocated."""
 
 import json
 import os
@@ -12,25 +12,25 @@ import numpy as np
 
 from ..errors import CubeError, Fault
 from ..regular_files import read_regular
-from ..schema import VARIABLES, Variable
+from ..schema import VARIABLES
 from .compression import COMPRESSORS, HEADER_BYTES, Compression
 
 METADATA = "zarr.json"
 ARRAYS = "arrays"
 CHECKSUM = "metadata_sha256"
 METADATA_BYTES = 2**24
-CHUNK_LIMIT = 2**31  # bytes, of blosc and numcodecs
+CHUNK_LIMIT = 2**31  # bytes; blosc and numcodecs support no more
 _SHARD_LIMIT = 2**38
 _AXIS_LIMIT = 2**63 - 1
-_ONCE_LIMIT = 2**22  # samples in a file of what is written once
-_LOST_LIMIT = 2**24  # elements of such files that may be missing
+_COORD_CHUNK_LIMIT = 2**22  # elements in a file of a coordinate
+_LOST_LIMIT = 2**24  # elements of a coordinate whose files may be missing
 _CODECS = {"bytes", "blosc", "crc32c", "zstd", "vlen-utf8"}
-_SHARDING = "sharding_indexed"  # around these
+_SHARDING = "sharding_indexed"  # contains the other codecs
 _REQUIRED = (
     *("layer", "sample", "token", "sample_id", "language", "text", "n_tokens", "token_id", "token_kind"),
     *("token_text", "truncated", "batch", "committed"),
 )
-_LABEL_TYPES = ("string", "bool", "int64", "float64")
+_LABEL_TYPES: tuple[str, ...] = ("string", "bool", "int64", "float64")
 _ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "first_is_content": bool,
@@ -41,7 +41,7 @@ _ATTRIBUTES: dict[str, type | tuple[type, ...]] = {
     "skipped": str,
     "receipts": bool,
 }
-_NEEDED = ("model", "first_is_content", "coordinates")
+_REQUIRED_ATTRIBUTES = ("model", "first_is_content", "coordinates")
 
 Document = dict[str, Any]
 
@@ -52,9 +52,9 @@ def read_document(path: Path) -> tuple[bytes, Document]:
     Raises
     ------
     OSError
-        Where it is missing, no regular file, or too large.
+        If the file is missing, irregular or too large.
     ValueError
-        Where it is no JSON object.
+        If the file does not hold a JSON object.
     """
     content = read_regular(path, METADATA_BYTES, follow=False)
     try:
@@ -62,7 +62,7 @@ def read_document(path: Path) -> tuple[bytes, Document]:
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if not isinstance(document, dict):
-        raise ValueError("is no JSON object")
+        raise ValueError("is not a JSON object")
     return content, document
 
 
@@ -72,7 +72,7 @@ def read_root(path: Path) -> tuple[bytes, Document]:
     Raises
     ------
     CubeError
-        Where the file is not a group.
+        If the file does not describe a group.
     """
     try:
         content, root = read_document(path / METADATA)
@@ -92,15 +92,15 @@ def listed_nodes(path: Path, attributes: Mapping[str, Any]) -> dict[str, str]:
     Raises
     ------
     CubeError
-        Where the attribute is not a list, or leads out of the cube.
+        If the attribute is not such a list, or a path leads out of the cube.
     """
     try:
         nodes = json.loads(attributes[ARRAYS])
-        good = isinstance(nodes, dict) and all(isinstance(digest, str) for digest in nodes.values())
+        is_valid = isinstance(nodes, dict) and all(isinstance(digest, str) for digest in nodes.values())
     except (KeyError, TypeError, ValueError, RecursionError):
-        good = False
-    if not good or not all(map(_is_inside, nodes)):
-        raise CubeError(f"{path}: its attribute `{ARRAYS}` is no list of what is in it")
+        is_valid = False
+    if not is_valid or not all(map(_is_inside, nodes)):
+        raise CubeError(f"{path}: its attribute `{ARRAYS}` does not list the arrays of a cube")
     return dict(nodes)
 
 
@@ -109,7 +109,7 @@ def _is_inside(name: str) -> bool:
 
 
 def node_fault(path: Path, name: str) -> str:
-    """Return what is wrong with the folder of a node; empty where nothing is."""
+    """Return what is wrong with the folder of a node, or an empty string."""
     for part in name.split("/"):
         path = path / part
         try:
@@ -135,41 +135,41 @@ def is_known(name: str, document: Mapping[str, Any]) -> bool:
 
 
 def check_documents(path: Path, root: Document, documents: Mapping[str, Document]) -> list[Fault]:
-    """Find what in the metadata is not as the format says, whoever wrote and sealed them.
+    """Find metadata that violate the format, even if their checksums are correct.
 
     Parameters
     ----------
     path
         The cube, whose files are counted.
     root
-        Its root metadata.
+        Root metadata.
     documents
-        Those of its arrays and groups, by their paths.
+        Metadata of the arrays and groups, by path.
 
     Returns
     -------
     list of Fault
-        The first of each array; empty where every array can be opened, and no chunk of it is larger than
-        the format allows.
+        The first fault of each array; empty if every array can be opened and all chunk sizes are within the
+        limits of the format.
     """
     faults = list(_attribute_faults(root["attributes"]))
     for name, node in documents.items():
-        wanted = ("array",) if name in VARIABLES else ("array", "group")
-        if node.get("node_type") not in wanted or not isinstance(node.get("attributes", {}), dict):
-            faults.append(Fault(f"{name}/{METADATA}", f"describes no {' or '.join(wanted)}"))
+        node_types = ("array",) if name in VARIABLES else ("array", "group")
+        if node.get("node_type") not in node_types or not isinstance(node.get("attributes", {}), dict):
+            faults.append(Fault(f"{name}/{METADATA}", f"does not describe an {' or '.join(node_types)}"))
     if faults:
         return faults
     arrays = {name: node for name, node in documents.items() if is_array(node) and is_known(name, node)}
     missing = [name for name in _REQUIRED if name not in arrays]
     faults += [Fault(METADATA, f"lists no array `{name}`") for name in missing]
     lengths: dict[tuple[str, str], int] = {}
-    first = [name for name in _REQUIRED if name in arrays]  # others have to agree with these
-    for name in dict.fromkeys([*first, *arrays]):
+    # the required arrays come first, because the others have to agree with them
+    for name in dict.fromkeys([*(name for name in _REQUIRED if name in arrays), *arrays]):
         document = arrays[name]
         try:
             what = next(_array_faults(path / name, name, document, lengths), "")
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
-            what = "is no metadata of an array"
+            what = "is not the metadata of an array"
         if what:
             faults.append(Fault(f"{name}/{METADATA}", what))
     if not faults:
@@ -177,74 +177,74 @@ def check_documents(path: Path, root: Document, documents: Mapping[str, Document
         for name, document in arrays.items():
             variable = VARIABLES.get(name)
             if variable and variable.by_window and file_shape(document)[variable.sample_axis] != committed:
-                faults.append(
-                    Fault(f"{name}/{METADATA}", f"has other windows than the {committed:,} samples")
-                )
+                faults.append(Fault(f"{name}/{METADATA}", f"has windows of other than {committed:,} samples"))
     return faults
 
 
 def _attribute_faults(attributes: Mapping[str, Any]) -> Iterator[Fault]:
     for name, kind in _ATTRIBUTES.items():
         value = attributes.get(name)
-        if value is None and name not in attributes and name not in _NEEDED:
+        if value is None and name not in attributes and name not in _REQUIRED_ATTRIBUTES:
             continue
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            yield Fault(METADATA, f"has no proper attribute `{name}`")
+            yield Fault(METADATA, f"has no valid attribute `{name}`")
     try:
-        good = isinstance(json.loads(attributes.get("options", "{}")), dict)
+        is_valid = isinstance(json.loads(attributes.get("options", "{}")), dict)
     except (TypeError, ValueError, RecursionError):
-        good = False
-    if not good:
-        yield Fault(METADATA, "has no proper attribute `options`")
+        is_valid = False
+    if not is_valid:
+        yield Fault(METADATA, "has no valid attribute `options`")
 
 
 def _array_faults(
     folder: Path, name: str, document: Document, lengths: dict[tuple[str, str], int]
 ) -> Iterator[str]:
-    """Yield what is wrong with an array; what it says of the lengths of dimensions is noted."""
+    """Yield the faults of an array; record the lengths of its dimensions in `lengths`."""
     declared = VARIABLES.get(name)
     shape, chunk = document["shape"], file_shape(document)
     dims = document["dimension_names"]
     if not all(is_count(length, least=0) for length in shape) or not all(map(is_count, chunk)):
-        yield "has a shape or chunks that are no numbers of elements"
+        yield "has a shape or chunks that are not valid lengths"
     if not isinstance(dims, list) or tuple(dims) != (declared.dims if declared else ("sample",)):
-        yield f"has other dimensions than {', '.join(declared.dims if declared else ('sample',))}"
+        yield f"has dimensions other than {', '.join(declared.dims if declared else ('sample',))}"
     if not len(shape) == len(chunk) == len(dims):
         yield "has a shape, chunks and dimensions that disagree"
     group = name.rpartition("/")[0]
     for dim, length in zip(dims, shape, strict=True):
-        known = lengths.setdefault(("" if dim == "sample" else group, dim), length)
-        if known != length:
-            yield f"has {length:,} along `{dim}` where other arrays have {known:,}"
+        known_length = lengths.setdefault(("" if dim == "sample" else group, dim), length)
+        if known_length != length:
+            yield f"has {length:,} along `{dim}` where other arrays have {known_length:,}"
         if dim != "sample" and chunk[dims.index(dim)] < length:
-            yield f"is cut along `{dim}`"
-    wanted = (_stored_type(declared),) if declared else _LABEL_TYPES
-    if document["data_type"] not in wanted:
-        yield f"has another data type than {' or '.join(wanted)}"
+            yield f"is divided along `{dim}`"
+    data_types = _LABEL_TYPES
+    if declared is not None:
+        data_types = ("string" if declared.dtype == "str" else declared.dtype,)
+    if document["data_type"] not in data_types:
+        yield f"has a data type other than {' or '.join(data_types)}"
     if document["fill_value"] != _fill_value(document["data_type"]):
-        yield "has another fill value"
+        yield "has an invalid fill value"
     if document["zarr_format"] != 3 or document.get("storage_transformers"):
-        yield "is of another version of Zarr, or transformed"
+        yield "has another Zarr version or a storage transformer"
     encoding = document["chunk_key_encoding"]
     if encoding["name"] != "default" or encoding["configuration"]["separator"] != ".":
-        yield "names its chunks otherwise"
+        yield "has another encoding of chunk keys"
     yield from codec_faults(document, chunk)
     if declared is None or not declared.by_window:
-        yield from once_faults(folder, shape, chunk)
+        yield from coord_faults(folder, shape, chunk)
 
 
-def once_faults(folder: Path, shape: list[int], chunk: list[int], files: str = "c.*") -> Iterator[str]:
-    """Yield what is wrong with an array that is read whole: its size has to be borne out by its files."""
-    if chunk[0] > _ONCE_LIMIT:
+def coord_faults(folder: Path, shape: list[int], chunk: list[int], files: str = "c.*") -> Iterator[str]:
+    """Yield the faults of an array that is read at once: its files have to account for its length."""
+    if chunk[0] > _COORD_CHUNK_LIMIT:
         yield f"has chunks of {chunk[0]:,} elements"
     missing = -(-shape[0] // chunk[0]) - sum(1 for _ in folder.glob(files))
-    # some may be lost, which is named file by file; windows that are not there have no flags
+    # a few lost files are reported one by one; uncommitted windows have no flags
     if folder.name != "committed" and missing * chunk[0] > _LOST_LIMIT:
-        yield f"has {shape[0]:,} elements, but not the files for them"
+        yield f"has {shape[0]:,} elements, but lacks the files for them"
 
 
 def codec_faults(document: Document, chunk: list[int], *, checksums: bool = True) -> Iterator[str]:
-    """Yield what is wrong with the codecs of an array, and with the size of its chunks."""
+    """Yield the faults of an array's codecs and chunk sizes."""
     size = _item_bytes(document) or 1
     codecs = document["codecs"]
     inner = chunk
@@ -257,17 +257,17 @@ def codec_faults(document: Document, chunk: list[int], *, checksums: bool = True
         configuration = codecs[0]["configuration"]
         inner = configuration["chunk_shape"]
         if not all(map(is_count, inner)) or len(inner) != len(chunk):
-            yield "has inner chunks that are no numbers of elements"
+            yield "has inner chunks that are not valid lengths"
         if any(whole % part for whole, part in zip(chunk, inner, strict=True)):
-            yield "has shards that are no multiple of their inner chunks"
+            yield "has shards that are not multiples of their inner chunks"
         chains = {"chunks": configuration["codecs"], "an index": configuration["index_codecs"]}
         if configuration.get("index_location", "end") != "end":
-            yield "has the index of its shards at another place than their end"
+            yield "has a shard index that is not at the end"
     for what, chain in chains.items():
         names = [str(codec["name"]) for codec in chain]
         unknown = set(names) - _CODECS
         if unknown:
-            yield f"needs the codec {min(unknown)}, which is none of the format's"
+            yield f"needs the codec {min(unknown)}, which the format does not use"
         if sum(name in COMPRESSORS for name in names) > 1:
             yield "is compressed more than once"
         if names[-1] != "crc32c" and (checksums or what == "an index"):
@@ -279,7 +279,7 @@ def codec_faults(document: Document, chunk: list[int], *, checksums: bool = True
 
 
 def file_shape(document: Document) -> list[int]:
-    """Return how many elements a file of an array covers along each dimension."""
+    """Return the number of elements that one file of an array covers along each dimension."""
     grid = document["chunk_grid"]
     if grid["name"] != "regular":
         raise ValueError(grid["name"])
@@ -287,12 +287,12 @@ def file_shape(document: Document) -> list[int]:
 
 
 def file_limit(document: Document) -> int:
-    """Return the most bytes that a file of an array can have."""
-    item = _item_bytes(document)
-    if not item:
+    """Return the maximum size of a file of an array in bytes."""
+    item_size = _item_bytes(document)
+    if not item_size:
         return CHUNK_LIMIT
-    size = prod(file_shape(document)) * item
-    # compressors make what they cannot compress a little larger
+    size = prod(file_shape(document)) * item_size
+    # incompressible data grow slightly when compressed
     return size + (size >> 12) + HEADER_BYTES * (compression(document).chunks or 1) + 4096
 
 
@@ -311,9 +311,9 @@ def compression(document: Document) -> Compression:
 
 
 def _item_bytes(document: Document) -> int:
-    """Return the size of an element; 0 for strings of any length."""
+    """Return the size of an element in bytes; 0 for strings of variable length."""
     data_type = document["data_type"]
-    if isinstance(data_type, dict):  # strings of a fixed length, which xarray writes of NumPy's
+    if isinstance(data_type, dict):  # NumPy strings of fixed length, as xarray writes them
         if data_type["name"] != "fixed_length_utf32":
             raise ValueError(data_type["name"])
         return int(data_type["configuration"]["length_bytes"])
@@ -323,10 +323,6 @@ def _item_bytes(document: Document) -> int:
 def is_count(value: Any, least: int = 1) -> bool:
     """Return whether a value is a valid number of elements."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _AXIS_LIMIT
-
-
-def _stored_type(variable: Variable) -> str:
-    return "string" if variable.dtype == "str" else variable.dtype
 
 
 def _fill_value(data_type: str) -> Any:

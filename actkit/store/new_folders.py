@@ -1,4 +1,4 @@
-"""New folders: one appears at its path with all that it holds, or not at all."""
+"""Creation of folders that appear at their path with all their contents, or not at all."""
 
 import errno
 import os
@@ -14,39 +14,39 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 def path_faults(out: Path) -> list[Fault]:
-    """Find whether something is already at the path of a new folder."""
+    """Return a fault if the path of a new folder is taken."""
     return [_taken(out)] if os.path.lexists(out) else []
 
 
 def _taken(out: Path) -> Fault:
-    return Fault("out", f"{out} is there already", "name a new folder")
+    return Fault("out", f"{out} already exists", "name a new folder")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Build a folder under a temporary name, and rename it once the caller has filled it.
 
-    The temporary name is unique, and the kernel locks the folder for this process: whoever builds a folder of
-    the same name at the same time removes only what dead processes left.
+    The temporary name is unique, and the kernel locks the folder for this process. Another process that
+    builds a folder of the same name removes only the temporary folders of processes that have ended.
 
     Parameters
     ----------
     out
-        The new folder; missing parents are made.
+        The new folder; missing parents are created.
 
     Yields
     ------
     Path
-        The folder to fill. An error removes it.
+        The folder to fill; it is removed after an error.
 
     Raises
     ------
     InputError
-        Where another process has put something at `out` in the meantime.
+        If another process has created `out` in the meantime.
     StorageError
-        Where the temporary folder was moved, deleted or replaced.
+        If the temporary folder was moved, deleted or replaced.
     OSError
-        Where the disk refuses.
+        If the disk cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with closing(Folder(out.parent)) as parent:
@@ -56,7 +56,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             try:
                 yield folder.path
                 folder.check()
-                if os.path.lexists(out):  # the system would replace an empty folder
+                if os.path.lexists(out):  # a rename would replace an empty folder
                     raise InputError([_taken(out)])
                 try:
                     parent.rename(name, out.name)
@@ -72,7 +72,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _locked_folder(parent: Folder, name: str) -> Folder:
-    """Make a folder under a temporary name, and lock it for this process."""
+    """Create a folder under a temporary name, and lock it for this process."""
     while True:
         path = parent.path / f".{name}.{uuid4().hex}{PARTIAL}"
         path.mkdir()
@@ -91,7 +91,7 @@ def _sweep(parent: Folder, name: str) -> None:
         if finished_name(path.name) == f".{name}":
             try:
                 folder = Folder(path, follow=False)
-            except OSError:  # not a folder, or another process was faster
+            except OSError:  # not a folder, or removed by another process
                 continue
             with closing(folder):
                 if folder.lock():

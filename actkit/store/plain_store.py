@@ -1,4 +1,4 @@
-"""A store that opens regular files of bounded size, and unpacks nothing that claims more than it can hold."""
+"""A store of regular files that bounds their size, both on disk and decompressed."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,16 +14,16 @@ from .metadata import METADATA, METADATA_BYTES
 
 
 class PlainStore(LocalStore):
-    """A store that opens regular files of bounded size and nothing else.
+    """A store that opens only regular files of bounded size.
 
     Parameters
     ----------
     root
         The cube.
     limits
-        Most bytes of a chunk's file of each array that a reader of this version knows, by its path.
+        Maximum size in bytes of a file of each array that this version reads, by path of the array.
     compressions
-        How each of them is packed, by its path.
+        Compression of each of these arrays, by path.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class PlainStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """Return the bytes of a key; raise OSError for what is no regular file, or too large."""
+        """Return the bytes of a key; raise OSError for files that are irregular or too large."""
         self._check(key)
-        found = await super().get(key, prototype, byte_range)
-        return self._accepted(key, self._packed(key, found, byte_range))
+        content = await super().get(key, prototype, byte_range)
+        return self._accepted(key, self._size_checked(key, content, byte_range))
 
     def get_sync(
         self,
@@ -58,28 +58,30 @@ class PlainStore(LocalStore):
     ) -> Buffer | None:
         """Do the same as :meth:`get`; zarr 3.2 may call either."""
         self._check(key)
-        found = super().get_sync(key, prototype=prototype, byte_range=byte_range)
-        return self._accepted(key, self._packed(key, found, byte_range))
+        content = super().get_sync(key, prototype=prototype, byte_range=byte_range)
+        return self._accepted(key, self._size_checked(key, content, byte_range))
 
     def _check(self, key: str) -> None:
         array = self._array(key)
         limit = self.limits[array] if array else METADATA_BYTES
-        with suppress(FileNotFoundError, NotADirectoryError):  # zarr takes what is missing for fill values
+        with suppress(FileNotFoundError, NotADirectoryError):  # zarr reads missing chunks as fill values
             check_regular([self.root / key], limit, follow=False)
 
-    def _accepted(self, key: str, found: Buffer | None) -> Buffer | None:
-        """Return what was read of a key, or raise an error; a stricter store asks for more."""
-        return found
+    def _accepted(self, key: str, content: Buffer | None) -> Buffer | None:
+        """Return the content of a key; subclasses raise an error for content that they refuse."""
+        return content
 
-    def _packed(self, key: str, found: Buffer | None, byte_range: ByteRequest | None) -> Buffer | None:
-        """Return what was read of a key, unless it claims to hold more than it can."""
+    def _size_checked(
+        self, key: str, content: Buffer | None, byte_range: ByteRequest | None
+    ) -> Buffer | None:
+        """Return the content of a key, after checking its decompressed size."""
         compression = self._compressions.get(self._array(key))
-        if found is not None and compression is not None:
-            compression.check(found, byte_range)
-        return found
+        if content is not None and compression is not None:
+            compression.check(content, byte_range)
+        return content
 
     def _array(self, key: str) -> str:
-        """Return the array that a chunk belongs to; empty for metadata."""
+        """Return the path of the array that a chunk belongs to; empty for metadata."""
         array, _, name = key.rpartition("/")
         while array and array not in self.limits:  # xarray names chunks ``c/0/0``
             array = array.rpartition("/")[0]

@@ -1,4 +1,4 @@
-"""Samples of different lengths, one after the other, without pads."""
+"""Samples of different lengths, stored consecutively without padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ragged:
-    """The part of a variable that a window holds: what is kept of its samples, and no pads.
+    """One window of a variable, without padding.
 
     Parameters
     ----------
     values
-        Dims ``(layer, position)`` or ``(layer, position, hidden)``; a variable without layers has one.
-        float32, float16, or uint16: the bits of bfloat16.
+        Dims ``(layer, position)`` or ``(layer, position, hidden)``, with a single layer for variables without
+        layers. float32, float16, or uint16 with the bits of bfloat16.
     starts, lengths
-        Where each sample's positions begin, and how many it has, dims ``(sample,)``.
+        First position and number of positions of each sample, dims ``(sample,)``.
     layers
-        The layers of the cube, by their places on its axis, that ``values`` holds; others are NaN.
+        Indices along the layer axis of the cube of the layers in ``values``; other layers are NaN.
 
     Examples
     --------
@@ -34,7 +34,7 @@ class Ragged:
 
     @classmethod
     def of(cls, dense: np.ndarray, lengths: np.ndarray, layers: Sequence[int] | None = None) -> "Ragged":
-        """View an array with pads, dims ``([layer,] sample, token, hidden)``, as one without."""
+        """View a padded array, dims ``([layer,] sample, token, hidden)``, without its padding."""
         stacked = dense if dense.ndim == 4 else dense[None]
         layers = tuple(range(len(stacked)) if layers is None else layers)
         _, samples, tokens, hidden = stacked.shape
@@ -42,25 +42,25 @@ class Ragged:
         return cls(values, np.arange(samples) * tokens, np.asarray(lengths), layers)
 
     def take(self, row: int, positions: np.ndarray, out: np.ndarray) -> None:
-        """Put positions into a float32 array, dims ``(position, hidden)``; any value where there is none."""
+        """Copy positions into a float32 array, dims ``(position, hidden)``; clip those out of range."""
         values = self.values[row]
         if values.dtype == np.float32:
             np.take(values, positions, axis=0, out=out, mode="clip")
             return
-        found = values.take(positions, axis=0, mode="clip")
+        vectors = values.take(positions, axis=0, mode="clip")
         if values.dtype == np.uint16:
             bits = out.view(np.uint32)
-            bits[...] = found
+            bits[...] = vectors
             bits <<= 16
         else:
-            out[...] = found
+            out[...] = vectors
 
     def dense(self, n_layers: int, n_tokens: int) -> np.ndarray:
-        """Return float32 values with their pads, dims ``(layer, sample, token, …)``; not of bfloat16 bits."""
+        """Return padded float32 values, dims ``(layer, sample, token, …)``, unless they are bfloat16 bits."""
         shape = (n_layers, len(self.starts), n_tokens, *self.values.shape[2:])
         dense = np.full(shape, np.nan, dtype=np.float32)
-        held = np.arange(n_tokens) < self.lengths[:, None]
-        places = (self.starts[:, None] + np.arange(n_tokens))[held]
+        is_token = np.arange(n_tokens) < self.lengths[:, None]
+        positions = (self.starts[:, None] + np.arange(n_tokens))[is_token]
         for row, layer in enumerate(self.layers):
-            dense[layer][held] = self.values[row, places]
+            dense[layer][is_token] = self.values[row, positions]
         return dense

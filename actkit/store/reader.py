@@ -1,4 +1,4 @@
-"""Open a cube as an xarray Dataset backed by dask, in which damage is an error and never a number."""
+"""Cubes as xarray Datasets backed by dask, in which reading a damaged file raises an error."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -30,12 +30,12 @@ from .layout import (
     shards,
     window_axis,
 )
-from .metadata import CHECKSUM, METADATA
+from .metadata import ARRAYS, CHECKSUM, METADATA
 from .verification import RERUN, StrictStore, read_committed, shard_faults
 from .xarray_copies import is_copy, open_copy
 
 BLOCK_BYTES = 128 * MB
-AT_ONCE = 2**14  # samples, of which coordinates are read at once, so that they are seen when a cube is shown
+EAGER_SAMPLES = 2**14  # coordinates of up to so many samples are read at once, so that their values are shown
 
 
 def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr.Dataset:
@@ -44,28 +44,28 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
     Parameters
     ----------
     path
-        Run folder, or its ``cube.zarr``; or a folder that :meth:`xarray.Dataset.to_zarr` made of a cube or
-        of a part of it, which has no checksums: the attribute ``copy`` says so.
+        Run folder, or its ``cube.zarr``; or a copy of a cube or of a part of it, written by
+        :meth:`xarray.Dataset.to_zarr`, which has no checksums and is marked by the attribute ``copy``.
     group
-        ``"vision"`` for what the blocks of the vision tower gave, with its own ``layer``, ``token`` and
-        ``hidden``, and the samples of the cube.
+        ``"vision"`` for the outputs of the blocks of the vision tower, with separate ``layer``, ``token`` and
+        ``hidden`` axes and the samples of the cube.
     partial
-        Also open a cube that is still being written, or was interrupted: its committed samples.
+        Whether to open a cube that is being written or was interrupted, with its committed samples.
 
     Returns
     -------
     xarray.Dataset
         Dims ``layer``, ``sample``, ``token``, ``hidden``; the variables of the cube format, backed by
-        dask; coordinates along ``sample`` are in memory, those of large cubes once they are used.
+        dask. Coordinates along ``sample`` are in memory; those of large cubes are read on first use.
 
     Raises
     ------
     CubeError
-        Where there is no cube, or no such group in it.
+        If there is no cube, or it has no such group.
     IncompleteError
-        Where samples are missing and ``partial`` is False.
+        If samples are missing and ``partial`` is False.
     CorruptError
-        Where committed shards are missing or empty; on use, also where they are damaged.
+        If committed shards are missing or empty; on use, also if they are damaged.
 
     Examples
     --------
@@ -86,49 +86,59 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
             f"{folder}: {committed.sum()} of {len(committed)} samples are committed; "
             "rerun the extraction to complete it, or open it with partial=True"
         )
-    names, seal = array_names(root), str(root.attrs[CHECKSUM])
-    faults = list(_absent(folder, root, names, committed))
+    faults = list(_absent(folder, root, committed))
     if faults:
         raise CorruptError(faults)
+    cube = _dataset(folder, root, _group_paths(folder, root, group), committed)
+    return cube if committed.all() else cube.isel(sample=_where(committed))
+
+
+def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
+    """Return the paths of the arrays of a group by name, in the order in which they are shown."""
+    names = array_names(root)
     groups = {name.rpartition("/")[0] for name in names}
     if group not in groups:
         what = f"has no group `{group}`"
         raise CubeError(f"{folder}: {what}; it has {', '.join(sorted(groups - {''})) or 'no groups'}")
-    own = [name for name in names if name.rpartition("/")[0] == group]
-    if group:  # whose samples are those of the cube
-        own += [name for name in names if "/" not in name and _is_of_samples(root, name)]
-    own.sort(key=_place)
-    variables: dict[str, xr.Variable] = {}
-    data: set[str] = set()
-    for name in own:
-        array = array_of(root, name)
-        variable = VARIABLES.get(name)
-        short = name.rsplit("/", 1)[-1]
-        if short in variables:  # the group's own comes first
-            continue
-        if variable is not None and not variable.coord:
-            data.add(short)
-        values: Any = committed
-        if array.ndim > 1:
-            values = _lazy(_Stored(folder, name, seal), array, committed)
-        elif short in DIMS:  # of which xarray makes an index at once
-            values = _Stored(folder, name, seal)[...]
-        elif name != "committed":  # strictly read, windows without flags would be damage
-            by_window = variable is not None and variable.by_window
-            column = _Column(_Stored(folder, name, seal), array, committed if by_window else None)
-            values = column.lazy if len(committed) > AT_ONCE else column.values
-        variables[short] = xr.Variable(dims_of(array), values, attrs=_plain_attrs(array.attrs))
-    hidden = {key for key in root.attrs if key in ("arrays", "coordinates")}
-    attrs = {key: value for key, value in _plain_attrs(root.attrs).items() if key not in hidden}
-    cube = xr.Dataset(
-        {name: variables[name] for name in variables if name in data},
-        {name: variables[name] for name in variables if name not in data},
-        attrs,
-    )
+    in_group = [name for name in names if name.rpartition("/")[0] == group]
+    if group:  # its samples are those of the cube
+        in_group += [name for name in names if "/" not in name and _is_of_samples(root, name)]
+    paths: dict[str, str] = {}
+    for path in sorted(in_group, key=_rank):
+        paths.setdefault(path.rpartition("/")[2], path)  # the arrays of the group precede those of the cube
+    return paths
+
+
+def _dataset(folder: Path, root: zarr.Group, paths: Mapping[str, str], committed: np.ndarray) -> xr.Dataset:
+    """Return the arrays at some paths as a Dataset of all samples, committed or not."""
+    data: dict[str, xr.Variable] = {}
+    coords: dict[str, xr.Variable] = {}
+    for name, path in paths.items():
+        array = array_of(root, path)
+        values = _values(_Stored(folder, path, str(root.attrs[CHECKSUM])), array, committed)
+        variable = xr.Variable(dims_of(array), values, attrs=_plain_attrs(array.attrs))
+        is_coord = path not in VARIABLES or VARIABLES[path].coord
+        (coords if is_coord else data)[name] = variable
+    attrs = _plain_attrs(root.attrs)
+    attrs = {name: value for name, value in attrs.items() if name not in (ARRAYS, "coordinates")}
+    cube = xr.Dataset(data, coords, attrs)
     if "hidden" in cube.sizes:
         cube.attrs[WIDTH] = cube.sizes["hidden"]
     cube.encoding["source"] = str(folder)
-    return cube if committed.all() else cube.isel(sample=_where(committed))
+    return cube
+
+
+def _values(stored: "_Stored", array: Array, committed: np.ndarray) -> Any:
+    """Return the values of an array, in memory or lazily."""
+    if stored.name == "committed":  # the strict store would report windows without flags as damage
+        return committed
+    if array.ndim > 1:
+        return _lazy(stored, array, committed)
+    if stored.name.rpartition("/")[2] in DIMS:  # xarray builds an index of it at once
+        return stored[...]
+    by_window = stored.name in VARIABLES and VARIABLES[stored.name].by_window
+    column = _Column(stored, array, committed if by_window else None)
+    return column.lazy if len(committed) > EAGER_SAMPLES else column.values
 
 
 def token_strings(cube: Cube, sample: int) -> list[str]:
@@ -139,18 +149,18 @@ def token_strings(cube: Cube, sample: int) -> list[str]:
     cube
         From :func:`open_cube`, or a part of it.
     sample
-        Its coordinate ``sample``.
+        Value of the coordinate ``sample``.
 
     Returns
     -------
     list of str
-        One a position. Put together they are the prompt, special tokens included; a character that is
-        spread over several tokens stands whole at the last of them.
+        One string per position. Concatenated, they are the prompt, including special tokens; a character
+        that is split across several tokens appears whole at the last of them.
 
     Raises
     ------
     KeyError
-        Where the cube has no such sample.
+        If the cube has no such sample.
 
     Examples
     --------
@@ -158,17 +168,17 @@ def token_strings(cube: Cube, sample: int) -> list[str]:
     >>> token_strings(open_cube(write_cube(n_tokens=3)), 7)
     ['ن0', 'ن1', 'ن2']
     """
-    own = sample_of(as_cube(cube), sample, "token_text", "token_kind")
-    return [str(text) for text in own.token_text.values[own.token_kind.values != TokenKind.PAD]]
+    tokens = sample_of(as_cube(cube), sample, "token_text", "token_kind")
+    return [str(text) for text in tokens.token_text.values[tokens.token_kind.values != TokenKind.PAD]]
 
 
 def _plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return attributes that NetCDF can hold too: it has no true and false."""
+    """Return attributes that NetCDF can also store, with booleans as integers."""
     return {name: int(value) if isinstance(value, bool) else value for name, value in attrs.items()}
 
 
-def _place(name: str) -> int:
-    """Put first what tells samples apart: of many coordinates, xarray shows only some."""
+def _rank(name: str) -> int:
+    """Return a sort key that puts identifying coordinates first, because xarray shows only a few."""
     return {"language": 0, "sample_id": 1}.get(name, 3 if name in VARIABLES else 2)
 
 
@@ -180,14 +190,14 @@ def _is_of_samples(root: zarr.Group, name: str) -> bool:
 
 def _where(committed: np.ndarray) -> slice | np.ndarray:
     indices = np.flatnonzero(committed)
-    # windows are mostly committed in order; a slice then leaves the dask graph as it is
+    # windows are usually committed in order, and a slice then keeps the dask graph small
     start = int(indices[0]) if len(indices) else 0
     contiguous = len(indices) == 0 or indices[-1] - start + 1 == len(indices)
     return slice(start, start + len(indices)) if contiguous else indices
 
 
 class _Stored:
-    """An array of a cube that dask can slice; it is opened where it is read, so that it can travel."""
+    """An array of a cube that dask can slice; it can be pickled, and is opened where it is read."""
 
     def __init__(self, folder: Path, name: str, seal: str) -> None:
         self.folder = folder
@@ -203,7 +213,7 @@ class _Stored:
         try:
             array, seal = _open_array(self.folder, self.name, cube_version(self.folder))
         except OSError as error:
-            raise CubeError(f"{self.folder}: cannot be read any more: {error.strerror}") from error
+            raise CubeError(f"{self.folder}: can no longer be read: {error.strerror}") from error
         if seal != self.seal:
             raise CubeError(f"{self.folder}: was replaced by another cube; open it again")
         return array
@@ -213,16 +223,16 @@ class _Stored:
         try:
             return _plain(np.asarray(array[key]))
         except Exception as error:  # each codec raises its own
-            faults = shard_faults(array, self._touched(array, key))
+            faults = shard_faults(array, self._selected_shards(array, key))
             if not faults:
                 raise
             raise CorruptError(faults) from error
 
-    def _touched(self, array: Array, key: Any) -> Iterator[Shard]:
+    def _selected_shards(self, array: Array, key: Any) -> Iterator[Shard]:
         """Yield the files that a selection reads."""
         axis, size = window_axis(array), (array.shards or array.chunks)[window_axis(array)]
-        within = slice(None) if key is Ellipsis else (key if isinstance(key, tuple) else (key,))[axis]
-        windows = set(np.atleast_1d(np.arange(self.shape[axis])[within] // size).tolist())
+        axis_key = slice(None) if key is Ellipsis else (key if isinstance(key, tuple) else (key,))[axis]
+        windows = set(np.atleast_1d(np.arange(self.shape[axis])[axis_key] // size).tolist())
         return (shard for shard in shards(self.folder, array) if shard.window in windows)
 
     def __dask_tokenize__(self) -> tuple[str, str, str]:
@@ -242,34 +252,34 @@ def _open_strict(folder: Path, _version: tuple[int, ...]) -> zarr.Group:
 
 
 def cube_version(folder: Path) -> tuple[int, ...]:
-    """Return what tells a cube from another one in its place: not its time alone, which can be set.
+    """Return values that identify a cube on disk: more than its modification time, which can be set.
 
     Raises
     ------
     CubeError
-        Where it is gone.
+        If the cube no longer exists.
     """
     try:
         status = (folder / METADATA).stat()
     except OSError as error:
-        raise CubeError(f"{folder}: cannot be read any more: {error.strerror}") from error
+        raise CubeError(f"{folder}: can no longer be read: {error.strerror}") from error
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Column(BackendArray):
-    """Values along `sample`, which can wait to be read, all at once, until any of them is used."""
+    """Values along `sample`, which can be read lazily: all of them when the first is used."""
 
     def __init__(self, stored: _Stored, array: Array, committed: np.ndarray | None) -> None:
         self.shape, self.dtype = stored.shape, stored.dtype
         self._stored, self._array, self._committed = stored, array, committed
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        every = indexing.IndexingSupport.VECTORIZED
-        return indexing.explicit_indexing_adapter(key, self.shape, every, self.values.__getitem__)
+        support = indexing.IndexingSupport.VECTORIZED
+        return indexing.explicit_indexing_adapter(key, self.shape, support, self.values.__getitem__)
 
     @property
     def lazy(self) -> Any:
-        """The values as xarray keeps those of files."""
+        """The values, wrapped as xarray wraps values of files."""
         return indexing.MemoryCachedArray(indexing.LazilyIndexedArray(self))  # type: ignore[no-untyped-call]
 
     @cached_property
@@ -281,12 +291,12 @@ class _Column(BackendArray):
 
 
 def _plain(values: np.ndarray) -> np.ndarray:
-    """Return strings as objects: not every reader knows NumPy's own strings."""
+    """Return strings as objects, because not every library supports NumPy's string type."""
     return values.astype(object) if values.dtype.kind == "T" else values
 
 
 def _read_committed(stored: _Stored, array: Array, committed: np.ndarray) -> np.ndarray:
-    """Read what committed windows hold of a coordinate; the rest stays empty."""
+    """Read a coordinate of committed windows; the rest stays empty."""
     if committed.all():
         return stored[...]
     values = np.full(array.shape, "" if stored.dtype == object else 0, dtype=stored.dtype)
@@ -300,7 +310,7 @@ def _read_committed(stored: _Stored, array: Array, committed: np.ndarray) -> np.
 def _lazy(stored: _Stored, array: Array, committed: np.ndarray) -> da.Array:
     dims = dims_of(array)
     file = (array.shards or array.chunks)[dims.index("sample")]
-    # one layer at a time where a layer is large; few and large blocks keep dask's overhead small
+    # large variables are read one layer at a time; few and large blocks keep dask's overhead small
     layers = 1 if "hidden" in dims else stored.shape[0]
     per_sample = stored.dtype.itemsize * int(
         np.prod(
@@ -317,14 +327,14 @@ def _lazy(stored: _Stored, array: Array, committed: np.ndarray) -> da.Array:
     lazy: da.Array = da.from_array(  # type: ignore[no-untyped-call]
         stored,
         chunks=chunks,
-        fancy=True,  # only then does dask read what a slice wants, not whole blocks
+        fancy=True,  # otherwise dask would read whole blocks and slice them
         meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
     )
     return lazy
 
 
 def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
-    """Cut samples into blocks of whole files, none of which mixes committed windows with others."""
+    """Return sizes of blocks of whole files, none of which mixes committed and uncommitted windows."""
     sizes: list[int] = []
     previous = None
     for start in range(0, len(committed), file):
@@ -339,7 +349,7 @@ def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Return how large the files of a folder are; what a writer renames meanwhile is left out."""
+    """Return the sizes of the files of a folder, without those that a writer renames meanwhile."""
     sizes: dict[str, int] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -349,10 +359,10 @@ def _sizes(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _absent(folder: Path, group: zarr.Group, names: list[str], committed: np.ndarray) -> Iterator[Fault]:
-    """Find shards of committed windows, and coordinates, that are missing or empty, from listings alone."""
+def _absent(folder: Path, group: zarr.Group, committed: np.ndarray) -> Iterator[Fault]:
+    """Find missing and empty files of committed windows and coordinates, using only folder listings."""
     window = array_of(group, "committed").chunks[0]
-    for name in names:
+    for name in array_names(group):
         if name == "committed":
             continue
         array = array_of(group, name)

@@ -1,4 +1,4 @@
-"""Receipts: which cube a window or the coordinates were written for, and what their files held."""
+"""Receipts, which record the cube that a window or the coordinates belong to, and their files' checksums."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ import google_crc32c
 from ..errors import Fault
 from .folders import Folder, Partial
 
-RECEIPTS = "receipts"  # attribute of a cube each of whose committed windows has one
+RECEIPTS = "receipts"  # attribute of a cube whose committed windows all have receipts
 _LIMIT = 2**20
-_AGAIN = "delete it if it is there, and rerun the extraction"
+_AGAIN = "delete it if it exists, and rerun the extraction"
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,9 @@ class Receipt:
     cube
         The attribute ``metadata_sha256`` of the cube that it was written for.
     files
-        Size in bytes and SHA-256, as hexadecimal digits, of each file but the flags, by its path in the
-        cube. The CRC-32C of a file whose parts end with their own CRC-32C depends on their lengths alone.
+        Size in bytes and SHA-256 in hexadecimal digits of each file except the flags, by path in the cube.
+        CRC-32C would not do: for a file whose parts end with their own CRC-32C, it depends only on the
+        lengths of the parts.
     """
 
     cube: str
@@ -34,11 +35,11 @@ class Receipt:
 
     @classmethod
     def of(cls, cube: str, files: list[Partial]) -> "Receipt":
-        """Return the receipt of files which were just written."""
+        """Return the receipt of files that were just written."""
         return cls(cube, {file.name: (file.size, file.digest) for file in files})
 
     def content(self) -> bytes:
-        """Return the one way in which it is stored, its own checksum included."""
+        """Return the stored form of the receipt, including a checksum; it is unique."""
         fields = {"cube": self.cube, "files": self.files}
         checksum = google_crc32c.value(json.dumps(fields, sort_keys=True).encode())
         return json.dumps({**fields, "crc32c": f"{checksum:08x}"}, indent=1, sort_keys=True).encode()
@@ -51,12 +52,12 @@ class Receipt:
 
 
 def receipt_name(window: int | None) -> str:
-    """Return the path in the cube of the receipt of a window, or of that of the coordinates."""
+    """Return the path in the cube of the receipt of a window, or of the coordinates if it is None."""
     return "committed/receipt.json" if window is None else f"committed/receipt.{window}.json"
 
 
 def file_entry(path: Path) -> tuple[int, str]:
-    """Return the size in bytes and the SHA-256 of a file, as a receipt holds them."""
+    """Return the size in bytes and the SHA-256 of a file, as stored in receipts."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
@@ -72,12 +73,12 @@ def read_receipt(folder: Folder, window: int | None, *, promised: bool) -> Recei
     window
         The index of the window; None for the coordinates.
     promised
-        Whether the cube says that it has receipts.
+        Whether the attributes of the cube state that it has receipts.
 
     Returns
     -------
     Receipt, Fault or None
-        What is wrong with it; None where there is none, and need not be.
+        A fault if the receipt is missing or damaged; None if there is none and none was promised.
     """
     name = receipt_name(window)
     content = folder.read(name, _LIMIT)
@@ -91,5 +92,5 @@ def read_receipt(folder: Folder, window: int | None, *, promised: bool) -> Recei
         receipt = Receipt(str(stored["cube"]), files)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return Fault(name, "is truncated or corrupted", _AGAIN)
-    # any other bytes than those that were written, be they of equal meaning, are damage
+    # any change is damage, even one that does not alter the meaning
     return receipt if receipt.content() == content else Fault(name, "is truncated or corrupted", _AGAIN)

@@ -1,4 +1,4 @@
-"""The run folder around a cube: its lock, its frozen config, its heartbeat."""
+"""The run folder that contains a cube: its lock, its frozen config, its heartbeat."""
 
 import fcntl
 import json
@@ -25,21 +25,21 @@ CONFIG = "config.yaml"
 STATUS = "status.json"
 LOG = "log.txt"
 LOCK = ".lock"
-OUTPUT = "output.txt"  # what a run says that nobody watches
+OUTPUT = "output.txt"  # standard output and error of a run in the background
 SKIPPED = "skipped.jsonl"
-STATUS_BYTES = MB  # a thousand languages, and labels of twenty values
-_REPLACED = (STATUS, CONFIG, SKIPPED, MOMENTS)
-_OURS = {CUBE, CREATING, LOG, LOCK, OUTPUT, *_REPLACED}
+STATUS_BYTES = MB  # enough for a thousand languages, and labels of twenty values
+_REPLACED = (STATUS, CONFIG, SKIPPED, MOMENTS)  # each written anew under a temporary name
+_RUN_FILES = {CUBE, CREATING, LOG, LOCK, OUTPUT, *_REPLACED}
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 
 
 class Status(BaseModel):
-    """The heartbeat of a run, as it is believed: each field is of its type, others are left out.
+    """The validated heartbeat of a run; unknown fields are ignored.
 
-    It is the :class:`actkit.extraction.monitoring.progress.Progress` of the run, with who wrote it and when
-    (`updated`, in seconds since 1970, for the years 1 to 9999: a wrong clock is no fault of the run).
+    It holds the :class:`actkit.extraction.monitoring.progress.Progress` of the run, the process and host that
+    wrote it, and the time (`updated`, in seconds since 1970; years 1 to 9999, since clocks can be wrong).
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -65,7 +65,7 @@ class Status(BaseModel):
 
 
 def check_folder(run: Path) -> list[Fault]:
-    """Find what keeps a folder from becoming, or being continued as, a run folder.
+    """Find reasons why a run cannot be started or continued in a folder.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def check_folder(run: Path) -> list[Fault]:
     Returns
     -------
     list of Fault
-        It is a file, holds things that are not ours, or cannot be written.
+        Faults if the path is a file, holds files of other programs, or cannot be written.
     """
     where = f"out {run}"
     if "\0" in str(run):
@@ -83,11 +83,11 @@ def check_folder(run: Path) -> list[Fault]:
     try:
         mode = None
         with suppress(FileNotFoundError, NotADirectoryError):
-            mode = run.stat().st_mode  # once: another process may make the folder meanwhile
+            mode = run.stat().st_mode  # called once, because another process may create the folder meanwhile
         if mode is not None and stat.S_ISDIR(mode):
             names = {entry.name for entry in run.iterdir()}
-            # what somebody put beside a cube, such as a report, is theirs
-            foreign = sorted(names - _OURS) if CUBE not in names else []
+            # users may add files to a folder that has a cube, such as a report
+            foreign = sorted(names - _RUN_FILES) if CUBE not in names else []
             foreign = [name for name in foreign if finished_name(name) not in _REPLACED]
             if foreign:
                 shown = ", ".join(foreign[:3]) + (" …" if len(foreign) > 3 else "")
@@ -100,50 +100,48 @@ def check_folder(run: Path) -> list[Fault]:
     except OSError as error:
         return [Fault(where, f"cannot be used: {error.strerror}", "choose another folder")]
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        return [Fault(where, f"{nearest} cannot be written", "choose another folder, or change its rights")]
+        return [
+            Fault(where, f"{nearest} cannot be written", "choose another folder, or change its permissions")
+        ]
     return []
 
 
 def _unusable(run: Path, where: str) -> list[Fault]:
-    """Find what would lead a writer out of the folder, or keep it waiting: links, FIFOs and devices."""
+    """Find links, FIFOs and devices, which would lead a writer out of the folder or make it hang."""
     faults = []
     for entry in sorted(os.scandir(run), key=lambda entry: entry.name):
-        noun = "folder" if entry.name in (CUBE, CREATING) else "file"
-        ours = entry.name in _OURS or finished_name(entry.name) in _REPLACED
-        if ours and not _is_own(entry, is_folder=noun == "folder"):
-            what = "is a link" if entry.is_symlink() else f"is not a regular {noun}"
-            faults.append(
-                Fault(f"{where}/{entry.name}", what, f"put a {noun} of its own there, or remove it")
-            )
+        is_folder = entry.name in (CUBE, CREATING)
+        is_run_file = entry.name in _RUN_FILES or finished_name(entry.name) in _REPLACED
+        is_type = entry.is_dir if is_folder else entry.is_file
+        if is_run_file and not is_type(follow_symlinks=False):
+            noun = "folder" if is_folder else "regular file"
+            what = "is a link" if entry.is_symlink() else f"is not a {noun}"
+            faults.append(Fault(f"{where}/{entry.name}", what, f"replace it with a {noun}, or remove it"))
         elif entry.name == CUBE:
-            found = next(_foreign(entry.path), None)
-            if found is not None:
-                what, hint = "is a link, or neither file nor folder", "put what it stands for there"
-                faults.append(Fault(f"{where}/{Path(found).relative_to(run)}", what, hint))
+            irregular = next(_irregular(entry.path), None)
+            if irregular is not None:
+                what, hint = "is a link, or neither file nor folder", "replace it with its target"
+                faults.append(Fault(f"{where}/{Path(irregular).relative_to(run)}", what, hint))
     return faults
 
 
-def _foreign(folder: str) -> Iterator[str]:
-    """Yield what is in a folder, or in those below it, and neither a file nor a folder."""
-    folders = [folder]  # not a recursion: a received folder may be of any depth
+def _irregular(folder: str) -> Iterator[str]:
+    """Yield the entries of a folder tree that are neither files nor folders."""
+    folders = [folder]  # without recursion, since a downloaded folder may have any depth
     while folders:
-        for entry in list(os.scandir(folders.pop())):  # a scan that is not ended would stay open
+        for entry in list(os.scandir(folders.pop())):  # an unfinished scan would keep its folder open
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
             elif not entry.is_file(follow_symlinks=False):
                 yield entry.path
 
 
-def _is_own(entry: os.DirEntry[str], *, is_folder: bool) -> bool:
-    return entry.is_dir(follow_symlinks=False) if is_folder else entry.is_file(follow_symlinks=False)
-
-
 @contextmanager
 def locked(run: Path) -> Iterator[Folder]:
-    """Hold a run folder, alone.
+    """Hold the exclusive lock of a run folder.
 
-    The lock is the kernel's: it ends with its process, however that ends. It is that of the folder and not
-    of its path, as are the files that are written through what is yielded.
+    The kernel releases the lock when the process ends, however it ends. The lock, and the files written
+    through the yielded object, belong to the folder rather than to its path.
 
     Yields
     ------
@@ -153,9 +151,9 @@ def locked(run: Path) -> Iterator[Folder]:
     Raises
     ------
     LockedError
-        Where another process holds it; the message names pid and host.
+        If another process holds the lock; the message names its pid and host.
     StorageError
-        Where the folder is moved, deleted or replaced at once.
+        If the folder is moved, deleted or replaced while it is being locked.
     """
     lock = filelock.FileLock(run / LOCK)
     with storage_errors("cannot lock the run folder"):
@@ -177,23 +175,22 @@ def locked(run: Path) -> Iterator[Folder]:
 
 @contextmanager
 def unused(run: Path) -> Iterator[None]:
-    """Keep writers out of a run folder that may come from anywhere, without a change to its status.
+    """Keep writers out of an untrusted run folder, without changing its status.
 
     Raises
     ------
     LockedError
-        Where a process writes it, whatever its status says.
+        If a process is writing to it, whatever its status says.
     OSError
-        Where its lock cannot be opened.
+        If its lock cannot be opened.
     """
     lock, descriptor = run / LOCK, -1
     try:
-        if not os.path.lexists(lock) or (
-            lock.is_file() and not lock.is_symlink()
-        ):  # no writer locks anything but a file
+        # writers lock only regular files
+        if not os.path.lexists(lock) or (lock.is_file() and not lock.is_symlink()):
             try:
                 descriptor = open_descriptor(lock, os.O_RDWR | os.O_CREAT)
-            except IrregularError:  # a file that has another name elsewhere is opened for reading alone
+            except IrregularError:  # a file with several names can only be opened for reading
                 descriptor = open_descriptor(lock)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -213,7 +210,7 @@ def _locked_error(run: Path) -> LockedError:
 
 
 def write_status(run: Path | Folder, status: Mapping[str, Any]) -> None:
-    """Replace the heartbeat; pid, host and time are added, counts that make it too long left out."""
+    """Replace the heartbeat, adding pid, host and time; if it is too long, omit the counts."""
     entry = {"pid": os.getpid(), "host": socket.gethostname(), "updated": time.time(), **status}
     text = json.dumps(entry, indent=1)
     if len(text) > STATUS_BYTES:
@@ -226,7 +223,7 @@ def write_status(run: Path | Folder, status: Mapping[str, Any]) -> None:
 
 
 def read_status(run: Path) -> tuple[dict[str, Any], list[Fault]]:
-    """Read the last heartbeat, believing nothing of it that is not of its type.
+    """Read and validate the last heartbeat.
 
     Parameters
     ----------
@@ -236,9 +233,9 @@ def read_status(run: Path) -> tuple[dict[str, Any], list[Fault]]:
     Returns
     -------
     status : dict
-        The fields of :class:`Status` that it has; empty where there is none, or where it cannot be read.
+        The fields of :class:`Status` that are set; empty if there is no heartbeat or it cannot be read.
     faults : list of Fault
-        Why it cannot be read.
+        Reasons why it cannot be read.
     """
     where, hint = str(run / STATUS), "remove it; running again writes a new one"
     try:
@@ -255,10 +252,10 @@ def read_status(run: Path) -> tuple[dict[str, Any], list[Fault]]:
 
 
 def frozen_folder(config: Path) -> Path | None:
-    """Return the run folder whose frozen config a file is; None for one that somebody wrote.
+    """Return the run folder to which a frozen config belongs; None for a config that a user wrote.
 
-    What was asked for the `out` of a run is where it lay then; a run that was copied or moved since goes on
-    where its config lies.
+    The `out` in a frozen config may be outdated: a run that was copied or moved continues in the folder of
+    its config.
 
     Parameters
     ----------
@@ -271,12 +268,12 @@ def frozen_folder(config: Path) -> Path | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never half.
+    """Replace a small file atomically: readers see either the old or the new content.
 
     Raises
     ------
     StorageError
-        Where the disk refuses.
+        If the disk cannot be written.
     """
     with storage_errors("cannot write"), closing(Folder(path.parent)) as folder:
         folder.replace(path.name, text.encode())

@@ -1,4 +1,4 @@
-"""Windows written as those of a cube are, but into files without a name: to see what that takes."""
+"""Trial writes of windows into unnamed temporary files, to measure their cost."""
 
 import os
 import tempfile
@@ -21,7 +21,7 @@ from .writer import fsync, storage_errors
 
 
 @dataclass(frozen=True)
-class Written:
+class WriteCost:
     """Cost of writing one window.
 
     Parameters
@@ -29,28 +29,28 @@ class Written:
     sizes
         Bytes of each variable.
     seconds, busy
-        Of the variables that have a vector for each token: how long it took, and how long cores were busy.
-    beside
-        Seconds for the others, and for the commit.
+        Wall-clock and CPU seconds for the variables that have a vector for each token.
+    other_seconds
+        Wall-clock seconds for the other variables and the commit.
     """
 
     sizes: Mapping[str, int]
     seconds: float
     busy: float
-    beside: float
+    other_seconds: float
 
 
-class NamelessWriter:
-    """Compresses and writes windows, each variable safely on disk, of which nothing can be read again.
+class ScratchWriter:
+    """Writes windows as a cube stores them, each variable flushed to disk, but keeps nothing.
 
     Parameters
     ----------
     folder
-        On the disk in question; it never holds a file that has a name.
+        Folder on the disk to measure; no named file appears in it.
     plan
-        Of the cube that the windows could belong to.
+        Plan of the cube that the windows could belong to.
     threads
-        How many threads compress.
+        Number of threads that compress.
     """
 
     def __init__(self, folder: Path, plan: Plan, *, threads: int = 1) -> None:
@@ -58,7 +58,7 @@ class NamelessWriter:
         self._plan = plan
         self._shards = ShardWriter(threads)
 
-    def write(self, values: Mapping[str, np.ndarray | Ragged], n_samples: int) -> Written:
+    def write(self, values: Mapping[str, np.ndarray | Ragged], n_samples: int) -> WriteCost:
         """Write one window.
 
         Parameters
@@ -66,12 +66,12 @@ class NamelessWriter:
         values
             As for :meth:`~actkit.store.writer.CubeWriter.write`.
         n_samples
-            How many it holds.
+            Number of samples in the window.
 
         Raises
         ------
         StorageError
-            Where the disk refuses.
+            If the disk cannot be written.
         """
         group = zarr.create_group(MemoryStore(), zarr_format=3)
         arrays = {name: self._create(group, name, n_samples) for name in values}
@@ -92,10 +92,10 @@ class NamelessWriter:
                 fsync(self._folder)
             self._write(b"committed")
             fsync(self._folder)
-        return Written(sizes, seconds, busy, time.perf_counter() - started)
+        return WriteCost(sizes, seconds, busy, time.perf_counter() - started)
 
     def close(self) -> None:
-        """End its threads."""
+        """Stop the threads."""
         self._shards.close()
 
     def _create(self, group: zarr.Group, name: str, n_samples: int) -> Array:

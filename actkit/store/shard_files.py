@@ -1,4 +1,4 @@
-"""One shard, written whole: the inner chunks of a window, one after the other, and where each lies."""
+"""Shards written at once: the inner chunks of a window, followed by the index of their offsets."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,21 +16,21 @@ from zarr.storage import MemoryStore, StorePath
 from .layout import BLOSC_LEVEL, BLOSC_NAME, Array, shard_region
 from .ragged import Ragged
 
-# a user may have set another one for reading; zarrs leaves out empty chunks
+# a user may have configured another pipeline for reading; that of zarrs omits empty chunks
 PIPELINE = {"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
 _ABSENT = 2**64 - 1
 _CHECKSUM_BYTES = 4
 
 
 class Writable(Protocol):
-    """Whatever takes bytes."""
+    """An object to which bytes can be written."""
 
     def write(self, content: bytes, /) -> int:  # noqa: D102
         ...
 
 
 class _Tile(NamedTuple):
-    """A chunk of one layer: its place among them, the positions that fill its cells, and its empty cells."""
+    """A chunk of one layer: its index in the grid, the positions that fill its cells, and its empty cells."""
 
     place: tuple[int, int]
     positions: np.ndarray
@@ -38,17 +38,17 @@ class _Tile(NamedTuple):
 
 
 class ShardWriter:
-    """Writes the shards of variables that have tokens and hidden.
+    """Writes the shards of variables with tokens and hidden.
 
     Parameters
     ----------
     threads
-        How many chunks are compressed at once.
+        Number of chunks compressed concurrently.
 
     Notes
     -----
-    The format is that of the `sharding_indexed` codec of zarr v3, index at the end, with the inner
-    codecs that `layout.create_array` names; a chunk without any token is left out, and reads as NaN.
+    The format is that of the `sharding_indexed` codec of zarr v3 with the index at the end and the inner
+    codecs of `layout.create_array`. Chunks without tokens are omitted and read as NaN.
     """
 
     def __init__(self, threads: int = 1) -> None:
@@ -57,34 +57,34 @@ class ShardWriter:
         self._codec = Blosc(BLOSC_NAME, BLOSC_LEVEL, BITSHUFFLE)
 
     def close(self) -> None:
-        """End its threads."""
+        """Stop the threads."""
         if self._pool is not None:
             self._pool.shutdown()
 
     def write_to(self, file: Writable, array: Array, values: Ragged) -> int:
-        """Write the bytes of a shard to an open file, and return how many they are.
+        """Write a shard to an open file, and return its size in bytes.
 
         Parameters
         ----------
         file
-            The file.
+            The open file.
         array
-            Its array, which says how shards are cut into chunks.
+            Array of the shard, which determines the sizes of shards and chunks.
         values
-            What the window holds.
+            Values of the window.
         """
         assert array.shards is not None
         grid = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         *layers, groups, tiles, _ = grid
         index = np.full((*layers, groups, tiles, 1, 2), _ABSENT, dtype="<u8")
-        tiles_held = list(_tiles(values, *array.chunks[-3:-1]))
+        layer_tiles = list(_tiles(values, *array.chunks[-3:-1]))
         offset = 0
         for row, layer in enumerate(values.layers):
 
             def compress(tile: _Tile, row: int = row) -> bytes:
                 return self._compress(values, row, tile, array.chunks[-1])
 
-            for tile, content in zip(tiles_held, self._map(compress, tiles_held), strict=True):
+            for tile, content in zip(layer_tiles, self._map(compress, layer_tiles), strict=True):
                 index[(*(layer for _ in layers), *tile.place, 0)] = offset, len(content) + _CHECKSUM_BYTES
                 offset += _write_checked(file, content)
         return offset + _write_checked(file, index.tobytes())
@@ -102,11 +102,12 @@ class ShardWriter:
 
 
 def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
-    """Yield the chunks of a layer that hold any token."""
+    """Yield the chunks of a layer that contain tokens."""
     for group, first in enumerate(range(0, len(values.lengths), samples)):
         starts, lengths = np.zeros((2, samples), dtype=np.int64)
-        own = values.lengths[first : first + samples]
-        starts[: len(own)], lengths[: len(own)] = values.starts[first : first + samples], own
+        count = len(values.lengths[first : first + samples])
+        starts[:count] = values.starts[first : first + samples]
+        lengths[:count] = values.lengths[first : first + samples]
         for number in range(-(-int(lengths.max()) // tokens)):
             offsets = np.arange(number * tokens, (number + 1) * tokens)
             positions = (starts[:, None] + offsets).ravel()
@@ -114,23 +115,23 @@ def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
 
 
 def _write_checked(file: Writable, content: bytes) -> int:
-    """Write bytes and the checksum that zarr's `crc32c` codec expects, and return how many they are."""
+    """Write bytes and the checksum that zarr's `crc32c` codec expects; return the number of bytes written."""
     file.write(content)
     file.write(int(google_crc32c.value(content)).to_bytes(_CHECKSUM_BYTES, "little"))
     return len(content) + _CHECKSUM_BYTES
 
 
 def in_memory(array: Array) -> tuple[Array, dict[str, Buffer]]:
-    """Return an array of the same metadata that holds nothing, and the dict that its files go to, by key."""
+    """Return an empty array in memory with the same metadata, and the dict that receives its files by key."""
     stored: dict[str, Buffer] = {}
     with zarr.config.set(PIPELINE):
         empty = zarr.Array.from_dict(StorePath(MemoryStore(stored)), array.metadata.to_dict())
-        # this setting is not stored: without it, a shard of zeros would be no file at all
+        # this setting is not stored in the metadata; without it, a shard of zeros would not be written
         return empty.with_config(ArrayConfig.from_dict({"write_empty_chunks": True})), stored  # type: ignore[return-value]
 
 
 def encoded(array: Array, window: int, values: np.ndarray) -> bytes:
-    """Return the bytes of one file of an array, as zarr writes them."""
+    """Return the bytes of one file of an array, as zarr encodes them."""
     twin, stored = in_memory(array)
     twin[shard_region(array, window)] = storable(values)
     (content,) = stored.values()
@@ -138,5 +139,5 @@ def encoded(array: Array, window: int, values: np.ndarray) -> bytes:
 
 
 def storable(array: np.ndarray) -> Any:
-    """Return an array as zarr takes it: strings of any length are no objects."""
+    """Return an array as zarr stores it, with Python strings in NumPy's string type."""
     return array.astype(np.dtypes.StringDType()) if array.dtype == object else array

@@ -1,4 +1,4 @@
-"""Find the damaged files of a cube, and name them."""
+"""Verification of a cube: find and name the damaged files."""
 
 import os
 from collections.abc import Iterable
@@ -28,16 +28,16 @@ from .metadata import CHECKSUM, CHUNK_LIMIT
 from .plain_store import PlainStore
 from .receipts import RECEIPTS, Receipt, file_entry, read_receipt
 
-RERUN = "delete it if it is there, and rerun the extraction"
+RERUN = "delete it if it exists, and rerun the extraction"
 
 
 class StrictStore(PlainStore):
-    """A store in which a missing or empty chunk is an error, not a field of fill values."""
+    """A store in which a missing or empty chunk raises an error instead of reading as fill values."""
 
-    def _accepted(self, key: str, found: Buffer | None) -> Buffer | None:
-        if key.rsplit("/", 1)[-1].startswith("c.") and (found is None or not len(found)):
+    def _accepted(self, key: str, content: Buffer | None) -> Buffer | None:
+        if key.rsplit("/", 1)[-1].startswith("c.") and (content is None or not len(content)):
             raise FileNotFoundError(key)
-        return super()._accepted(key, found)
+        return super()._accepted(key, content)
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Verification:
     path
         The ``.zarr`` folder.
     files, bytes
-        How many files were read, and how large they are.
+        Number of files read, and their total size in bytes.
     committed, samples
-        Samples in committed windows, and samples in all.
+        Number of samples in committed windows, and number of all samples.
     faults
-        One for each damaged file; empty where the cube is sound.
+        One fault per damaged file; empty if the cube is intact.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every committed sample is sound."""
+        """Whether all committed samples are intact."""
         return not self.faults
 
 
@@ -85,7 +85,7 @@ def verify(path: str | Path) -> Verification:
     Raises
     ------
     CubeError
-        Where there is no cube, or its metadata are damaged.
+        If there is no cube, or its metadata are damaged.
     """
     folder = cube_path(path)
     group = open_group(folder)
@@ -122,7 +122,7 @@ def _receipts(path: Path, group: zarr.Group, committed: np.ndarray) -> dict[int 
 
 
 def _foreign(shard: Shard, receipt: Receipt | Fault | None) -> list[Fault]:
-    """Return a fault where a sound file is not the one that was committed with its window."""
+    """Return a fault if an intact file is not the one that was committed with its window."""
     if not isinstance(receipt, Receipt):
         return []
     if receipt.files.get(str(shard)) == file_entry(shard.path):
@@ -136,9 +136,10 @@ def read_committed(path: Path, group: zarr.Group) -> tuple[np.ndarray, list[Faul
     Returns
     -------
     committed : numpy.ndarray
-        Boolean, dims ``(sample,)``; the same for all samples of a window, and False where the ledger is
-        damaged.
+        Boolean, dims ``(sample,)``; equal for all samples of a window, and False if the flags of the window
+        are damaged.
     faults : list of Fault
+        One fault per damaged file of flags.
     """
     array = array_of(group, "committed")
     committed, faults = _read_flags(path, array)
@@ -147,30 +148,30 @@ def read_committed(path: Path, group: zarr.Group) -> tuple[np.ndarray, list[Faul
     for shard in list(shards(path, array)) if mixed.any() else []:
         if mixed[shard.window]:
             committed[shard_region(array, shard.window)] = False
-            faults.append(Fault(str(shard), "commits a part of its window", RERUN))
+            faults.append(Fault(str(shard), "commits only part of its window", RERUN))
     return committed, faults
 
 
 def _read_flags(path: Path, array: Array) -> tuple[np.ndarray, list[Fault]]:
-    """Read the flags as they are stored, and name the files that are damaged."""
+    """Read the stored flags, and return a fault for each damaged file."""
     try:
         return np.asarray(array[:], dtype=bool), []
-    except Exception:  # the codecs raise what they like; each chunk is looked at alone
+    except Exception:  # each codec raises its own; read chunk by chunk to find the damaged files
         committed = np.zeros(array.shape, dtype=bool)
         faults = []
         for shard in shards(path, array):
-            if not os.path.lexists(shard.path):  # no damage: a window that is not there
+            if not os.path.lexists(shard.path):  # not damaged: the window is not committed
                 continue
             region = shard_region(array, shard.window)
-            found = shard_faults(array, [shard])
-            faults += found
-            if not found:
+            damage = shard_faults(array, [shard])
+            faults += damage
+            if not damage:
                 committed[region] = np.asarray(array[region])
         return committed, faults
 
 
 def shard_faults(array: Array, candidates: Iterable[Shard]) -> list[Fault]:
-    """Return a fault for each file that cannot be read whole."""
+    """Return a fault for each file that cannot be read completely."""
     return [Fault(str(shard), what, RERUN) for shard in candidates if (what := _shard_fault(array, shard))]
 
 

@@ -1,4 +1,4 @@
-"""Create a cube, write its windows, commit them: in this order, each safely on disk before the next."""
+"""Creation of cubes, and writing and committing of windows, each step flushed to disk before the next."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ import zarr
 
 from ..batch_plan import Plan
 from ..errors import Fault, StorageError
-from ..schema import DIMS, FORMAT, VARIABLES, label, label_attrs
+from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs
 from .folders import Folder, Partial
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
@@ -26,28 +26,28 @@ _KEPT = "committed windows are safe, rerun to continue"
 
 
 @contextmanager
-def storage_errors(doing: str, kept: str = _KEPT) -> Iterator[None]:
-    """Turn what the operating system refuses into a :class:`StorageError`.
+def storage_errors(failed: str, kept: str = _KEPT) -> Iterator[None]:
+    """Turn errors of the operating system into a :class:`StorageError`.
 
     Parameters
     ----------
-    doing
-        What was done.
+    failed
+        Start of the message, which says what failed.
     kept
-        What of it is there, and how to go on. It also replaces what errors from within say by default: what
-        was committed to a folder that the caller removes is not safe.
+        End of the message, which says what was kept and how to continue. It replaces the default in errors
+        raised within, because committed windows are lost if the caller removes their folder.
     """
     try:
         yield
     except StorageError as error:
-        before, found, _ = str(error).rpartition(_KEPT)
-        if found and kept != _KEPT:
-            raise StorageError(before + kept) from error
+        message, default, _ = str(error).rpartition(_KEPT)
+        if default and kept != _KEPT:
+            raise StorageError(message + kept) from error
         raise
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         where += "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        raise StorageError(f"{doing}{where}: {error.strerror or error}; {kept}") from error
+        raise StorageError(f"{failed}{where}: {error.strerror or error}; {kept}") from error
 
 
 def create_cube(
@@ -60,81 +60,104 @@ def create_cube(
     rows: Iterable[Mapping[str, np.ndarray]],
     attrs: Mapping[str, str | int | float | bool],
 ) -> None:
-    """Write an empty cube with the coordinates that are known, then put it in its place.
+    """Create a cube that holds its coordinates but no windows; it appears only once it is complete.
 
     Parameters
     ----------
     run
-        The run folder, which exists; held, where another process could take its path.
+        The existing run folder; a :class:`Folder` if another process could take its path.
     plan
-        Its shape, window, chunk and batches are used.
+        Plan that determines the shape, windows, chunks and batches.
     variables
         Names of the variables that are written by window.
     coords
-        Values of coordinates of ``schema.VARIABLES``, whole.
+        Values of coordinates of ``schema.VARIABLES`` for all samples.
     labels
-        The label columns: name to dtype, as :attr:`actkit.labels.LabelType.dtype` names it.
+        Label columns: name to dtype, as in :attr:`actkit.labels.LabelType.dtype`.
     rows
-        Values of ``ROW_COORDS`` and of the labels, in blocks of consecutive samples of ``COORD_CHUNK``.
+        Values of ``ROW_COORDS`` and of the labels, in blocks of ``COORD_CHUNK`` consecutive samples.
     attrs
-        JSON scalars that say how the cube was made.
+        JSON scalars that describe how the cube was made.
 
     Raises
     ------
     StorageError
-        Where the disk refuses, or the folder is not there any more.
+        If the disk cannot be written, or the folder no longer exists.
     """
-    # a name of its own: after an error zarr's threads may still be writing where the last attempt built
-    place = f"{CREATING}/{uuid4().hex}"
-    names = [*coords, "batch", "committed", *ROW_COORDS]
-    declared = [VARIABLES[name] for name in (*variables, *names)]
+    # a unique name, because after an error zarr's threads may still be writing to that of the last attempt
+    temporary = f"{CREATING}/{uuid4().hex}"
+    declared = [VARIABLES[name] for name in (*variables, *coords, "batch", "committed", *ROW_COORDS)]
     declared += [label(name, dtype) for name, dtype in labels.items()]
     with ExitStack() as stack:
         stack.enter_context(storage_errors("cannot create the cube in"))
         stack.enter_context(zarr.config.set(PIPELINE))
         folder = run if isinstance(run, Folder) else stack.enter_context(closing(Folder(run)))
         folder.check()
-        building = folder.held(place)
+        building = folder.path_to(temporary)
         folder.remove_tree(CREATING)
         group = zarr.create_group(building, zarr_format=3)
-        arrays = {
-            variable.name: create_array(
-                group,
-                variable,
-                vars(plan.shape_of(variable)),
-                window=plan.window,
-                chunk=plan.chunk_of(variable),
-                attrs=label_attrs(labels[variable.name]) if variable.name in labels else {},
-            )
-            for variable in declared
-        }
+        arrays = _create_arrays(group, declared, plan, labels)
         for name, values in {**coords, "batch": plan.batches}.items():
             arrays[name][:] = values
         _write_rows({name: arrays[name] for name in (*ROW_COORDS, *labels)}, rows)
-        # other xarray readers go by this attribute
-        listed: dict[str, list[str]] = {}
-        for variable in declared:
-            short = variable.name.rsplit("/", 1)[-1]
-            if variable.coord and short not in DIMS:
-                listed.setdefault(variable.group, []).append(short)
-        groups = list(dict.fromkeys(variable.group for variable in declared if variable.group))
-        for name in groups:
-            group.require_group(name).update_attributes({"coordinates": " ".join(listed.get(name, []))})
-        described = {"actkit_format": FORMAT, **attrs, RECEIPTS: True, "coordinates": " ".join(listed[""])}
-        seal(building, group, [*(variable.name for variable in declared), *groups], described)
-        once = [
-            variable.name for variable in declared if not variable.by_window and variable.name != "committed"
-        ]
-        written = [shard for name in once for shard in shards(building, arrays[name])]
-        entries = {str(shard): file_entry(shard.path) for shard in written}
-        receipt = Receipt(str(group.attrs[CHECKSUM]), entries)
-        (building / receipt_name(None)).write_bytes(receipt.content())
-        for built, _, files in os.walk(building, topdown=False):
-            for name in [*files, ""]:
-                fsync(Path(built) / name)
-        folder.rename(place, CUBE)
+        _write_attributes(building, group, declared, attrs)
+        _write_coordinate_receipt(building, group, declared)
+        _fsync_tree(building)
+        folder.rename(temporary, CUBE)
         folder.sync()
         folder.remove_tree(CREATING)
+
+
+def _create_arrays(
+    group: zarr.Group, variables: Sequence[Variable], plan: Plan, labels: Mapping[str, str]
+) -> dict[str, Array]:
+    return {
+        variable.name: create_array(
+            group,
+            variable,
+            vars(plan.shape_of(variable)),
+            window=plan.window,
+            chunk=plan.chunk_of(variable),
+            attrs=label_attrs(labels[variable.name]) if variable.name in labels else {},
+        )
+        for variable in variables
+    }
+
+
+def _write_attributes(
+    path: Path,
+    group: zarr.Group,
+    variables: Sequence[Variable],
+    attrs: Mapping[str, str | int | float | bool],
+) -> None:
+    """Write the attributes of a new cube and of its groups, and its seal."""
+    # other readers find coordinates through the attribute `coordinates`
+    coordinates: dict[str, list[str]] = {"": [], **{variable.group: [] for variable in variables}}
+    for variable in variables:
+        name = variable.name.rpartition("/")[2]
+        if variable.coord and name not in DIMS:
+            coordinates[variable.group].append(name)
+    groups = [name for name in coordinates if name]
+    for name in groups:
+        group.require_group(name).update_attributes({"coordinates": " ".join(coordinates[name])})
+    root_attrs = {"actkit_format": FORMAT, **attrs, RECEIPTS: True, "coordinates": " ".join(coordinates[""])}
+    seal(path, group, [*(variable.name for variable in variables), *groups], root_attrs)
+
+
+def _write_coordinate_receipt(path: Path, group: zarr.Group, variables: Sequence[Variable]) -> None:
+    """Write the receipt of the arrays that are complete when a cube is created."""
+    complete = [
+        variable.name for variable in variables if not variable.by_window and variable.name != "committed"
+    ]
+    files = [shard for name in complete for shard in shards(path, array_of(group, name))]
+    receipt = Receipt(str(group.attrs[CHECKSUM]), {str(shard): file_entry(shard.path) for shard in files})
+    (path / receipt_name(None)).write_bytes(receipt.content())
+
+
+def _fsync_tree(path: Path) -> None:
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in [*files, ""]:
+            fsync(Path(folder) / name)
 
 
 def _write_rows(arrays: Mapping[str, Array], rows: Iterable[Mapping[str, np.ndarray]]) -> None:
@@ -154,9 +177,9 @@ class CubeWriter:
     path
         The ``.zarr`` folder.
     plan
-        The plan that the cube was created with.
+        The plan with which the cube was created.
     threads
-        How many threads compress.
+        Number of threads that compress.
     """
 
     def __init__(self, path: Path, plan: Plan, *, threads: int = 1) -> None:
@@ -185,10 +208,10 @@ class CubeWriter:
         }
 
     def recover(self) -> list[int]:
-        """Remove what a kill left half-written, and tell which windows are still to be computed.
+        """Remove unfinished files of ended processes, and return the windows that remain to be computed.
 
-        A committed window that lacks a file, or whose receipt says that its files are not its own, is taken
-        back. What other processes are writing is left alone.
+        A committed window that lacks files, or whose receipt lists other files or another cube, is revoked.
+        Files that other processes are writing are left alone.
         """
         with storage_errors("cannot recover"):
             self._folder.sweep()
@@ -206,25 +229,26 @@ class CubeWriter:
         labels: Iterable[str],
         rows: Iterable[Mapping[str, np.ndarray]],
     ) -> list[str]:
-        """Write again the coordinates whose files are missing or damaged, and return their names.
+        """Rewrite coordinates whose files are missing or damaged, and return their names.
 
         Parameters
         ----------
         coords, labels, rows
-            As for :func:`create_cube`; the rows are asked for only where one of theirs is damaged.
+            As for :func:`create_cube`; `rows` is iterated only if one of its columns is damaged.
         """
         whole = {**coords, "batch": self._plan.batches}
         with storage_errors("cannot restore the coordinates"):
             self._check()
             arrays = {name: array_of(self._group, name) for name in (*whole, *ROW_COORDS, *labels)}
             receipt = self._receipt(None)
-            known = receipt.files if isinstance(receipt, Receipt) else {}
+            entries = receipt.files if isinstance(receipt, Receipt) else {}
             damaged = [
                 name
                 for name, array in arrays.items()
                 if shard_faults(array, shards(self.path, array))
                 or (
-                    receipt and any(known.get(str(s)) != file_entry(s.path) for s in shards(self.path, array))
+                    receipt
+                    and any(entries.get(str(s)) != file_entry(s.path) for s in shards(self.path, array))
                 )
             ]
             encoding = {name: in_memory(arrays[name]) for name in damaged}
@@ -240,37 +264,37 @@ class CubeWriter:
                     for file in files:
                         file.place()
                     self._folder.sync(name)
-                known = {**known, **Receipt.of(self._seal, files).files}
+                entries = {**entries, **Receipt.of(self._seal, files).files}
             if receipt and damaged:
-                with self._written({receipt_name(None): Receipt(self._seal, known).content()}) as (file,):
+                with self._written({receipt_name(None): Receipt(self._seal, entries).content()}) as (file,):
                     file.place()
                     self._folder.sync("committed")
         return damaged
 
     def write(self, window: int, values: Mapping[str, np.ndarray | Ragged]) -> int:
-        """Write and commit one window, unless it is committed.
+        """Write and commit one window, unless it is already committed.
 
-        Any number of processes may write the same windows: the first to be done commits its files, and the
-        others drop theirs.
+        Several processes may write the same window: the first to finish commits its files, and the others
+        discard theirs.
 
         Parameters
         ----------
         window
-            Its index.
+            Index of the window.
         values
-            For every variable of the cube that is written by window, the window's part; ragged where it
-            holds a vector for each token.
+            The window's part of every variable that is written by window; ragged if the variable has a vector
+            for each token.
 
         Returns
         -------
         int
-            Bytes that reached the disk and count.
+            Bytes committed; 0 if the window had already been committed.
 
         Raises
         ------
         StorageError
-            Where the disk refuses, or the folder was moved, deleted or replaced. The window is then not
-            committed, unless that was only after the flags were in place: what they stand for is safe.
+            If the disk cannot be written, or the folder was moved, deleted or replaced. The window is not
+            committed, unless the error occurred after its flags were in place; its files are then safe.
         """
         with storage_errors(f"cannot write window {window}"):
             self._check()
@@ -290,15 +314,17 @@ class CubeWriter:
                 return self._commit(window, files)
 
     def close(self) -> None:
-        """End its threads, and let go of the folder."""
+        """Stop the threads, and close the folder."""
         self._shards.close()
         self._folder.close()
 
     def _commit(self, window: int, files: list[Partial]) -> int:
-        """Put the files of a window in their places, and its flags last."""
-        receipt = Receipt.of(self._seal, files).content()
-        last = {receipt_name(window): receipt, self._flag_files[window]: self._flags_of(window)}
-        with self._written(last) as (receipt_file, flags_file), self._committing():
+        """Rename the files of a window into place, its receipt and its flags last."""
+        contents = {
+            receipt_name(window): Receipt.of(self._seal, files).content(),
+            self._flag_files[window]: self._flags_of(window),
+        }
+        with self._written(contents) as (receipt_file, flags_file), self._committing():
             if self._is_committed(window):
                 return 0
             for file in files:
@@ -312,7 +338,7 @@ class CubeWriter:
 
     @contextmanager
     def _written(self, contents: Mapping[str, bytes]) -> Iterator[list[Partial]]:
-        """Write files under names that do not count; those that are not placed are removed."""
+        """Write files under temporary names; those that the caller does not place are removed."""
         with ExitStack() as stack:
             files = []
             for name, content in contents.items():
@@ -323,7 +349,7 @@ class CubeWriter:
 
     @contextmanager
     def _committing(self) -> Iterator[None]:
-        """Keep others from committing to the same cube, which still is the one that was opened."""
+        """Hold the commit lock of the cube, after checking that it is still the one that was opened."""
         with self._folder.locked("committed"):
             self._check()
             yield
@@ -331,7 +357,7 @@ class CubeWriter:
     def _check(self) -> None:
         self._folder.check()
         if self._folder.read(METADATA, -1) != self._root:
-            what = "holds another cube now; rerun into another folder"
+            what = "now holds another cube; rerun into another folder"
             raise StorageError(f"{self.path}: {what}")
 
     def _is_committed(self, window: int) -> bool:
@@ -341,12 +367,12 @@ class CubeWriter:
         return self._flags[len(self._plan.samples_of(window))]
 
     def _receipt(self, window: int | None) -> Receipt | Fault | None:
-        """Return the receipt of a window or of the coordinates, or a fault where it is damaged or foreign."""
+        """Return the receipt of a window or of the coordinates, or a fault if it is damaged or foreign."""
         receipt = read_receipt(self._folder, window, promised=bool(self._group.attrs.get(RECEIPTS)))
         return receipt.fault(self._seal, window) or receipt if isinstance(receipt, Receipt) else receipt
 
     def _is_whole(self, window: int) -> bool:
-        """Return whether a window has all the files that its receipt names."""
+        """Return whether a window has all the files that its receipt lists, in the sizes listed."""
         receipt = self._receipt(window)
         if isinstance(receipt, Fault):
             return False
@@ -357,7 +383,7 @@ class CubeWriter:
 
 
 def fsync(path: Path) -> None:
-    """Return once a file or folder is safely on disk."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Copies and parts of cubes that xarray wrote: they hold the values, but no checksums and no ledger."""
+"""Copies of cubes, or of parts of cubes, that xarray wrote: they have no checksums and no ledger."""
 
 import errno
 import os
@@ -21,16 +21,16 @@ from .metadata import (
     Document,
     codec_faults,
     compression,
+    coord_faults,
     file_limit,
     file_shape,
     is_array,
     is_count,
-    once_faults,
     read_document,
 )
 from .plain_store import PlainStore
 
-COPY = "copy"  # an attribute of what was opened
+COPY = "copy"  # attribute of a Dataset opened from a copy
 AGAIN = "write the copy again"
 _SEPARATOR = re.compile(rb'"separator"\s*:\s*"\."')
 
@@ -38,25 +38,25 @@ _SEPARATOR = re.compile(rb'"separator"\s*:\s*"\."')
 def is_copy(folder: Path) -> bool:
     """Return whether a Zarr group was written by xarray rather than by actkit.
 
-    Keys of the chunks of a cube have the separator ``.``, those of xarray ``/``. Each of some twenty arrays
-    says so: no damage to some of them makes a copy of a cube.
+    Chunk keys of cubes have the separator ``.``, those of xarray ``/``. About twenty arrays record the
+    separator, so damage to some of them cannot make a cube look like a copy.
     """
     arrays = sorted(folder.glob(f"*/{METADATA}"), key=lambda path: path.parent.name != "committed")
     return bool(arrays) and not any(_SEPARATOR.search(_read(path)) for path in arrays)
 
 
 def open_copy(folder: Path, group: str) -> xr.Dataset:
-    """Open what :meth:`xarray.Dataset.to_zarr` wrote of a cube, as xarray opens it.
+    """Open a copy that :meth:`xarray.Dataset.to_zarr` wrote, as xarray does.
 
-    Everything in its metadata is checked before anything that they ask for is allocated.
+    All metadata are checked before any memory that they ask for is allocated.
 
     Raises
     ------
     CubeError
-        Where it is no copy of a cube, or xarray cannot open it.
+        If the folder is not a copy of a cube, or xarray cannot open it.
     CorruptError
-        Where metadata or coordinates are damaged, no regular files, or claim more than a copy can hold; on
-        use, also where chunks are.
+        If metadata or coordinates are damaged, irregular files, or claim impossible sizes; on use, also if
+        chunks do.
     """
     documents = _documents(folder)
     limits = {name: file_limit(document) for name, document in documents.items()}
@@ -74,15 +74,19 @@ def open_copy(folder: Path, group: str) -> xr.Dataset:
     except MemoryError:  # says nothing about the files
         raise
     except Exception as error:  # each codec raises its own
-        indices = (name for name in documents if _is_index(name, documents[name]))
+        indices = (
+            name
+            for name, document in documents.items()
+            if document.get("dimension_names") == [name.rpartition("/")[2]]
+        )
         faults = [fault for name in indices for fault in _damaged(store, name, ())]
         if faults:
             raise CorruptError(faults) from error
         raise CubeError(f"{folder}: cannot be opened by xarray: {error}") from error
     if "actkit_format" not in copy.attrs and not group:
         raise CubeError(
-            f"{folder}: is neither a cube nor a copy of one; xarray.open_zarr opens it, and every statistic "
-            "takes what that gives"
+            f"{folder}: is neither a cube nor a copy of one; open it with xarray.open_zarr, whose result "
+            "every statistic accepts"
         )
     lazy: dict[str, Any] = {
         str(name): _lazy(variable, _Stored(store, f"{group}/{name}".lstrip("/"), variable))
@@ -99,7 +103,7 @@ def open_copy(folder: Path, group: str) -> xr.Dataset:
 
 
 class _CopyStore(PlainStore):
-    """A store that also follows no links of folders: nobody checked these when the copy was opened."""
+    """A store that does not follow links to folders, which are not checked when a copy is opened."""
 
     def _check(self, key: str) -> None:
         if os.path.realpath(self.root / key) != os.path.join(os.path.realpath(self.root), key):
@@ -108,7 +112,7 @@ class _CopyStore(PlainStore):
 
 
 class _Stored:
-    """A variable of a copy that dask can slice; damage is an error that names the file."""
+    """A variable of a copy that dask can slice; reading a damaged file raises an error that names it."""
 
     def __init__(self, store: PlainStore, name: str, variable: xr.Variable) -> None:
         self.shape, self.dtype, self.ndim = variable.shape, variable.dtype, variable.ndim
@@ -131,27 +135,30 @@ def _lazy(variable: xr.Variable, stored: _Stored) -> xr.Variable:
     values: Any = da.from_array(  # type: ignore[no-untyped-call]
         stored,
         chunks=stored.chunks,
-        name=False,  # another copy may take the place of this one
+        name=False,  # another copy may replace this one at the same path
         meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
     )
     return xr.Variable(variable.dims, values, variable.attrs, variable.encoding)
 
 
 def _damaged(store: PlainStore, name: str, key: tuple[Any, ...]) -> Iterator[Fault]:
-    """Yield a fault for each file that a selection of an array reads, and that cannot be read whole."""
+    """Yield a fault for each file that a selection of an array reads and that cannot be read completely."""
     array = zarr.open_array(store, path=name, mode="r", zarr_format=3)
     sizes = array.shards or array.chunks
     whole = (slice(None),) * (array.ndim - len(key))
-    touched = [
-        sorted({place // size for place in _places(part, length)})
+    chunk_indices = [
+        sorted({index // size for index in _indices(part, length)})
         for part, length, size in zip((*key, *whole), array.shape, sizes, strict=True)
     ]
-    for chunk in product(*touched):
+    for chunk in product(*chunk_indices):
         path = f"{name}/{array.metadata.encode_chunk_key(chunk)}"
         file = store.root / path
-        what = file_fault(file, store.limits[name]) if os.path.lexists(file) else ""  # else fill values
+        # a missing file reads as fill values
+        what = file_fault(file, store.limits[name]) if os.path.lexists(file) else ""
         if not what:
-            region = tuple(slice(at * size, (at + 1) * size) for at, size in zip(chunk, sizes, strict=True))
+            region = tuple(
+                slice(index * size, (index + 1) * size) for index, size in zip(chunk, sizes, strict=True)
+            )
             try:
                 array[region]
             except MemoryError:
@@ -164,34 +171,34 @@ def _damaged(store: PlainStore, name: str, key: tuple[Any, ...]) -> Iterator[Fau
             yield Fault(path, what, AGAIN)
 
 
-def _places(part: Any, length: int) -> Any:
+def _indices(part: Any, length: int) -> Any:
     if isinstance(part, slice):
         return range(length)[part]
     return np.atleast_1d(np.arange(length)[part]).tolist()
 
 
 def _documents(folder: Path) -> dict[str, Document]:
-    """Return the metadata of each array, by its path.
+    """Return the metadata of each array, by path.
 
     Raises
     ------
     CorruptError
-        Where any of them cannot be read, or asks for what no copy needs; names each file.
+        If metadata cannot be read, or claim what no copy needs; names each file.
     """
     documents: dict[str, Document] = {}
     faults: list[Fault] = []
-    for place, folders, files in os.walk(folder):
-        if METADATA not in (*files, *folders):
+    for node, subfolders, files in os.walk(folder):
+        if METADATA not in (*files, *subfolders):
             continue
-        name = Path(place).relative_to(folder).as_posix()
+        name = Path(node).relative_to(folder).as_posix()
         try:
-            _, document = read_document(Path(place, METADATA))
+            _, document = read_document(Path(node, METADATA))
         except (OSError, ValueError) as error:
             document, what = {}, str(error)
         else:
-            what = _array_fault(Path(place), document) if is_array(document) else ""
+            what = _array_fault(Path(node), document) if is_array(document) else ""
         if is_array(document):
-            folders.clear()  # those of its chunks
+            subfolders.clear()  # they hold chunks
             documents[name] = document
         if what:
             faults.append(Fault(Path(name, METADATA).as_posix(), what, AGAIN))
@@ -203,23 +210,19 @@ def _documents(folder: Path) -> dict[str, Document]:
 
 
 def _array_fault(folder: Path, document: Document) -> str:
-    """Return what in the metadata of an array is not as xarray writes it; empty where nothing is."""
+    """Return how the metadata of an array differ from those that xarray writes, or an empty string."""
     try:
         shape, chunk = document["shape"], file_shape(document)
         if not all(is_count(length, least=0) for length in shape) or not all(map(is_count, chunk)):
-            return "has a shape or chunks that are no numbers of elements"
+            return "has a shape or chunks that are not valid lengths"
         if len(shape) != len(chunk):
             return "has a shape and chunks that disagree"
         what = next(codec_faults(document, chunk, checksums=False), "")
         if not what and len(shape) == 1:
-            what = next(once_faults(folder, shape, chunk, "c/*"), "")
+            what = next(coord_faults(folder, shape, chunk, "c/*"), "")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
-        return "is no metadata of an array"
+        return "is not the metadata of an array"
     return what
-
-
-def _is_index(name: str, document: Document) -> bool:
-    return document.get("dimension_names") == [name.rpartition("/")[2]]
 
 
 def _read(path: Path) -> bytes:

@@ -5,7 +5,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets
 
-from ..config import Config, check
+from ..config import Config
+from ..config_faults import check
 from ..demo import MODEL
 from ..demo.llm import llm_folder
 from ..errors import ActkitError, Fault, FaultsError, InputError

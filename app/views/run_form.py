@@ -67,11 +67,32 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
     # widgets
 
     def _make_widgets(self) -> None:
+        self._make_input_widgets()
+        self._make_layer_widgets()
+        self._make_option_fields()
+        self._make_run_widgets()
+        self._make_config_widgets()
+        for upload in (self._upload, self._load):
+            upload.param.watch(lambda event: self._respond(event.new), "fault")
+
+    def _make_input_widgets(self) -> None:
         settings = self._settings
         chooser = pmui.AutocompleteInput if settings.typed_models else pmui.Select
         free = {"restrict": False} if settings.typed_models else {}
         self._model = chooser(label="Model", options=list(models(settings)), **free, **WIDE)
         self._data = pmui.Select(label="Prompts", options=list(data_files(settings)), **WIDE)
+        self._preview = html(sizing_mode="stretch_width", margin=(6, 6))
+        self._upload = Upload(
+            label="Upload prompts",
+            accept=",".join(FORMATS),
+            max_file_size=settings.max_upload,
+            variant="text",
+        )
+        self._model.param.watch(self._layers_changed, "value")
+        self._data.param.watch(self._data_changed, "value")
+        self._upload.param.watch(self._uploaded, "value")
+
+    def _make_layer_widgets(self) -> None:
         self._layers = pmui.TextInput(label="Layers", value="all", **WIDE)
         self._strip = pmui.CheckButtonGroup(
             label="Layer selection",
@@ -85,45 +106,39 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             label="Components", options=[], value=["residual"], size="small", margin=(6, 6)
         )
         self._meaning = html(margin=(0, 8))
+        self._layers.param.watch(self._layers_changed, "value_input")
+        self._strip.param.watch(self._layers_clicked, "value")
+        self._components.param.watch(self._layers_clicked, "value")
+
+    def _make_option_fields(self) -> None:
         self._fields: dict[str, Any] = {option.name: widget_of(option) for option in options()}
         for name in ("text_column", "language_column", "id_column"):
             self._fields[name] = pmui.Select(label=self._fields[name].label, options=[], **WIDE)
         self._fields["labels"] = pmui.MultiChoice(label="Labels", options=[], **WIDE)
         self._fields["languages"] = pmui.MultiChoice(label="Languages", options=[], placeholder="all", **WIDE)
+        for field in self._fields.values():
+            field.param.watch(self._changed, "value")
+
+    def _make_run_widgets(self) -> None:
         self._name = pmui.TextInput(label="Run name", value=_fresh_name(), **WIDE)
         self._start = pmui.Button(label="Start", color="primary", icon="play_arrow", size="large")
         self._estimate = pmui.Button(label="Estimate time", variant="outlined", icon="schedule", size="large")
         self._planned = html(sizing_mode="stretch_width", margin=(6, 6))
         # separate, so that a check in another thread does not erase the response to a click
-        self._wrong, self._said = (
+        self._fault_alert, self._response_alert = (
             pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width") for _ in range(2)
         )
-        self._preview = html(sizing_mode="stretch_width", margin=(6, 6))
-        self._upload = Upload(
-            label="Upload prompts",
-            accept=",".join(FORMATS),
-            max_file_size=settings.max_upload,
-            variant="text",
-        )
+        self._start.on_click(self._start_run)
+        self._estimate.on_click(lambda _event: self.show_plan(trial=True))
+
+    def _make_config_widgets(self) -> None:
         self._load = Upload(
-            label="Load YAML", accept=".yaml,.yml", max_file_size=settings.max_yaml, variant="text"
+            label="Load YAML", accept=".yaml,.yml", max_file_size=self._settings.max_yaml, variant="text"
         )
         self._save = pmui.FileDownload(
             label="Download YAML", callback=self._yaml, filename="config.yaml", variant="text"
         )
-        self._model.param.watch(self._layers_changed, "value")
-        self._data.param.watch(self._data_changed, "value")
-        self._layers.param.watch(self._layers_changed, "value_input")
-        self._strip.param.watch(self._layers_clicked, "value")
-        self._components.param.watch(self._layers_clicked, "value")
-        for widget in self._fields.values():
-            widget.param.watch(self._changed, "value")
-        self._start.on_click(self._start_run)
-        self._estimate.on_click(lambda _event: self.show_plan(trial=True))
-        self._upload.param.watch(self._uploaded, "value")
         self._load.param.watch(self._loaded, "value")
-        for taker in (self._upload, self._load):
-            taker.param.watch(lambda event: self._say(event.new), "fault")
 
     def _lay_out(self) -> Any:
         columns = pn.FlexBox(*(cell(self._fields[name]) for name in COLUMNS))
@@ -160,8 +175,8 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         return pn.Column(
             heading("Plan"),
             self._planned,
-            self._wrong,
-            self._said,
+            self._fault_alert,
+            self._response_alert,
             self._name,
             pn.FlexBox(self._start, self._estimate, self._save, self._load, gap="8px"),
             sizing_mode="stretch_width",
@@ -282,7 +297,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         wrong = [
             text for name, text in faults.items() if name == "" or "error_state" not in widgets[name].param
         ]
-        self._wrong.param.update(title=wrong[0] if wrong else "", visible=bool(wrong))
+        self._fault_alert.param.update(title=wrong[0] if wrong else "", visible=bool(wrong))
         if faults.keys() & self._rest:
             self._more.active = [0]
         self._start.disabled = self._estimate.disabled = bool(faults)
@@ -311,9 +326,9 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         try:
             self._jobs.start(name, self._config)
         except (ActkitError, OSError) as error:
-            self._say(str(error))
+            self._respond(str(error))
             return
-        self._say("")
+        self._respond("")
         self._name.value = _fresh_name()
         self._started(name)
 
@@ -323,9 +338,9 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         try:
             path = self._keep(str(self._upload.filename), event.new)
         except (ActkitError, OSError) as error:
-            self._say(str(error))
+            self._respond(str(error))
             return
-        self._say("")
+        self._respond("")
         self._data.options = list(data_files(self._settings))
         self._data.value = path.name
 
@@ -357,10 +372,10 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
         values, more = from_options(self._settings, asked)
         if not faults:
             self.set_values(values)
-        self._say("; ".join(map(str, [*faults, *more])))
+        self._respond("; ".join(map(str, [*faults, *more])))
 
-    def _say(self, text: str) -> None:
-        self._said.param.update(title=text, visible=bool(text))
+    def _respond(self, text: str) -> None:
+        self._response_alert.param.update(title=text, visible=bool(text))
 
 
 def _read_upload(content: bytes) -> tuple[dict[str, Any], list[Fault]]:

@@ -24,28 +24,28 @@ def settings(tmp_path: Path, user_cache: Path) -> Settings:
 @pytest.fixture
 def jobs(settings: Settings) -> Iterator[Jobs]:
     """Runs, none of which outlives the test."""
-    own = Jobs(settings)
-    yield own
-    for run in own:
+    new_jobs = Jobs(settings)
+    yield new_jobs
+    for run in new_jobs:
         if run.state.is_active:
             with suppress(InputError):
-                own.cancel(run.name)
+                new_jobs.cancel(run.name)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    own = Server(tmp_path_factory.mktemp("app") / "runs")
-    write_cube(own.workspace / "made-before", n_layers=6, n_samples=60, n_tokens=8)
-    yield own
-    for found in own.jobs:
-        if found.state.is_active:
-            psutil.Process(found.status["pid"]).kill()
-    own.stop()
+    app_server = Server(tmp_path_factory.mktemp("app") / "runs")
+    write_cube(app_server.workspace / "made-before", n_layers=6, n_samples=60, n_tokens=8)
+    yield app_server
+    for run in app_server.jobs:
+        if run.state.is_active:
+            psutil.Process(run.status["pid"]).kill()
+    app_server.stop()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        own = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield own
-        own.close()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()

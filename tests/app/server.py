@@ -46,10 +46,15 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, "-m", "panel", "serve", str(ROOT / "app"), "--address", self.address]
         command += ["--port", str(self.port), "--num-threads", "4", "--warm", *self.options]
-        told = {"ACTKIT_WORKSPACE": str(self.workspace), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        told["XDG_CACHE_HOME"] = str(self.workspace.parent / "cache")  # no models of whoever runs the tests
+        variables = {
+            "ACTKIT_WORKSPACE": str(self.workspace),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # so that models in the cache of the user are not offered
+            "XDG_CACHE_HOME": str(self.workspace.parent / "cache"),
+        }
         with (self.workspace.parent / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **told})
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **variables})
         deadline = time.monotonic() + 60
         while True:
             with suppress(OSError), urlopen(self.url, timeout=60):
@@ -76,17 +81,17 @@ def opened(
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
     page.set_default_timeout(LONG)
-    said: list[str] = []
+    messages: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(url)
     try:
         yield page
         origin = url.split("/app")[0]
         assert [to for to in asked if not to.startswith((origin, "data:", "blob:"))] == []
-        assert said == [] or loses_its_server
+        assert messages == [] or loses_its_server
     finally:
         SCREENS.mkdir(parents=True, exist_ok=True)
         context.close()

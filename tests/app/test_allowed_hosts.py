@@ -79,7 +79,7 @@ def test_the_proxy_of_jupyter_names_all_hosts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "address", "user", "said"),
+    ("host", "address", "user", "reason"),
     [
         ("localhost:5006", "127.0.0.1", None, ""),
         ("evil.example:5006", "127.0.0.1", None, page._FOREIGN),
@@ -95,14 +95,14 @@ def test_the_proxy_of_jupyter_names_all_hosts() -> None:
     ],
 )
 def test_who_is_refused_and_why(
-    host: str, address: str, user: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+    host: str, address: str, user: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = SimpleNamespace(remote_ip=address, host=host)
     state = SimpleNamespace(
         curdoc=SimpleNamespace(session_context=SimpleNamespace(request=request)), user=user
     )
     monkeypatch.setattr(page, "pn", SimpleNamespace(state=state))
-    assert page._refusal() == said
+    assert page._refusal() == reason
 
 
 async def document(port: int, host: str, *, address: str = "127.0.0.1", query: str = "") -> str:
@@ -130,11 +130,11 @@ async def document(port: int, host: str, *, address: str = "127.0.0.1", query: s
 def test_a_foreign_name_is_shown_why_it_is_refused_and_nothing_else(tmp_path: Path) -> None:
     server = Server(tmp_path / "runs")
     try:
-        own = asyncio.run(document(server.port, f"localhost:{server.port}"))
+        allowed_page = asyncio.run(document(server.port, f"localhost:{server.port}"))
         foreign = asyncio.run(document(server.port, f"evil.example:{server.port}"))
     finally:
         server.stop()
-    assert (page._FOREIGN in own, "Extract" in own) == (False, True)
+    assert (page._FOREIGN in allowed_page, "Extract" in allowed_page) == (False, True)
     assert (page._FOREIGN in foreign, "Extract" in foreign) == (True, False)
 
 

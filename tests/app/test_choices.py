@@ -34,23 +34,23 @@ def test_every_format_is_offered_and_shown_alike(settings: Settings) -> None:
     names = [name for name in data_files(settings) if name != BUNDLED_DATA]
     assert names == ["a.csv", "b.csv", "c.json", "d.jsonl", "e.parquet", "f.xlsx"]
     for name in names:
-        found = preview(settings, folder / name)
-        assert (found.text, found.language, found.name, found.labels) == ("prompt", "lang", "id", ("n",)), (
+        shown = preview(settings, folder / name)
+        assert (shown.text, shown.language, shown.name, shown.labels) == ("prompt", "lang", "id", ("n",)), (
             name
         )
-        assert found.languages == ("en",)
-        assert found.n_rows == 2
-        assert found.rows[0][-2:] == ("Hi", "1")
+        assert shown.languages == ("en",)
+        assert shown.n_rows == 2
+        assert shown.rows[0][-2:] == ("Hi", "1")
 
 
 def test_chats_are_shown_as_text_and_what_is_nested_is_no_label(settings: Settings, tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps({"messages": chat, "tags": ["a"], "source": "x"}))
-    found = preview(settings, path)
-    assert found.text == "messages"
-    assert found.labels == ("source",)
-    assert found.rows[0][0] == "user: Hi\nassistant: Hello"
+    shown = preview(settings, path)
+    assert shown.text == "messages"
+    assert shown.labels == ("source",)
+    assert shown.rows[0][0] == "user: Hi\nassistant: Hello"
 
 
 def test_a_workbook_that_unpacks_to_too_much_is_not_read(settings: Settings, tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_a_workbook_that_unpacks_to_too_much_is_not_read(settings: Settings, tmp
 
 
 def test_without_the_language_model_the_bundled_one_is_offered(settings: Settings, user_cache: Path) -> None:
-    found = models(settings)
-    assert found[BUNDLED_MODEL] == str(MODEL)
-    assert LLM not in found
+    offered = models(settings)
+    assert offered[BUNDLED_MODEL] == str(MODEL)
+    assert LLM not in offered
     with pytest.raises(InputError, match=f"'{LLM}' is not an available model"):
         model_of(settings, LLM)
 

@@ -70,8 +70,8 @@ def test_a_run_that_a_process_writes_is_kept_whatever_its_status_says(
         assert not jobs["live"].state.is_active
         with pytest.raises(LockedError) as caught:
             jobs.delete("live")
-        told = f"{run}: is being written by {holder.format(writer.pid)}; wait for it, or end it"
-        assert str(caught.value) == told
+        message = f"{run}: is being written by {holder.format(writer.pid)}; wait for it, or end it"
+        assert str(caught.value) == message
         assert sorted(path.name for path in settings.workspace.iterdir()) == ["data", "live"]
         writer.kill()
     jobs.delete("live")
@@ -160,7 +160,7 @@ def test_a_workspace_that_can_only_be_read_is_shown_and_says_so(read_only: Path,
     assert [(run.name, run.state) for run in jobs] == [("half", State.CANCELLED)]
     with pytest.raises(InputError, match=f"{read_only} cannot be written"):
         jobs.start("new", asked())
-    with pytest.raises(StorageError, match=r"cannot delete half .*: Read-only file system; nothing of it"):
+    with pytest.raises(StorageError, match=r"cannot delete half .*: Read-only file system; nothing was removed"):
         jobs.delete("half")
     with pytest.raises(StorageError, match=r"cannot start .*: Read-only file system"):
         jobs.resume("half")
@@ -179,18 +179,18 @@ def test_a_workspace_that_can_be_written_says_nothing(jobs: Jobs) -> None:
 
 def test_two_who_delete_a_run_at_once_delete_it_once(jobs: Jobs, settings: Settings) -> None:
     write_cube(settings.workspace / "run")
-    told: list[str] = []
+    refusals: list[str] = []
 
     def delete() -> None:
         try:
             jobs.delete("run")
         except InputError as error:
-            told.append(str(error))
+            refusals.append(str(error))
 
     threads = [threading.Thread(target=delete) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 3
+    assert len(refusals) == 3
     assert [path.name for path in settings.workspace.iterdir()] == ["data"]

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slow
 
 def asked(**options: Any) -> Config:
     """Ask for a run of some seconds, in windows of 16."""
-    told = {"model": str(MODEL), "data": str(CAPTIONS), "out": "-", "device": "cpu", "limit": 64}
-    return Config(**{**told, "window_samples": 16, **options})
+    defaults = {"model": str(MODEL), "data": str(CAPTIONS), "out": "-", "device": "cpu", "limit": 64}
+    return Config(**{**defaults, "window_samples": 16, **options})
 
 
 def wait(jobs: Jobs, name: str, until: Callable[[Run], object]) -> Run:
@@ -57,7 +57,7 @@ def test_a_run_is_done_and_another_process_sees_the_same(jobs: Jobs, settings: S
     assert run.progress == 1
     assert run.has_cube
     assert "done" in jobs.log(run)
-    assert [found.name for found in jobs] == ["one"]
+    assert [job.name for job in jobs] == ["one"]
     assert open_cube(run.path).sizes["sample"] == 64
     with pytest.raises(InputError, match="nothing to resume"):
         jobs.resume("one")
@@ -156,7 +156,7 @@ def test_links_are_no_runs(jobs: Jobs, settings: Settings, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("told", "alive", "cancelled", "state"),
+    ("status", "alive", "cancelled", "state"),
     [
         ("submitted", True, False, State.QUEUED),
         ("queued", True, False, State.QUEUED),
@@ -173,23 +173,23 @@ def test_links_are_no_runs(jobs: Jobs, settings: Settings, tmp_path: Path) -> No
         ("submitted", False, True, State.CANCELLED),
     ],
 )
-def test_states(told: str, alive: bool, cancelled: bool, state: State) -> None:
-    assert state_of({"state": told}, is_alive=alive, is_cancelled=cancelled) is state
+def test_states(status: str, alive: bool, cancelled: bool, state: State) -> None:
+    assert state_of({"state": status}, is_alive=alive, is_cancelled=cancelled) is state
 
 
 def test_a_process_is_known_by_more_than_its_number(tmp_path: Path) -> None:
-    own = psutil.Process()
+    process = psutil.Process()
     host = os.uname().nodename
 
-    def alive(asked: Sequence[str] = ("python", "other"), **told: Any) -> bool:
-        status = {"state": "running", "pid": own.pid, "host": host, "updated": time.time(), **told}
+    def alive(asked: Sequence[str] = ("python", "other"), **fields: Any) -> bool:
+        status = {"state": "running", "pid": process.pid, "host": host, "updated": time.time(), **fields}
         return processes.is_alive(tmp_path, status, asked)
 
     assert not alive()
-    assert alive(own.cmdline())  # started for it
+    assert alive(process.cmdline())  # started for it
     with locked(tmp_path):
         assert alive()
         assert not alive(state="done")
         assert not alive(pid=2**22 + 1)
-        assert not alive(pid=own.ppid())
+        assert not alive(pid=process.ppid())
     assert not alive()

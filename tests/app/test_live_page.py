@@ -38,12 +38,12 @@ def test_numbers_are_told_under_the_pointer(server: Server, browser: Browser) ->
         page.wait_for_timeout(1000)
         box = figure.bounding_box()
         assert box is not None
-        told = page.locator(".bk-tooltip-content")
+        tooltip = page.locator(".bk-tooltip-content")
         for down in range(10, 90, 2):  # the line is somewhere on the way
             page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + down / 100 * box["height"])
-            if told.count():
+            if tooltip.count():
                 break
-        expect(told.first).to_have_text(re.compile(r"layer:\s*\d\s*mean:\s*\d+\.\d+"), timeout=LONG)
+        expect(tooltip.first).to_have_text(re.compile(r"layer:\s*\d\s*mean:\s*\d+\.\d+"), timeout=LONG)
         page.screenshot(path=SCREENS / "hovered_1440_light.png")
 
 

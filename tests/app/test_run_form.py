@@ -43,7 +43,7 @@ def test_an_upload_and_a_run_that_a_full_disk_refuses_can_be_tried_again(
     with pytest.raises(StorageError) as caught:
         form._keep("a.csv", b"text\n" * 2000)
     assert str(caught.value) == (
-        f"cannot save {settings.data / 'a.csv'} (10,000 bytes or more to write, 0 bytes free: make room): "
+        f"cannot save {settings.data / 'a.csv'} (at least 10,000 bytes to write, 0 bytes free: make room): "
         "No space left on device; nothing was saved"
     )
     config = Config(model="m", data="d", out="-")
@@ -58,20 +58,20 @@ def test_an_upload_and_a_run_that_a_full_disk_refuses_can_be_tried_again(
 
 def test_a_refused_file_is_said_until_another_is_taken(form: ExtractForm) -> None:
     form._load.value = b"layers: !!python/object:os.system ls\n"
-    assert "is refused" in form._said.title
+    assert "is refused" in form._response_alert.title
     form._layers.value_input = "0-3"  # checks the form
-    assert form._said.visible
+    assert form._response_alert.visible
     form._load.value = b"layers: 2-4\n"
-    assert not form._said.visible
+    assert not form._response_alert.visible
     assert form.values["layers"] == "2-4"
 
 
 def test_what_is_wrong_is_said_apart_from_it(form: ExtractForm) -> None:
     form._load.value = b"speed: 3\n"
-    assert "speed" in form._said.title
-    assert not form._wrong.visible
+    assert "speed" in form._response_alert.title
+    assert not form._fault_alert.visible
     form._fields["template"].value = "no place"
     assert form._start.disabled
     form._fields["template"].value = ""
     assert not form._start.disabled
-    assert form._said.visible
+    assert form._response_alert.visible

@@ -14,15 +14,15 @@ def test_every_setting_is_documented() -> None:
     rows = [
         line.split("|")[1:4] for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if PREFIX in line
     ]
-    told = {
+    documented = {
         name.strip().strip("`"): what.strip() for name, what, _ in filter(lambda row: len(row) == 3, rows)
     }
     wanted = {PREFIX + name.upper(): field.description for name, field in Settings.model_fields.items()}
-    assert told == wanted
+    assert documented == wanted
 
 
 def test_they_come_from_the_environment(tmp_path: Path) -> None:
-    told = {
+    variables = {
         "ACTKIT_WORKSPACE": str(tmp_path / "a" / ".." / "runs"),
         "ACTKIT_MODELS": f"{tmp_path}/one:{tmp_path}/two",
         "ACTKIT_MAX_BATCH": "7",
@@ -30,11 +30,11 @@ def test_they_come_from_the_environment(tmp_path: Path) -> None:
         "ACTKIT_MAX_RUNS": "",
         "HOME": "/",
     }
-    found = Settings.of(told)
-    assert found.workspace == tmp_path / "runs"
-    assert found.models == (tmp_path / "one", tmp_path / "two")
-    assert (found.max_batch, found.typed_models, found.max_runs) == (7, True, 1000)
-    assert found.data == tmp_path / "runs" / "data"
+    settings = Settings.of(variables)
+    assert settings.workspace == tmp_path / "runs"
+    assert settings.models == (tmp_path / "one", tmp_path / "two")
+    assert (settings.max_batch, settings.typed_models, settings.max_runs) == (7, True, 1000)
+    assert settings.data == tmp_path / "runs" / "data"
 
 
 def test_what_is_wrong_is_said_at_once() -> None:

@@ -10,8 +10,8 @@ from app.uploads import Upload
 
 def pieces(content: bytes, size: int = 4, name: str = "a.csv") -> list[dict[str, Any]]:
     cut = [content[at : at + size] for at in range(0, len(content), size)]
-    told = {"status": "upload_event", "name": name, "mime_type": "text/csv", "total_chunks": len(cut)}
-    return [{**told, "chunk": at, "data": data} for at, data in enumerate(cut, 1)]
+    header = {"status": "upload_event", "name": name, "mime_type": "text/csv", "total_chunks": len(cut)}
+    return [{**header, "chunk": at, "data": data} for at, data in enumerate(cut, 1)]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -114,9 +114,9 @@ def test_english_tells_one_gender(gender):
     (other,) = set(GENDERS) - {gender}
     for row in ROWS:
         if (row["language"], row["gender"]) == ("english", gender):
-            found = set(words(row["text"]))
-            assert found & ENGLISH_WORDS[gender], row["text"]
-            assert not found & ENGLISH_WORDS[other], row["text"]
+            caption_words = set(words(row["text"]))
+            assert caption_words & ENGLISH_WORDS[gender], row["text"]
+            assert not caption_words & ENGLISH_WORDS[other], row["text"]
 
 
 @pytest.mark.parametrize("gender", GENDERS)
@@ -125,9 +125,9 @@ def test_arabic_tells_one_gender_in_noun_and_verb(gender):
     telling = lexicon()
     for row in demo.captions(2000):
         if (row["language"], row["gender"]) == ("arabic", gender):
-            found = set().union(*map(spoken, words(row["text"])))
-            assert len(found & telling[gender]) >= 2, row["text"]
-            assert not found & telling[other], row["text"]
+            caption_words = set().union(*map(spoken, words(row["text"])))
+            assert len(caption_words & telling[gender]) >= 2, row["text"]
+            assert not caption_words & telling[other], row["text"]
 
 
 def test_arabic_verbs_agree():

@@ -49,7 +49,7 @@ COLOURED = [clothes for clothes in vocabulary()["clothes"] if set(clothes.split(
 
 
 def spelled(phrase, gender):
-    return re.sub(r"\[([^|]+)\|([^\]]+)\]", lambda found: found[1 + (gender == "female")], phrase)
+    return re.sub(r"\[([^|]+)\|([^\]]+)\]", lambda match: match[1 + (gender == "female")], phrase)
 
 
 def wearing(clothes="round glasses", *, gender="male", activity=STANDING, place="in an empty flat"):
@@ -126,8 +126,8 @@ def test_captions_are_read_back():
         for field in re.findall(r"{(\w+)}", templates[row["template"]]):
             phrase = scene.occupation if field == "noun" else getattr(scene, field)
             assert spelled(phrase, scene.gender).lower() in row["text"].lower()
-        said = {field for field in ("adjective", "clothes", "time", "detail") if getattr(scene, field)}
-        assert said == set(re.findall(r"{(adjective|clothes|time|detail)}", templates[row["template"]])) | (
+        fields = {field for field in ("adjective", "clothes", "time", "detail") if getattr(scene, field)}
+        assert fields == set(re.findall(r"{(adjective|clothes|time|detail)}", templates[row["template"]])) | (
             {"adjective"} if row["template"] == "youth" else set()
         )
 

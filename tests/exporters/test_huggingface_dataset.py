@@ -41,9 +41,9 @@ def test_rows_are_those_of_the_cube_and_of_an_export(run: Path, cube: xr.Dataset
 
 
 def test_labels_choose_samples(run: Path, cube: xr.Dataset) -> None:
-    found = layer_dataset(run, layer=0, where={"gender": "female", "language": "arabic"})
-    own = (cube.gender.values == "female") & (cube.language.values == "arabic")
-    assert [row["text"] for row in found] == cube.text.values[own].tolist()
+    dataset = layer_dataset(run, layer=0, where={"gender": "female", "language": "arabic"})
+    is_chosen = (cube.gender.values == "female") & (cube.language.values == "arabic")
+    assert [row["text"] for row in dataset] == cube.text.values[is_chosen].tolist()
 
 
 @pytest.mark.slow

@@ -47,10 +47,10 @@ def test_a_loop_over_checkpoints_finds_the_norms_of_the_cube(
 ) -> None:
     export(run, tmp_path / "out", format="pt")
     for language in LANGUAGES:
-        own = cube.isel(sample=cube.language.values == language)
+        selected = cube.isel(sample=cube.language.values == language)
         for layer in range(4):
-            told = torch.load(tmp_path / "out" / "layer_checkpoints" / f"layer_{layer}_{language}.pt")
-            assert set(told) == {
+            checkpoint = torch.load(tmp_path / "out" / "layer_checkpoints" / f"layer_{layer}_{language}.pt")
+            assert set(checkpoint) == {
                 "layer",
                 "activations",
                 "genders",
@@ -59,18 +59,18 @@ def test_a_loop_over_checkpoints_finds_the_norms_of_the_cube(
                 "model",
                 "timestamp",
             }
-            assert (told["layer"], told["hidden_size"]) == (layer, 12)
-            assert told["genders"] == own.gender.values.tolist()
-            assert told["image_ids"] == own.image_id.values.tolist()
-            norms = told["activations"].norm(dim=-1).numpy()
-            wanted = np.nan_to_num(own.norm.sel(layer=layer).values)[:, : norms.shape[1]]
+            assert (checkpoint["layer"], checkpoint["hidden_size"]) == (layer, 12)
+            assert checkpoint["genders"] == selected.gender.values.tolist()
+            assert checkpoint["image_ids"] == selected.image_id.values.tolist()
+            norms = checkpoint["activations"].norm(dim=-1).numpy()
+            wanted = np.nan_to_num(selected.norm.sel(layer=layer).values)[:, : norms.shape[1]]
             np.testing.assert_allclose(norms, wanted, rtol=1e-6)
-            exact, _ = padless(own, layer)
-            np.testing.assert_array_equal(told["activations"].numpy(), exact[:, : norms.shape[1]])
+            exact, _ = padless(selected, layer)
+            np.testing.assert_array_equal(checkpoint["activations"].numpy(), exact[:, : norms.shape[1]])
         whole = torch.load(tmp_path / "out" / f"activations_{language}_all_layers.pt", weights_only=True)
         assert whole["layers"] == list(whole["activations"]) == [0, 1, 2, 3]
         assert whole["num_layers_extracted"] == 4
-        assert torch.equal(whole["activations"][3], told["activations"])
+        assert torch.equal(whole["activations"][3], checkpoint["activations"])
     metadata = json.loads((tmp_path / "out" / "extraction_metadata.json").read_text())
     assert list(metadata) == [
         "model",
@@ -102,37 +102,41 @@ def test_chunks_are_the_layer(run: Path, cube: xr.Dataset, tmp_path: Path) -> No
     export(run, tmp_path / "out", format="npz", layers="1-2")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["layer_1", "layer_2"]
     for layer in (1, 2):
-        found, (exact, held) = chunks(tmp_path / "out", layer), padless(cube, layer)
-        np.testing.assert_array_equal(found["activations"], exact)
-        np.testing.assert_array_equal(found["attention_mask"], held)
-        np.testing.assert_array_equal(found["token_ids"], np.where(held, cube.token_id.values, 0))
+        exported, (exact, held) = chunks(tmp_path / "out", layer), padless(cube, layer)
+        np.testing.assert_array_equal(exported["activations"], exact)
+        np.testing.assert_array_equal(exported["attention_mask"], held)
+        np.testing.assert_array_equal(exported["token_ids"], np.where(held, cube.token_id.values, 0))
 
 
 def test_chunks_are_whitened(run: Path, cube: xr.Dataset, tmp_path: Path) -> None:
     export(run, tmp_path / "out", format="npz", layers=2, whiten=True)
-    found = chunks(tmp_path / "out", 2)
-    told = np.load(tmp_path / "out" / "layer_2_whitening.npz")
+    exported = chunks(tmp_path / "out", 2)
+    parameters = np.load(tmp_path / "out" / "layer_2_whitening.npz")
     exact, held = padless(cube, 2)
-    wanted = (exact[held] - told["mean"]) @ told["transform"]
-    np.testing.assert_allclose(found["activations"][held], wanted, atol=1e-5)
-    assert not found["activations"][~held].any()
+    wanted = (exact[held] - parameters["mean"]) @ parameters["transform"]
+    np.testing.assert_allclose(exported["activations"][held], wanted, atol=1e-5)
+    assert not exported["activations"][~held].any()
     content = held.copy()
     content[:, 0] = False  # special
-    covariance = np.cov(found["activations"][content].T, bias=True)
+    covariance = np.cov(exported["activations"][content].T, bias=True)
     np.testing.assert_allclose(covariance, np.eye(12), atol=0.02)
 
 
 def test_batches_hold_the_last_content_token(run: Path, cube: xr.Dataset, tmp_path: Path) -> None:
     export(run, tmp_path / "out", format="batches", languages=["arabic"])
-    told = json.loads((tmp_path / "out" / "metadata.json").read_text())
-    own = cube.isel(sample=cube.language.values == "arabic")
-    assert (told["total_samples"], told["hidden_dim"], told["layers_extracted"]) == (35, 12, [0, 1, 2, 3])
-    for batch in told["batches"]:
+    metadata = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    selected = cube.isel(sample=cube.language.values == "arabic")
+    assert (metadata["total_samples"], metadata["hidden_dim"], metadata["layers_extracted"]) == (
+        35,
+        12,
+        [0, 1, 2, 3],
+    )
+    for batch in metadata["batches"]:
         file = np.load(tmp_path / "out" / batch["file"])
         assert batch["n_samples"] == 35
-        np.testing.assert_array_equal(file["activations"], own["last"].sel(layer=batch["layer"]).values)
-        assert file["task_id"].tolist() == own.sample_id.values.tolist()
-        assert file["sample_idx"].tolist() == own.sample.values.tolist()
+        np.testing.assert_array_equal(file["activations"], selected["last"].sel(layer=batch["layer"]).values)
+        assert file["task_id"].tolist() == selected.sample_id.values.tolist()
+        assert file["sample_idx"].tolist() == selected.sample.values.tolist()
 
 
 def test_a_sample_without_content_has_no_last_token(tmp_path: Path) -> None:
@@ -171,28 +175,32 @@ def test_datasets_opens_arrow(run: Path, cube: xr.Dataset, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "said"),
+    ("options", "kind", "message"),
     [
         ({"format": "zip"}, InputError, "'zip' is unknown"),
         ({"format": "pt", "layers": "9"}, InputError, "9"),
         ({"format": "pt", "layers": "mlp_1"}, MissingError, "no `mlp`"),
         ({"format": "pt", "layers": "1 mlp_1"}, InputError, "one component at a time"),
-        ({"format": "batches", "layers": "mlp_1"}, InputError, "a batch holds the residual stream alone"),
+        (
+            {"format": "batches", "layers": "mlp_1"},
+            InputError,
+            "a batch holds only the residual stream: name its layers",
+        ),
         ({"format": "pt", "languages": ["klingon"]}, InputError, "'klingon' is not in the cube"),
         ({"format": "pt", "whiten": True}, InputError, "export npz"),
     ],
 )
 def test_what_cannot_be_exported_is_said(
-    run: Path, tmp_path: Path, options: dict[str, Any], kind: type[ActkitError], said: str
+    run: Path, tmp_path: Path, options: dict[str, Any], kind: type[ActkitError], message: str
 ) -> None:
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         export(run, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_there_is_left_alone(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         export(run, tmp_path / "out", format="pt")
 
 
@@ -236,7 +244,7 @@ def test_of_two_exports_of_one_name_one_is_whole_and_the_other_is_refused(
     first.join()
     assert (
         str(caught.value)
-        == f"cannot run: 1 fault\n  - out: {tmp_path / 'out'} is there already (name a new folder)"
+        == f"cannot run: 1 fault\n  - out: {tmp_path / 'out'} already exists (name a new folder)"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -253,10 +261,10 @@ def test_a_full_disk_is_told_whatever_writes_to_it(run: Path, small_disk: Path, 
     try:
         export(run, out, format=format)
     except StorageError as error:
-        told = str(error)
-        assert told.startswith(f"cannot export to {out}")
-        assert "No space left on device" in told
-        assert told.endswith("; nothing of it was kept")
+        message = str(error)
+        assert message.startswith(f"cannot export to {out}")
+        assert "No space left on device" in message
+        assert message.endswith("; nothing was kept")
         assert list(small_disk.iterdir()) == []
     else:
         assert any(out.iterdir())
@@ -271,4 +279,4 @@ def test_the_shell_exports_each_format(
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
     assert any((tmp_path / "out").iterdir())
     assert main(arguments) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

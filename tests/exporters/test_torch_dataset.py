@@ -45,10 +45,10 @@ def test_each_token_is_met_once(run: Path, cube: xr.Dataset, workers: int) -> No
     epochs = []
     for epoch in (0, 1):
         tokens.set_epoch(epoch)
-        found = torch.cat(list(loader))
-        assert found.dtype == torch.float32
-        np.testing.assert_array_equal(ordered(found.numpy()), ordered(content(cube)))
-        epochs.append(found)
+        vectors = torch.cat(list(loader))
+        assert vectors.dtype == torch.float32
+        np.testing.assert_array_equal(ordered(vectors.numpy()), ordered(content(cube)))
+        epochs.append(vectors)
     assert not torch.equal(*epochs)
     assert not np.array_equal(epochs[0].numpy(), content(cube))
 
@@ -64,8 +64,8 @@ def test_workers_read_however_they_are_started(run: Path, cube: xr.Dataset, star
 
 
 def test_unshuffled_they_are_as_the_cube_has_them(run: Path, cube: xr.Dataset) -> None:
-    found = torch.stack(list(LayerTokens(run, layer=1, shuffle=False)))
-    np.testing.assert_array_equal(found.numpy(), content(cube))
+    tokens = torch.stack(list(LayerTokens(run, layer=1, shuffle=False)))
+    np.testing.assert_array_equal(tokens.numpy(), content(cube))
 
 
 @pytest.mark.slow
@@ -77,9 +77,9 @@ def test_the_same_seed_is_the_same_order(run: Path) -> None:
 
 def test_labels_choose_samples(run: Path, cube: xr.Dataset) -> None:
     where = {"gender": "female", "language": "arabic"}
-    found = torch.stack(list(LayerTokens(run, layer=1, where=where)))
-    own = cube.isel(sample=(cube.gender.values == "female") & (cube.language.values == "arabic"))
-    np.testing.assert_array_equal(ordered(found.numpy()), ordered(content(own)))
+    tokens = torch.stack(list(LayerTokens(run, layer=1, where=where)))
+    selected = cube.isel(sample=(cube.gender.values == "female") & (cube.language.values == "arabic"))
+    np.testing.assert_array_equal(ordered(tokens.numpy()), ordered(content(selected)))
 
 
 def test_what_is_not_there_is_said(run: Path) -> None:

@@ -75,8 +75,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-def options(folder: Path, **given: Any) -> Config:
-    return Config(model=str(folder), data="data.csv", out="run", **given)
+def options(folder: Path, **changes: Any) -> Config:
+    return Config(model=str(folder), data="data.csv", out="run", **changes)
 
 
 def read(folder: Path) -> Architecture:
@@ -86,8 +86,8 @@ def read(folder: Path) -> Architecture:
     return architecture
 
 
-def load(folder: Path, **given: Any) -> LoadedModel:
-    config, architecture = options(folder, **given), read(folder)
+def load(folder: Path, **changes: Any) -> LoadedModel:
+    config, architecture = options(folder, **changes), read(folder)
     assert check_model_options(architecture, config) == []
     return load_model(Checkpoint("tiny", folder, ""), architecture, config)
 

@@ -18,14 +18,14 @@ def test_weights_that_are_swapped_are_noticed(
 ) -> None:
     load = run.load_model
 
-    def swapped(*given: Any) -> Any:
+    def swapped(*arguments: Any) -> Any:
         path = model_copy / file
         if how == "replaced":
             shutil.copy2(path, tmp_path / "other")
             (tmp_path / "other").replace(path)
         else:
             path.write_bytes(path.read_bytes())
-        return load(*given)
+        return load(*arguments)
 
     options: dict[str, Any] = {"data": str(prompts), "out": str(tmp_path / "run"), "listeners": []}
     monkeypatch.setattr(run, "load_model", swapped)

@@ -20,8 +20,8 @@ WINDOW = 2
 def halved(tiny_model: Path, prompts: Path, tmp_path: Path) -> Path:
     """A run whose last window is missing."""
     run = tmp_path / "original"
-    given: dict[str, Any] = {"model": str(tiny_model), "data": str(prompts), "out": str(run)}
-    actkit.extract(**given, listeners=[], window_samples=WINDOW, whiten=True)
+    options: dict[str, Any] = {"model": str(tiny_model), "data": str(prompts), "out": str(run)}
+    actkit.extract(**options, listeners=[], window_samples=WINDOW, whiten=True)
     (run / "cube.zarr" / "committed" / "c.2").unlink()
     (run / MOMENTS).unlink()
     return run
@@ -32,8 +32,8 @@ def committed(run: Path) -> int:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.mark.slow

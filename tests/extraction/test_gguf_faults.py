@@ -19,9 +19,9 @@ from actkit.extraction.models.gguf_files import check_contents, read_gguf
 from tests.extraction.gguf_models import HIDDEN, MATRICES, VECTORS, write_gguf
 
 
-def faults_of(model: Path | str, data: Path, tmp_path: Path, **given: Any) -> list[str]:
+def faults_of(model: Path | str, data: Path, tmp_path: Path, **options: Any) -> list[str]:
     with pytest.raises(InputError) as caught:
-        actkit.plan(model=str(model), data=str(data), out=str(tmp_path / "run"), **given)
+        actkit.plan(model=str(model), data=str(data), out=str(tmp_path / "run"), **options)
     return [str(fault) for fault in caught.value.faults]
 
 
@@ -157,8 +157,8 @@ def test_scaled_positions_are_a_fault_of_every_reader(tmp_path: Path, tokenizer:
 def test_options_that_a_file_cannot_have_are_faults(
     small_gguf: tuple[Path, dict[str, np.ndarray]], prompts: Path, tmp_path: Path
 ) -> None:
-    found = faults_of(small_gguf[0], prompts, tmp_path, quantization="8bit", revision="main")
-    assert found == [
+    faults = faults_of(small_gguf[0], prompts, tmp_path, quantization="8bit", revision="main")
+    assert faults == [
         f"quantization: the GGUF file is already quantized: Q8_0 ({VECTORS} F32, {MATRICES} Q8_0) (leave it out, or use the model's safetensors)",
         "revision: cannot be used with a GGUF file (leave it out; files have no revisions)",
     ]

@@ -28,9 +28,9 @@ def read_log(path: Path) -> Told:
         record = Record()
         record.ParseFromString(data)
         if record.HasField("run"):
-            own = record.run
-            run.about = {"project": own.project, "group": own.run_group, "name": own.display_name}
-            run.config |= {item.key: json.loads(item.value_json) for item in own.config.update}
+            header = record.run
+            run.about = {"project": header.project, "group": header.run_group, "name": header.display_name}
+            run.config |= {item.key: json.loads(item.value_json) for item in header.config.update}
         elif record.HasField("history"):
             row = _values(record.history.item)
             run.rows.append({name: value for name, value in row.items() if not name.startswith("_")})

@@ -54,7 +54,7 @@ def save_checkpoints(folder: Path) -> Path:
     for language in LANGUAGES:
         for layer in LAYERS:
             save_checkpoint(folder, language, layer)
-    told = {
+    metadata = {
         "model": "old/model",
         "hidden_size": HIDDEN,
         "num_layers": 12,
@@ -65,14 +65,14 @@ def save_checkpoints(folder: Path) -> Path:
         "extraction_date": "2024-01-01",
         "methodology": "forward hooks",
     }
-    (folder / "extraction_metadata.json").write_text(json.dumps(told))
+    (folder / "extraction_metadata.json").write_text(json.dumps(metadata))
     return folder
 
 
 def save_whole(folder: Path, language: str, dtype: torch.dtype = torch.float32) -> Path:
     """Write one file with all layers of a language."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {
+    content = {
         "activations": {layer: padded(language, layer, dtype) for layer in LAYERS},
         "genders": GENDERS,
         "image_ids": IMAGES,
@@ -83,7 +83,7 @@ def save_whole(folder: Path, language: str, dtype: torch.dtype = torch.float32) 
         "num_layers_extracted": len(LAYERS),
     }
     path = folder / f"activations_{language}_all_layers.pt"
-    torch.save(told, path)
+    torch.save(content, path)
     return path
 
 
@@ -102,10 +102,10 @@ def chunk(number: int, layer: int, *, left: bool = False) -> dict[str, np.ndarra
 
 def save_chunks(folder: Path, *, left: bool = False) -> Path:
     for layer in LAYERS:
-        own = folder / f"layer_{layer}"
-        own.mkdir(parents=True)
+        layer_folder = folder / f"layer_{layer}"
+        layer_folder.mkdir(parents=True)
         for number in (0, 1):
-            np.savez_compressed(own / f"chunk_{number:06d}.npz", **chunk(number, layer, left=left))
+            np.savez_compressed(layer_folder / f"chunk_{number:06d}.npz", **chunk(number, layer, left=left))
     return folder
 
 
@@ -127,7 +127,7 @@ def save_batches(folder: Path) -> Path:
             file = f"layer_{layer}_batch_{number:06d}.npz"
             np.savez(folder / file, **batch(number, layer))
             batches.append({"batch_id": number, "layer": layer, "file": file, "n_samples": 3})
-    told = {
+    metadata = {
         "model_name": "old/model",
         "layers_extracted": list(LAYERS),
         "hidden_dim": HIDDEN,
@@ -135,5 +135,5 @@ def save_batches(folder: Path) -> Path:
         "total_samples": 6,
         "batches": batches,
     }
-    (folder / "metadata.json").write_text(json.dumps(told))
+    (folder / "metadata.json").write_text(json.dumps(metadata))
     return folder

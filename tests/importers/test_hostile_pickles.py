@@ -58,13 +58,16 @@ def nested(depth: int = 60) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         ({"timestamp": Call(bytearray, 2**36)}, CODE),
         ({"timestamp": {1, 2}}, CODE),
-        ({"genders": [nested()] * 4}, "`genders` holds a tuple, which no label can keep"),
-        ({"genders": ("a", "b", torch.ones(2), "d")}, "`genders` holds a Tensor, which no label can keep"),
-        ({"genders": torch.ones(5)}, "`genders` is no list, where `activations` has 4 samples"),
+        ({"genders": [nested()] * 4}, "`genders` holds a tuple, which cannot be the value of a label"),
+        (
+            {"genders": ("a", "b", torch.ones(2), "d")},
+            "`genders` holds a Tensor, which cannot be the value of a label",
+        ),
+        ({"genders": torch.ones(5)}, "`genders` is not a list, where `activations` has 4 samples"),
         ({"layer": nested()}, "`layer` is a tuple, not a number"),
         ({"layer": torch.ones(2)}, "`layer` is a Tensor, not a number"),
         ({"timestamp": {2**63: 1}}, "cannot be read: a key of a dict has more than 64 bits"),
@@ -72,17 +75,17 @@ def nested(depth: int = 60) -> tuple[Any, ...]:
         ({"timestamp": tensor((1,) * 65, (1,) * 65)}, "cannot be read: a tensor has 65 dimensions"),
     ],
 )  # fmt: skip
-def test_values_that_no_script_saves(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+def test_values_that_no_script_saves(tmp_path: Path, other: dict[str, Any], message: str) -> None:
     folder = scripts.save_checkpoints(tmp_path / "old")
     save_checkpoint(folder, "english", 1, **other)
-    assert fault(folder) == said
+    assert fault(folder) == message
 
 
 def test_a_text_named_once_for_each_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = scripts.save_checkpoints(tmp_path / "old")
     monkeypatch.setattr(pt, "MOST_JSON", 100)
     save_checkpoint(folder, "english", 1, genders=["x" * 30] * 4)
-    assert fault(folder) == "`genders` holds more text than can be kept"
+    assert fault(folder) == "`genders` holds more text than a cube can store"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ STORAGE = b"(X\x07\x00\x00\x00storage%sX\x03\x00\x00\x00cpuK\x01tQ"
 
 
 @pytest.mark.parametrize(
-    ("opcodes", "said"),
+    ("opcodes", "message"),
     [
         (b"}" + NESTED + b"Ns", "cannot be read: a key of a dict is a tuple"),
         (STORAGE % (b"ctorch\nFloatStorage\n" + NESTED), CODE),
@@ -145,29 +148,29 @@ STORAGE = b"(X\x07\x00\x00\x00storage%sX\x03\x00\x00\x00cpuK\x01tQ"
         (b"}" + NESTED + b"a", CODE),
         (b"ccollections\nCounter\n)R", CODE),
         (b"K\x01)R", CODE),
-        (b"R", "cannot be read: its pickle takes more values than it has"),
+        (b"R", "cannot be read: its pickle pops more values than it pushed"),
         (NESTED, "holds a tuple, not a dict"),
     ],
 )  # fmt: skip
-def test_pickles_that_torch_does_not_write(tmp_path: Path, opcodes: bytes, said: str) -> None:
-    assert try_load(save_pickle(tmp_path / "file.pt", opcodes)) == ({}, said)
+def test_pickles_that_torch_does_not_write(tmp_path: Path, opcodes: bytes, message: str) -> None:
+    assert try_load(save_pickle(tmp_path / "file.pt", opcodes)) == ({}, message)
 
 
 def test_more_values_than_scripts_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_files, "_MOST_OPCODES", 100)
-    said = "cannot be read: it holds more than 50 values beside its tensors"
-    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, said)
+    message = "cannot be read: it holds more than 50 values besides its tensors"
+    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, message)
 
 
 def test_a_pickle_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_files, "MOST_JSON", 100)
-    said = "cannot be read: x/data.pkl is too large"
-    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, said)
+    message = "cannot be read: x/data.pkl is too large"
+    assert try_load(save_pickle(tmp_path / "file.pt", b"}" * 1000)) == ({}, message)
 
 
 def test_another_byte_order(tmp_path: Path) -> None:
-    said = "cannot be read: its numbers have the byte order of another kind of processor"
-    assert try_load(save_pickle(tmp_path / "file.pt", b"}", byteorder=b"middle")) == ({}, said)
+    message = "cannot be read: its byte order is that of another kind of processor"
+    assert try_load(save_pickle(tmp_path / "file.pt", b"}", byteorder=b"middle")) == ({}, message)
 
 
 def test_a_directory_that_fills_memory(tmp_path: Path) -> None:
@@ -177,4 +180,4 @@ def test_a_directory_that_fills_memory(tmp_path: Path) -> None:
         file.seek(size)
         end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, 2**32 - 2, 0, 0)
         file.write(end)
-    assert try_load(path) == ({}, "is no file of torch.save, or an old one")
+    assert try_load(path) == ({}, "is not a torch.save file, or has the old format")

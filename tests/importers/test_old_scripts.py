@@ -16,10 +16,10 @@ from tests.importers.scripts import GENDERS, HIDDEN, IMAGES, LANGUAGES, LAYERS, 
 
 def vectors(cube: xr.Dataset, layer: int, sample: int) -> np.ndarray:
     """Return the tokens of a sample, dims ``(token, hidden)``, once its pads are seen to be none."""
-    own = cube.residual.sel(layer=layer).isel(sample=sample).values
+    values = cube.residual.sel(layer=layer).isel(sample=sample).values
     n_tokens = int(cube.n_tokens[sample])
-    assert np.isnan(own[n_tokens:]).all()
-    return np.asarray(own[:n_tokens])
+    assert np.isnan(values[n_tokens:]).all()
+    return np.asarray(values[:n_tokens])
 
 
 def check_tensors(cube: xr.Dataset, dtype: torch.dtype = torch.float32) -> None:
@@ -30,9 +30,9 @@ def check_tensors(cube: xr.Dataset, dtype: torch.dtype = torch.float32) -> None:
     for layer in LAYERS:
         for sample, language in enumerate(cube.language.values):
             exact = scripts.padded(language, layer, dtype).float().numpy()[sample % 4]
-            found = vectors(cube, layer, sample)
-            np.testing.assert_array_equal(found, exact[: len(found)])
-            assert not exact[len(found) :].any()
+            imported = vectors(cube, layer, sample)
+            np.testing.assert_array_equal(imported, exact[: len(imported)])
+            assert not exact[len(imported) :].any()
 
 
 def test_checkpoints(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_chunks(tmp_path: Path, left: bool) -> None:
     assert cube.sample_id.values.tolist() == [str(number) for number in range(8)]
     for layer in LAYERS:
         for sample in range(8):
-            told = {
+            arrays = {
                 name: values[sample % 4]
                 for name, values in scripts.chunk(sample // 4, layer, left=left).items()
             }
-            held = told["attention_mask"].astype(bool)
-            np.testing.assert_array_equal(vectors(cube, layer, sample), told["activations"][held])
+            held = arrays["attention_mask"].astype(bool)
+            np.testing.assert_array_equal(vectors(cube, layer, sample), arrays["activations"][held])
             ids = cube.token_id.values[sample]
-            assert ids.tolist() == [*told["token_ids"][held], *([0] * (6 - held.sum()))]
+            assert ids.tolist() == [*arrays["token_ids"][held], *([0] * (6 - held.sum()))]
     assert actkit.verify(tmp_path / "run").ok
 
 

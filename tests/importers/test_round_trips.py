@@ -37,21 +37,21 @@ def arrays(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.numpy().tobytes(), tuple(value.shape)
     if isinstance(value, dict):
-        return {name: arrays(own) for name, own in value.items() if name != "timestamp"}
+        return {name: arrays(values_of) for name, values_of in value.items() if name != "timestamp"}
     return value
 
 
 def files(folder: Path) -> dict[str, Any]:
     """Return the arrays of every file."""
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
     for path in sorted(folder.rglob("*.*")):
         if path.suffix == ".pt":
-            found[str(path.relative_to(folder))] = arrays(torch.load(path, weights_only=True))
+            by_path[str(path.relative_to(folder))] = arrays(torch.load(path, weights_only=True))
         elif path.suffix == ".npz":
             with np.load(path) as held:
-                own = {name: (held[name].dtype, held[name].tobytes()) for name in held.files}
-            found[str(path.relative_to(folder))] = own
-    return found
+                contents = {name: (held[name].dtype, held[name].tobytes()) for name in held.files}
+            by_path[str(path.relative_to(folder))] = contents
+    return by_path
 
 
 @pytest.mark.slow
@@ -163,8 +163,8 @@ def test_statistics_take_it(run: Path, tmp_path: Path, format: str) -> None:
     values = "last" if format == "batches" else "pooled"
     assert np.isfinite(actkit.layer_norms(back)["mean"]).all()
     assert np.isfinite(actkit.adjacent_cka(back, vectors=values).cka).all()
-    found = actkit.group_differential(back, by="gender", cluster=None, vectors=values)
-    assert np.isfinite(found.auroc).all()
+    statistic = actkit.group_differential(back, by="gender", cluster=None, vectors=values)
+    assert np.isfinite(statistic.auroc).all()
     assert len(actkit.token_strings(back, 0)) == back.n_tokens[0]
 
 
@@ -191,15 +191,15 @@ def test_the_shell_imports(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
     capsys.readouterr()
     assert main(arguments) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_some_layers_are_imported_alone(run: Path, tmp_path: Path, format: str) -> None:
     every = export(run, tmp_path / "every", format=format)
-    found = actkit.import_files(every, format=format, out=tmp_path / "run", layers="-1 1")
-    assert found.layer.values.tolist() == [1, 3]
+    imported = actkit.import_files(every, format=format, out=tmp_path / "run", layers="-1 1")
+    assert imported.layer.values.tolist() == [1, 3]
     again = export(tmp_path / "run", tmp_path / "again", format=format)
     assert files(again) == files(export(run, tmp_path / "direct", format=format, layers="1 3"))
 
@@ -207,8 +207,8 @@ def test_some_layers_are_imported_alone(run: Path, tmp_path: Path, format: str) 
 @pytest.mark.slow
 def test_some_languages_are_imported_alone(run: Path, cube: xr.Dataset, tmp_path: Path) -> None:
     every = export(run, tmp_path / "every", format="pt")
-    found = actkit.import_files(every, format="pt", out=tmp_path / "run", layers=2, languages=["arabic"])
-    assert set(found.language.values.tolist()) == {"arabic"}
+    imported = actkit.import_files(every, format="pt", out=tmp_path / "run", layers=2, languages=["arabic"])
+    assert set(imported.language.values.tolist()) == {"arabic"}
     theirs = cube.residual.sel(layer=2).isel(sample=(cube.language == "arabic").values)
-    longest = found.sizes["token"]
-    np.testing.assert_array_equal(found.residual.sel(layer=2).values, theirs.values[:, :longest])
+    longest = imported.sizes["token"]
+    np.testing.assert_array_equal(imported.residual.sel(layer=2).values, theirs.values[:, :longest])

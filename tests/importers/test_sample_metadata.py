@@ -87,9 +87,9 @@ def test_batches_take_language_and_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "said"),
+    ("rows", "options", "message"),
     [
-        (ROWS[:1] + ROWS[2:], {}, "has no row of `d.jpg english` (set `id_column`, or add the rows)"),
+        (ROWS[:1] + ROWS[2:], {}, "has no row for `d.jpg english` (set `id_column`, or add the rows)"),
         ([*ROWS, ROWS[1]], {}, "sample_id `d.jpg` in english is also that of row 1"),
         (ROWS[:1], {}, "holds no rows"),
         (
@@ -97,26 +97,26 @@ def test_batches_take_language_and_text(tmp_path: Path) -> None:
             {},
             "`gender`: is `male` where the files say `female`; 1 samples differ",
         ),
-        (ROWS[:5], {"language_column": None}, "names no language, the files hold arabic, english"),
+        (ROWS[:5], {"language_column": None}, "names no languages, but the files hold arabic, english"),
         (ROWS, {"text_column": "prose"}, "has no column `prose`"),
         (ROWS, {"id_column": "tongue"}, "is also that of row 1"),
         (ROWS, {"data": None}, "text_column: is a column of `data`, which is not given"),
     ],
 )
 def test_what_does_not_match_is_said(
-    folder: Path, tmp_path: Path, rows: list[str], options: dict[str, str | None], said: str
+    folder: Path, tmp_path: Path, rows: list[str], options: dict[str, str | None], message: str
 ) -> None:
     data = write(tmp_path / "rows.csv", rows)
     with pytest.raises(InputError) as error:
         actkit.import_files(folder, format="pt", out=tmp_path / "run", **{"data": data, **COLUMNS, **options})
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
 def test_rows_of_nameless_samples_are_counted(tmp_path: Path) -> None:
     folder = scripts.save_chunks(tmp_path / "old")
     data = write(tmp_path / "rows.csv", ROWS)
-    with pytest.raises(InputError, match="has 9 rows, the files hold 8 samples and do not name them"):
+    with pytest.raises(InputError, match="has 9 rows, but the files hold 8 samples without ids"):
         actkit.import_files(folder, format="npz", out=tmp_path / "run", data=data, **COLUMNS)
     write(data, ROWS[:9])
     cube = actkit.import_files(folder, format="npz", out=tmp_path / "run", data=data, **COLUMNS)

@@ -72,24 +72,24 @@ def test_axes_say_what_they_show(cube: xr.Dataset, name: str) -> None:
 
 def curves(picture: Any) -> dict[str, str]:
     """Return the colour of each curve by its label."""
-    found = picture.traverse(lambda curve: curve, [hv.Curve])
-    return {curve.label: hv.Store.lookup_options("bokeh", curve, "style").kwargs["color"] for curve in found}
+    marks = picture.traverse(lambda curve: curve, [hv.Curve])
+    return {curve.label: hv.Store.lookup_options("bokeh", curve, "style").kwargs["color"] for curve in marks}
 
 
 @pytest.mark.slow
 def test_a_language_has_one_colour_everywhere(cube: xr.Dataset) -> None:
     for name in ("norms", "updates", "differential", "adjacent"):
-        found = curves(PICTURES[name](cube))
-        assert found["english"] == LANGUAGES["english"], name
-        assert found["arabic"] == LANGUAGES["arabic"], name
+        by_label = curves(PICTURES[name](cube))
+        assert by_label["english"] == LANGUAGES["english"], name
+        assert by_label["arabic"] == LANGUAGES["arabic"], name
     alone = cube.isel(sample=np.flatnonzero(cube.language.values == "arabic"))
     assert curves(plots.layer_norms(actkit.layer_norms(alone)))["arabic"] == LANGUAGES["arabic"]
 
 
 def test_names_without_a_colour_of_their_own_get_others() -> None:
-    found = colours(["french", "english", "german", "arabic"])
-    assert len(set(found.values())) == 4
-    assert colours(["german", "arabic", "french", "english"]) == found
+    by_name = colours(["french", "english", "german", "arabic"])
+    assert len(set(by_name.values())) == 4
+    assert colours(["german", "arabic", "french", "english"]) == by_name
     many = colours([f"l{at}" for at in range(12)])
     assert len(many) == 12
 
@@ -123,12 +123,12 @@ def test_a_samples_tokens_are_its_norms_with_its_text(cube: xr.Dataset) -> None:
 
 @pytest.mark.slow
 def test_flagged_transitions_are_marked(cube: xr.Dataset) -> None:
-    found, abrupt = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
+    similarity, abrupt = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
     abrupt["change_point"][:] = abrupt["confirmed"][:] = False
-    none = plots.adjacent_cka(found, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
+    none = plots.adjacent_cka(similarity, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
     abrupt["change_point"][:, 3] = True
     abrupt["confirmed"][0, 3] = True
-    marked = plots.adjacent_cka(found, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
+    marked = plots.adjacent_cka(similarity, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
     assert none == []
     assert marked == ["english: confirmed", "arabic: flagged"]
 

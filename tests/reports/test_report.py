@@ -139,7 +139,7 @@ def test_texts_are_shown_as_texts(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"out": "r.txt"}, "use a name that ends in .html"),
         ({"out": "nowhere/r.html"}, "in a folder that does not exist"),
@@ -148,11 +148,11 @@ def test_texts_are_shown_as_texts(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_written(
-    run: Path, tmp_path: Path, options: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, options: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     cube: xr.Dataset = actkit.open_cube(run)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         actkit.report(cube, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

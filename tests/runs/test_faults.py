@@ -96,7 +96,9 @@ def test_a_read_only_folder_is_refused_before_the_model_is_loaded(
     with trials("a folder on a disk that is mounted read-only: refused before the model is loaded") as trial:
         for run, where in ((begun, begun), (new, read_only)):
             with trial(run.name):
-                what = f"out {run}: {where} cannot be written (choose another folder, or change its rights)"
+                what = (
+                    f"out {run}: {where} cannot be written (choose another folder, or change its permissions)"
+                )
                 with pytest.raises(InputError) as caught:
                     extract(**options, out=str(run), listeners=[])
                 assert [str(fault) for fault in caught.value.faults] == [what]

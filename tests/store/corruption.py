@@ -38,18 +38,18 @@ def seal(cube: Path, attributes: dict[str, Any] | None = None) -> None:
     document = json.loads(root.read_bytes())
     if attributes is not None:
         document["attributes"] = attributes
-    told = document["attributes"]
+    stored = document["attributes"]
     if "arrays" not in (attributes or {}):
-        nodes = json.loads(told["arrays"])
+        nodes = json.loads(stored["arrays"])
         digests = {
             name: hashlib.sha256((cube / name / "zarr.json").read_bytes()).hexdigest()
             for name in nodes
             if (cube / name / "zarr.json").is_file()
         }
-        told["arrays"] = json.dumps(digests)
-    told["metadata_sha256"] = ""
+        stored["arrays"] = json.dumps(digests)
+    stored["metadata_sha256"] = ""
     content = json.dumps(document, indent=2).encode()
-    told["metadata_sha256"] = hashlib.sha256(content).hexdigest()
+    stored["metadata_sha256"] = hashlib.sha256(content).hexdigest()
     root.write_text(json.dumps(document, indent=2))
 
 

@@ -47,15 +47,15 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def write_all(subject: Subject, run: Path, kill_at: int, told: Connection | None = None) -> None:
+def write_all(subject: Subject, run: Path, kill_at: int, reports: Connection | None = None) -> None:
     """Write all windows, on a disk that ends the process at a step; or tell how many steps there are."""
     with watched() as disk:
         writer = CubeWriter(run / CUBE, subject.numbers.plan)
         disk.kill(kill_at)
         for window in subject.windows:
             writer.write(window, subject.numbers.part(window))
-        if told is not None:
-            told.send(len(disk.steps))
+        if reports is not None:
+            reports.send(len(disk.steps))
 
 
 def main(size: str, folder: Path) -> None:

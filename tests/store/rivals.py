@@ -59,12 +59,12 @@ def torn(tried: Subject, run: Path) -> list[str]:
 
 def judged(tried: Subject, run: Path, report: Path) -> None:
     """Write down what is wrong with what was committed, and with what a rerun makes of it."""
-    found = {"torn": torn(tried, run), "faults": [str(fault) for fault in verify(run).faults], "rerun": ""}
+    verdict = {"torn": torn(tried, run), "faults": [str(fault) for fault in verify(run).faults], "rerun": ""}
     try:
         tried.check_rerun(run)
     except Exception as error:
-        found["rerun"] = f"{type(error).__name__}: {error}"
-    report.write_text(json.dumps(found))
+        verdict["rerun"] = f"{type(error).__name__}: {error}"
+    report.write_text(json.dumps(verdict))
 
 
 def main(folder: Path, rounds: int, seed: int) -> None:
@@ -96,10 +96,10 @@ def main(folder: Path, rounds: int, seed: int) -> None:
         killed = codes.count(-signal.SIGKILL)
         report = folder / "report.json"
         assert fork(lambda: judged(tried, run, report)) == 0  # noqa: B023
-        found = json.loads(report.read_text())
+        verdict = json.loads(report.read_text())
         failed = sum(code > 0 for code in codes)
-        said = {"round": number, "writers": len(writers), "killed": killed, "failed": failed}
-        print(json.dumps({**said, **found}), flush=True)
+        summary = {"round": number, "writers": len(writers), "killed": killed, "failed": failed}
+        print(json.dumps({**summary, **verdict}), flush=True)
 
 
 if __name__ == "__main__":

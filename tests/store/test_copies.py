@@ -89,7 +89,7 @@ def test_chunks_that_claim_to_be_large(copy: Path, file: str, size: int | None) 
     with pytest.raises(CorruptError) as error:
         read(copy)
     what = (
-        f"claims to hold {size:,} bytes in {len(frame)}" if size else "does not say how many bytes it holds"
+        f"claims to hold {size:,} bytes in {len(frame)}" if size else "does not state its decompressed size"
     )
     (fault,) = error.value.faults
     assert str(fault) == f"{file}: is truncated or corrupted: {what} (write the copy again)"
@@ -116,12 +116,12 @@ HUGE = {"name": "regular", "configuration": {"chunk_shape": [2**31]}}
 METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "pickles": (
         {"codecs": [BYTES, {"name": "numcodecs.pickle", "configuration": {}}]},
-        "needs the codec numcodecs.pickle, which is none of the format's",
+        "needs the codec numcodecs.pickle, which the format does not use",
     ),
     "compressed twice": ({"codecs": [BYTES, ZSTD, ZSTD]}, "is compressed more than once"),
     "a chunk of 16 GB": ({"chunk_grid": HUGE, "shape": [2**31]}, "has chunks of 17,179,869,184 bytes"),
-    "no files": ({"shape": [2**31]}, "has 2,147,483,648 elements, but not the files for them"),
-    "no shape": ({"shape": None}, "is no metadata of an array"),
+    "no files": ({"shape": [2**31]}, "has 2,147,483,648 elements, but lacks the files for them"),
+    "no shape": ({"shape": None}, "is not the metadata of an array"),
 }
 
 
@@ -163,6 +163,6 @@ def test_a_summary_of_a_copy_is_that_of_its_values(sound: Path, copy: Path) -> N
             file.write_bytes((other / "norm" / file.relative_to(copy / "norm")).read_bytes())
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     for summaries in (kept, Summaries()):
-        found = summaries.get(opened, "layer_norms")
-        np.testing.assert_allclose(found["mean"], 2 * before["mean"])
+        summary = summaries.get(opened, "layer_norms")
+        np.testing.assert_allclose(summary["mean"], 2 * before["mean"])
     assert not (copy.parent / "summaries").exists()

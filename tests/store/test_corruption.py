@@ -56,9 +56,9 @@ def judge(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
             refused.append(way.__name__)
         assert time.monotonic() - started < SECONDS
     code = main(["info", str(run)])
-    said = capsys.readouterr()
-    assert all(character.isprintable() or character == "\n" for character in said.out + said.err)
-    assert bool(code) == said.err.startswith("actkit: ")
+    output = capsys.readouterr()
+    assert all(character.isprintable() or character == "\n" for character in output.out + output.err)
+    assert bool(code) == output.err.startswith("actkit: ")
     return refused + ["info"] * code
 
 
@@ -118,21 +118,21 @@ CLEAR: dict[str, tuple[Callable[[Path], None], str]] = {
     "shape 10^18": (lambda cube: shape(cube, "sample", [10**18]), "has 1,000,000,000,000,000,000 elements"),
     "flags 10^18": (lambda cube: shape(cube, "committed", [10**18]), "along `sample` where other arrays"),
     "layers 10^18": (lambda cube: shape(cube, "residual", [10**18, 10, 6, 8]), "along `layer` where other"),
-    "hidden 10^18": (lambda cube: shape(cube, "residual", [3, 10, 6, 10**18]), "is cut along `hidden`"),
+    "hidden 10^18": (lambda cube: shape(cube, "residual", [3, 10, 6, 10**18]), "is divided along `hidden`"),
     "shapes that disagree": (lambda cube: shape(cube, "norm", [3, 10, 7]), "has 7 along `token`"),
     "chunk 0": (
         lambda cube: change(cube, "text", ("chunk_grid", "configuration", "chunk_shape"), [0]),
-        "has a shape or chunks that are no numbers of elements",
+        "has a shape or chunks that are not valid lengths",
     ),
     "inner chunk 0": (
         lambda cube: change(cube, "norm", ("codecs", 0, "configuration", "chunk_shape"), [1, 0, 6]),
-        "has inner chunks that are no numbers of elements",
+        "has inner chunks that are not valid lengths",
     ),
     "chunk 10^12": (
         lambda cube: change(cube, "layer", ("chunk_grid", "configuration", "chunk_shape"), [10**12]),
         "has chunks of 8,000,000,000,000 bytes",
     ),
-    "unknown codec": (unknown_codec, "needs the codec x, which is none of the format's"),
+    "unknown codec": (unknown_codec, "needs the codec x, which the format does not use"),
     "pickles": (pickles, "needs the codec numcodecs.pickle"),
     "no checksums": (
         lambda cube: change(cube, "text", ("codecs", 2), {"name": "bytes"}),
@@ -152,15 +152,18 @@ CLEAR: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "shards within shards": (shards_within_shards, "needs the codec sharding_indexed"),
     "codecs around shards": (codecs_around_shards, "has codecs around its shards"),
-    "another type": (lambda cube: change(cube, "layer", ("data_type",), "float64"), "has another data type"),
+    "another type": (
+        lambda cube: change(cube, "layer", ("data_type",), "float64"),
+        "has a data type other than",
+    ),
     "no array of texts": (lambda cube: shutil.rmtree(cube / "text"), "lists no array `text`"),
     "other windows": (
         lambda cube: change(cube, "committed", ("chunk_grid", "configuration", "chunk_shape"), [2]),
-        "has other windows",
+        "has windows of other than",
     ),
     "a group as an array": (
         lambda cube: (cube / "text" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}'),
-        "text/zarr.json: describes no array",
+        "text/zarr.json: does not describe an array",
     ),
 }
 
@@ -306,5 +309,5 @@ def test_what_controls_a_terminal_is_shown_and_not_sent(
     (tmp_path / CUBE).rename(evil_path)
     for command in ("info", "verify"):
         assert main([command, str(evil_path)]) == 1
-        said = capsys.readouterr()
-        assert "\x1b" not in said.out + said.err
+        output = capsys.readouterr()
+        assert "\x1b" not in output.out + output.err

@@ -65,8 +65,8 @@ def test_unfinished_files_of_the_dead_are_swept_by_their_names(tmp_path: Path, f
         (tmp_path / name).touch()
     living = folder.partial("it")
     folder.sweep("it")
-    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert found - {living._unfinished} == set(kept)
+    remaining = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert remaining - {living._unfinished} == set(kept)
     living.place()
     living.close()
 

@@ -26,10 +26,10 @@ def in_child(function: Callable[[], Any]) -> Any:
     child.start()
     try:
         assert receiver.poll(SECONDS), "the child hangs"
-        found = receiver.recv()
+        result = receiver.recv()
         child.join(SECONDS)
         assert child.exitcode == 0
-        return found
+        return result
     finally:
         child.kill()
         child.join()
@@ -50,20 +50,20 @@ def cube(run: Path) -> xr.Dataset:
 
 @pytest.mark.slow
 def test_a_child_reads_from_the_cube_of_its_parent(cube: xr.Dataset) -> None:
-    found = in_child(lambda: cube.residual.sel(layer=1).values)
-    np.testing.assert_array_equal(found, cube.residual.sel(layer=1).values)
+    values = in_child(lambda: cube.residual.sel(layer=1).values)
+    np.testing.assert_array_equal(values, cube.residual.sel(layer=1).values)
 
 
 @pytest.mark.slow
 def test_a_child_opens_the_cube_again(run: Path, cube: xr.Dataset) -> None:
-    found = in_child(lambda: open_cube(run).pooled.values)
-    np.testing.assert_array_equal(found, cube.pooled.values)
+    values = in_child(lambda: open_cube(run).pooled.values)
+    np.testing.assert_array_equal(values, cube.pooled.values)
 
 
 @pytest.mark.slow
 def test_a_child_of_a_child_reads(cube: xr.Dataset) -> None:
-    found = in_child(lambda: (cube.pooled.sum().values, in_child(lambda: cube["last"].values))[1])
-    np.testing.assert_array_equal(found, cube["last"].values)
+    values = in_child(lambda: (cube.pooled.sum().values, in_child(lambda: cube["last"].values))[1])
+    np.testing.assert_array_equal(values, cube["last"].values)
 
 
 @pytest.mark.slow
@@ -79,8 +79,8 @@ def test_a_child_reads_while_threads_of_its_parent_do(run: Path, cube: xr.Datase
         thread.start()
     try:
         for _ in range(5):
-            found = in_child(lambda: cube.residual.sel(layer=2).values)
-            np.testing.assert_array_equal(found, cube.residual.sel(layer=2).values)
+            values = in_child(lambda: cube.residual.sel(layer=2).values)
+            np.testing.assert_array_equal(values, cube.residual.sel(layer=2).values)
     finally:
         stop.set()
         for thread in threads:

@@ -59,9 +59,9 @@ def test_they_open_with_the_values_that_they_had(frozen: Callable[[str], Path], 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_they_verify(frozen: Callable[[str], Path], name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = verify(frozen(name))
-    assert found.faults == ()
-    assert found.committed == SAMPLES[name]
+    verification = verify(frozen(name))
+    assert verification.faults == ()
+    assert verification.committed == SAMPLES[name]
     assert main(["info", str(frozen(name))]) == 0
     assert "bfloat16" in capsys.readouterr().out
 
@@ -71,8 +71,8 @@ def test_they_verify(frozen: Callable[[str], Path], name: str, capsys: pytest.Ca
 def test_they_are_analysed(frozen: Callable[[str], Path], name: str) -> None:
     cube = open_cube(frozen(name))
     norms = layer_norms(cube) if "norm" in cube else cka(cube)
-    for found in (norms, adjacent_cka(cube), massive_activations(cube)):
-        numbers = [values for values in found.data_vars.values() if values.dtype.kind == "f"]
+    for statistic in (norms, adjacent_cka(cube), massive_activations(cube)):
+        numbers = [values for values in statistic.data_vars.values() if values.dtype.kind == "f"]
         assert any(np.isfinite(values).any() for values in numbers)
 
 
@@ -114,9 +114,9 @@ def test_an_interrupted_one_is_resumed(frozen: Callable[[str], Path]) -> None:
         rows = plan.samples_of(window)
         part: dict[str, np.ndarray | Ragged] = {}
         for name, whole in values.items():
-            part[name] = own = whole.take(rows, axis=VARIABLES[name].sample_axis)
+            part[name] = window_values = whole.take(rows, axis=VARIABLES[name].sample_axis)
             if VARIABLES[name].is_full:
-                part[name] = Ragged.of(own, values["n_tokens"][rows.start : rows.stop])
+                part[name] = Ragged.of(window_values, values["n_tokens"][rows.start : rows.stop])
         writer.write(window, part)
     assert verify(run).ok
     xr.testing.assert_identical(open_cube(run).load(), open_cube(complete).load())

@@ -233,8 +233,8 @@ def test_the_names_of_the_arrays_are_those_that_were_declared(intact: Path) -> N
     group = open_group(intact / CUBE)
     names = array_names(group)
     assert sorted(names) == sorted([*VARIABLES, "gender", "image_id"])
-    found = {path.removeprefix("/") for path, _ in group.members(max_depth=None)}
-    assert {path for path in found if path != VISION} == set(names)
+    members = {path.removeprefix("/") for path, _ in group.members(max_depth=None)}
+    assert {path for path in members if path != VISION} == set(names)
 
 
 def test_a_cube_without_a_vision_tower_has_no_group(tmp_path: Path) -> None:

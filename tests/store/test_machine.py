@@ -251,9 +251,9 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(CubeError):
                 verify(self.run)
             return
-        found = verify(self.run)
-        assert {fault.where: fault.what.partition(":")[0] for fault in found.faults} == self.faults()
-        assert found.committed == len(self.rows())
+        verification = verify(self.run)
+        assert {fault.where: fault.what.partition(":")[0] for fault in verification.faults} == self.faults()
+        assert verification.committed == len(self.rows())
 
     @rule(partial=st.booleans())
     def open(self, partial: bool) -> None:
@@ -325,6 +325,6 @@ def test_a_cube_tells_the_truth_or_names_the_damage(examples: int, steps: int) -
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
-    told = ", ".join(f"{count} × {what}" for what, count in TAKEN.most_common())
-    what = f"whatever happens to a cube, {examples} times up to {steps} things in any order ({told})"
+    counts = ", ".join(f"{count} × {what}" for what, count in TAKEN.most_common())
+    what = f"whatever happens to a cube, {examples} times up to {steps} things in any order ({counts})"
     print(f"\nFAULT | {what} | {TAKEN.total()} trials | 0 failures")

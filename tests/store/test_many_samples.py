@@ -17,7 +17,7 @@ from actkit.testing import flip_bit, write_cube
 @pytest.fixture(autouse=True)
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the cubes of these tests count as large."""
-    monkeypatch.setattr(reader, "AT_ONCE", 3)
+    monkeypatch.setattr(reader, "EAGER_SAMPLES", 3)
 
 
 def is_loaded(cube: xr.Dataset, name: str) -> bool:
@@ -60,9 +60,9 @@ USES: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_it_is_used_like_any_other(run: Path, monkeypatch: pytest.MonkeyPatch, use: str) -> None:
-    found = USES[use](open_cube(run))
+    result = USES[use](open_cube(run))
     monkeypatch.undo()
-    np.testing.assert_equal(found, USES[use](open_cube(run)))
+    np.testing.assert_equal(result, USES[use](open_cube(run)))
 
 
 @pytest.mark.slow

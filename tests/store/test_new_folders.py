@@ -15,7 +15,7 @@ from actkit.store.new_folders import new_folder
 
 Nest = Callable[[Path, int], Path]
 
-TAKEN = "cannot run: 1 fault\n  - out: {} is there already (name a new folder)"
+TAKEN = "cannot run: 1 fault\n  - out: {} already exists (name a new folder)"
 
 BUILDER = """
 import sys
@@ -130,7 +130,7 @@ def test_what_appears_in_the_meantime_stays(
 
 
 def test_a_folder_that_was_replaced_is_not_published(tmp_path: Path) -> None:
-    replaced = pytest.raises(StorageError, match="is another folder now")
+    replaced = pytest.raises(StorageError, match="is now another folder")
     with replaced, new_folder(tmp_path / "out") as building:
         building.rename(tmp_path / "moved")
         building.mkdir()

@@ -97,9 +97,9 @@ def test_a_stopped_writer_whose_folder_is_another_one(
     replace(run)
     before = contents(run) if run.exists() else {}
     writer.send_signal(signal.SIGCONT)
-    said, _ = writer.communicate("\n" * 5, timeout=60)
-    assert said.startswith(f"StorageError: {run}")
-    assert said.count("\n") == 1
+    output, _ = writer.communicate("\n" * 5, timeout=60)
+    assert output.startswith(f"StorageError: {run}")
+    assert output.count("\n") == 1
     assert (contents(run) if run.exists() else {}) == before
     if before:
         assert verify(run).ok
@@ -129,7 +129,7 @@ def test_a_folder_that_is_moved_while_a_window_is_written_keeps_it(
     assert open_cube(run).attrs["model"] == "another"
     left = verify(tmp_path / "elsewhere")
     assert (left.ok, left.committed) == (True, 4)
-    with pytest.raises(StorageError, match="is another folder now"):
+    with pytest.raises(StorageError, match="is now another folder"):
         writer.write(1, numbers.part(1))
     assert resume(tmp_path / "elsewhere", numbers) == [1, 2, 3, 4]
 
@@ -169,7 +169,7 @@ def test_files_of_another_run_are_found(two: tuple[Path, Path, Synthetic], with_
         assert "residual/c.0.1.0.0" in [fault.where for fault in faults]
         assert {fault.what for fault in faults} == {"is not the file that was committed"}
     for fault in faults:
-        assert fault.hint == "delete it if it is there, and rerun the extraction"
+        assert fault.hint == "delete it if it exists, and rerun the extraction"
         (run / CUBE / fault.where).unlink()
     assert resume(run, numbers) == [1]
     assert contents(run) == undisturbed
@@ -218,8 +218,8 @@ def test_every_file_of_another_run_is_found_though_it_has_the_same_size(tmp_path
     for name in replaced:
         sound = (run / name).read_bytes()
         shutil.copy(other / name, run / name)
-        found = [(fault.where, fault.what) for fault in verify(run).faults]
-        assert found == [(name.relative_to(CUBE).as_posix(), "is not the file that was committed")]
+        faults = [(fault.where, fault.what) for fault in verify(run).faults]
+        assert faults == [(name.relative_to(CUBE).as_posix(), "is not the file that was committed")]
         (run / name).write_bytes(sound)
     assert verify(run).ok
 
@@ -253,12 +253,12 @@ def test_flags_that_commit_a_part_of_a_window_are_damage(two: tuple[Path, Path, 
     flags[0] = False
     array = array_of(open_group(run / CUBE), "committed")
     (run / CUBE / "committed" / "c.0").write_bytes(encoded(array, 0, flags))
-    found = verify(run)
-    assert [(fault.where, fault.what) for fault in found.faults] == [
-        ("committed/c.0", "commits a part of its window")
+    verification = verify(run)
+    assert [(fault.where, fault.what) for fault in verification.faults] == [
+        ("committed/c.0", "commits only part of its window")
     ]
-    assert found.committed == found.samples - numbers.plan.window
-    with pytest.raises(CorruptError, match=r"committed/c\.0: commits a part of its window"):
+    assert verification.committed == verification.samples - numbers.plan.window
+    with pytest.raises(CorruptError, match=r"committed/c\.0: commits only part of its window"):
         open_cube(run, partial=True)
     assert resume(run, numbers) == [0]
     assert contents(run) == undisturbed
@@ -291,8 +291,8 @@ def test_an_edited_receipt_blames_itself_and_no_sound_file(
     receipt = json.loads(path.read_text())
     EDITS[edit](receipt)
     path.write_text(json.dumps(receipt, indent=1, sort_keys=True))
-    found = [(fault.where, fault.what) for fault in verify(run).faults]
-    assert found == [(receipt_name(1), "is truncated or corrupted")]
+    faults = [(fault.where, fault.what) for fault in verify(run).faults]
+    assert faults == [(receipt_name(1), "is truncated or corrupted")]
     assert resume(run, numbers) == [1]
     assert contents(run) == undisturbed
 
@@ -324,8 +324,8 @@ def test_two_windows_that_were_exchanged_are_found(two: tuple[Path, Path, Synthe
     kept = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(kept)
-    found = [(fault.where, fault.what) for fault in verify(run).faults]
-    assert found == [
+    faults = [(fault.where, fault.what) for fault in verify(run).faults]
+    assert faults == [
         (f"residual/{path.name}", "is not the file that was committed") for path in (first, second)
     ]
 

@@ -277,9 +277,9 @@ def test_a_cube_whose_files_are_renamed_while_it_is_opened(
     @contextmanager
     def scandir(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
         with real(folder) as entries:
-            found = list(entries)
+            listed = list(entries)
         partial.unlink(missing_ok=True)
-        yield found
+        yield listed
 
     monkeypatch.setattr("actkit.store.reader.os.scandir", scandir)
     assert open_cube(run).sizes["sample"] == 10
@@ -297,7 +297,7 @@ def test_a_cube_that_was_replaced_gives_no_numbers_of_the_other_one(run: Path) -
 def test_a_cube_that_was_removed(run: Path) -> None:
     cube = open_cube(run)
     shutil.rmtree(run)
-    with pytest.raises(CubeError, match="cannot be read any more: No such file"):
+    with pytest.raises(CubeError, match="can no longer be read: No such file"):
         cube.residual.load()
 
 

@@ -153,8 +153,8 @@ def test_a_folder_that_another_process_makes_meanwhile_will_do(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "stat", made_after)
-        found = check_folder(run)
-    assert found == []
+        faults = check_folder(run)
+    assert faults == []
 
 
 def test_a_relative_folder_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,16 +226,16 @@ def loop(path: Path) -> Path:
     ("make", "message"),
     [
         (a_file, "out {}: is a file (choose a folder)"),
-        (below_a_file, "out {}/run: {} cannot be written (choose another folder, or change its rights)"),
+        (below_a_file, "out {}/run: {} cannot be written (choose another folder, or change its permissions)"),
         (one_foreign_file, "out {}: holds other files: thesis.tex (choose an empty or new folder)"),
         (many_foreign_files, "out {}: holds other files: a, b, c … (choose an empty or new folder)"),
-        (linked_status, "out {}/status.json: is a link (put a file of its own there, or remove it)"),
-        (linked_cube, "out {}/cube.zarr: is a link (put a folder of its own there, or remove it)"),
-        (waiting_log, "out {}/log.txt: is not a regular file (put a file of its own there, or remove it)"),
+        (linked_status, "out {}/status.json: is a link (replace it with a regular file, or remove it)"),
+        (linked_cube, "out {}/cube.zarr: is a link (replace it with a folder, or remove it)"),
+        (waiting_log, "out {}/log.txt: is not a regular file (replace it with a regular file, or remove it)"),
         (
             linked_chunk,
             "out {}/cube.zarr/norm/c.0.0.partial: is a link, or neither file nor folder "
-            "(put what it stands for there)",
+            "(replace it with its target)",
         ),
         (nul, "out: holds a NUL character (correct the path)"),
         (too_long, "out {.}/" + "x" * 300 + ": cannot be used: File name too long (choose another folder)"),
@@ -258,8 +258,8 @@ def test_folders_of_any_depth_are_looked_at(
     tmp_path: Path, nest: Callable[[Path, int], Path], depth: int, messages: list[str]
 ) -> None:
     nest(tmp_path / "run" / "cube.zarr", depth)
-    told = [message.format(tmp_path / "run") for message in messages]
-    assert [str(fault) for fault in check_folder(tmp_path / "run")] == told
+    expected = [message.format(tmp_path / "run") for message in messages]
+    assert [str(fault) for fault in check_folder(tmp_path / "run")] == expected
 
 
 @pytest.mark.parametrize("name", ["", "run", "deep/run"])
@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     finally:
         subprocess.run(["umount", tmp_path], check=True)
     where = f"out {tmp_path / name}: {tmp_path} cannot be written"
-    assert str(fault) == f"{where} (choose another folder, or change its rights)"
+    assert str(fault) == f"{where} (choose another folder, or change its permissions)"
 
 
 def test_a_folder_without_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from actkit.errors import StorageError
 from actkit.store.layout import CUBE, array_of, open_group, shards
-from actkit.store.scratch_writer import NamelessWriter
+from actkit.store.scratch_writer import ScratchWriter
 from actkit.testing import Synthetic, synthetic
 
 
@@ -21,34 +21,34 @@ def numbers() -> Synthetic:
 
 
 @pytest.fixture
-def writer(numbers: Synthetic, tmp_path: Path) -> Iterator[NamelessWriter]:
-    with closing(NamelessWriter(tmp_path, numbers.plan)) as writer:
+def writer(numbers: Synthetic, tmp_path: Path) -> Iterator[ScratchWriter]:
+    with closing(ScratchWriter(tmp_path, numbers.plan)) as writer:
         yield writer
 
 
 def test_every_variable_takes_the_bytes_of_its_shard(
-    numbers: Synthetic, writer: NamelessWriter, tmp_path: Path
+    numbers: Synthetic, writer: ScratchWriter, tmp_path: Path
 ) -> None:
-    found = writer.write(numbers.part(1), 4)
+    cost = writer.write(numbers.part(1), 4)
     with closing(numbers.create(tmp_path)) as real:
         real.write(1, numbers.part(1))
     group = open_group(tmp_path / CUBE)
     for name in numbers.part(1):
         shard = list(shards(real.path, array_of(group, name)))[1]
-        assert found.sizes[name] == shard.path.stat().st_size, name
-    assert found.seconds > 0
-    assert found.busy > 0
-    assert found.beside > 0
+        assert cost.sizes[name] == shard.path.stat().st_size, name
+    assert cost.seconds > 0
+    assert cost.busy > 0
+    assert cost.other_seconds > 0
 
 
-def test_a_few_samples_need_no_whole_window(numbers: Synthetic, writer: NamelessWriter) -> None:
+def test_a_few_samples_need_no_whole_window(numbers: Synthetic, writer: ScratchWriter) -> None:
     part = numbers.part(0)
     small = {name: values for name, values in part.items() if name in ("norm", "n_tokens", "generated")}
     three = {name: values[:, :3] if name == "norm" else values[:3] for name, values in small.items()}
     assert writer.write(three, 3).sizes["norm"] < writer.write(small, 4).sizes["norm"]
 
 
-def test_nothing_is_left(numbers: Synthetic, writer: NamelessWriter, tmp_path: Path) -> None:
+def test_nothing_is_left(numbers: Synthetic, writer: ScratchWriter, tmp_path: Path) -> None:
     open_before = len(os.listdir("/proc/self/fd"))
     writer.write(numbers.part(0), 4)
     assert list(tmp_path.iterdir()) == []
@@ -57,7 +57,7 @@ def test_nothing_is_left(numbers: Synthetic, writer: NamelessWriter, tmp_path: P
 
 @pytest.mark.parametrize("at", range(1, 12))
 def test_a_disk_that_refuses_is_an_error_and_nothing_is_left(
-    at: int, numbers: Synthetic, writer: NamelessWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, numbers: Synthetic, writer: ScratchWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced, calls = os.fsync, iter(range(1, 100))
 
@@ -76,7 +76,7 @@ def test_a_disk_that_refuses_is_an_error_and_nothing_is_left(
 def test_a_full_disk_is_an_error(small_disk: Path) -> None:
     numbers = synthetic(n_samples=64, n_tokens=32, hidden=64, window=64)
     part = numbers.part(0)
-    with closing(NamelessWriter(small_disk, numbers.plan)) as writer:
+    with closing(ScratchWriter(small_disk, numbers.plan)) as writer:
         with pytest.raises(StorageError, match="No space left on device"):
             writer.write(part, 64)
         assert list(small_disk.iterdir()) == []

@@ -161,7 +161,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(small_disk: Path) -> None
     with pytest.raises(StorageError) as caught:
         replace_text(run / CONFIG, "x" * 5000)
     assert str(caught.value) == (
-        f"cannot write {run / CONFIG} (5,000 bytes or more to write, 0 bytes free: make room): "
+        f"cannot write {run / CONFIG} (at least 5,000 bytes to write, 0 bytes free: make room): "
         "No space left on device; committed windows are safe, rerun to continue"
     )
     with pytest.raises(StorageError) as caught, locked(run):
@@ -181,7 +181,7 @@ def test_a_disk_that_takes_no_more_files_is_told(small_disk: Path) -> None:
     with pytest.raises(StorageError) as caught:
         replace_text(small_disk / CONFIG, "new")
     assert str(caught.value) == (
-        f"cannot write {small_disk / CONFIG} (no more files can be made there: remove some): "
+        f"cannot write {small_disk / CONFIG} (no more files can be created there: remove some): "
         "No space left on device; committed windows are safe, rerun to continue"
     )
 

@@ -11,10 +11,10 @@ from actkit.testing import Synthetic, synthetic
 
 def test_the_tokens_of_a_sample(cube: xr.Dataset, numbers: Synthetic) -> None:
     for sample, length in enumerate(numbers.plan.lengths):
-        found = token_strings(cube, sample)
-        assert found == numbers.values["token_text"][sample, :length].tolist()
-        assert len(found) == length
-        assert all(type(text) is str for text in found)
+        texts = token_strings(cube, sample)
+        assert texts == numbers.values["token_text"][sample, :length].tolist()
+        assert len(texts) == length
+        assert all(type(text) is str for text in texts)
 
 
 def test_the_tokens_of_a_part_go_by_the_name_of_the_sample_and_not_by_its_place(

@@ -275,7 +275,7 @@ def test_following_the_advice_mends_the_cube(
         flip_bit(files_of(run, name)[0], 99)
     assert len(verify(run).faults) == len(damaged)
     for fault in verify(run).faults:
-        assert fault.hint == "delete it if it is there, and rerun the extraction"
+        assert fault.hint == "delete it if it exists, and rerun the extraction"
         (run / CUBE / fault.where).unlink()
     writer = CubeWriter(run / CUBE, numbers.plan)
     assert set(writer.restore(numbers.coords, numbers.labels, [numbers.rows])) == {"text", "vision/layer"}

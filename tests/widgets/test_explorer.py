@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def panes(explorer: Explorer) -> list[Any]:
-    return list(explorer._plots.select(lambda own: type(own).__name__ == "HoloViews"))
+    return list(explorer._plots.select(lambda widget: type(widget).__name__ == "HoloViews"))
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_a_point_that_is_clicked_is_a_sample(run: Path) -> None:
     explorer = Explorer(run, tab="samples", layer=2)
     picture = explorer._wanted()[0]
     shown, _ = picture.make()
-    points = pd.concat([own.dframe() for own in shown.traverse(specs=[hv.Points])])
+    points = pd.concat([element.dframe() for element in shown.traverse(specs=[hv.Points])])
     assert sorted(points["sample"]) == list(range(48))
     for at in (0, 17, 47):
         one = points.iloc[at]
@@ -122,8 +122,8 @@ def test_the_python_that_is_shown_makes_what_is_shown(run: Path, tab: str, langu
         exec("\n".join(before), names)
         tables = [
             [
-                own.dframe()
-                for own in whole.traverse(specs=[hv.Curve, hv.Area, hv.Points, hv.Scatter, hv.QuadMesh])
+                element.dframe()
+                for element in whole.traverse(specs=[hv.Curve, hv.Area, hv.Points, hv.Scatter, hv.QuadMesh])
             ]
             for whole in (shown, eval(last, names))
         ]
@@ -136,7 +136,7 @@ def test_the_python_that_is_shown_makes_what_is_shown(run: Path, tab: str, langu
 def test_two_of_several_groups(tmp_path: Path) -> None:
     explorer = Explorer(write_cube(tmp_path / "run", n_samples=48), tab="groups", by="image_id", cluster="")
     explorer.show()
-    alerts = explorer._plots.select(lambda own: type(own).__name__ == "Alert")
+    alerts = explorer._plots.select(lambda widget: type(widget).__name__ == "Alert")
     assert "choose two under Groups to compare" in alerts[0].title
     names = explorer._between.options[:2]
     explorer.between = names
@@ -149,7 +149,7 @@ def test_two_of_several_groups(tmp_path: Path) -> None:
 def test_nothing_to_compare_is_said(run: Path) -> None:
     explorer = Explorer(run, tab="groups", by="")
     explorer.show()
-    alerts = explorer._plots.select(lambda own: type(own).__name__ == "Alert")
+    alerts = explorer._plots.select(lambda widget: type(widget).__name__ == "Alert")
     assert "Choose a label" in alerts[0].title
 
 
@@ -171,7 +171,7 @@ def test_a_sample_is_found_by_its_text(run: Path) -> None:
 def test_what_cannot_be_computed_is_said(run: Path) -> None:
     explorer = Explorer(run, tab="groups", by="image_id")
     explorer.show()
-    alerts = explorer._plots.select(lambda own: type(own).__name__ == "Alert")
+    alerts = explorer._plots.select(lambda widget: type(widget).__name__ == "Alert")
     assert alerts
     assert "image_id" in alerts[0].title
 
@@ -202,7 +202,7 @@ def test_markup_is_text(tmp_path: Path) -> None:
 def test_files_and_code(run: Path) -> None:
     explorer = Explorer(run, tab="norms", by="gender")
     explorer.show()
-    downloads = explorer._plots.select(lambda own: type(own).__name__ == "FileDownload")
+    downloads = explorer._plots.select(lambda widget: type(widget).__name__ == "FileDownload")
     kinds = {download.filename: download.callback().read() for download in downloads}
     assert set(kinds) == {
         f"{name}.{kind}" for name in ("norms", "norms_by_group") for kind in ("png", "svg", "csv")

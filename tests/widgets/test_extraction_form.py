@@ -41,7 +41,7 @@ def test_defaults_are_those_of_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("layers", "0-3 mlp_all", "4 layers: 0-3; mlp: 10 layers: 0-9"),
         ("layers", "12", "the model has no layer 12 (it has 10 layers, 0–9)"),
@@ -51,11 +51,11 @@ def test_defaults_are_those_of_the_config() -> None:
         ("max_tokens", "<b>", "&lt;b&gt;"),
     ],
 )
-def test_what_is_typed_is_checked(form: ExtractionForm, name: str, value: str, said: str) -> None:
+def test_what_is_typed_is_checked(form: ExtractionForm, name: str, value: str, message: str) -> None:
     form.fields[name].value = value
-    assert said in told(form, name)
+    assert message in told(form, name)
     form.fields[name].value = "all" if name == "layers" else "7"
-    assert said not in told(form, name)
+    assert message not in told(form, name)
 
 
 def test_a_plan_is_shown(form: ExtractionForm) -> None:

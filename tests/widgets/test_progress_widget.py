@@ -12,9 +12,9 @@ from actkit.widgets import Watch, progress_widget
 
 @pytest.fixture(autouse=True)
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    found: list[Any] = []
-    monkeypatch.setattr(progress_widget, "display", found.append)
-    return found
+    shown: list[Any] = []
+    monkeypatch.setattr(progress_widget, "display", shown.append)
+    return shown
 
 
 def texts(watch: Watch) -> str:
@@ -43,19 +43,19 @@ def test_many_events_in_a_moment_are_one_but_the_last_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "style", "said"),
+    ("state", "style", "text"),
     [
         ("done", "success", ""),
         ("interrupted", "warning", "2 samples are committed; run the cell again to resume"),
         ("failed", "danger", "2 samples are committed; fix the error below"),
     ],
 )
-def test_how_it_ended(state: str, style: str, said: str) -> None:
+def test_how_it_ended(state: str, style: str, text: str) -> None:
     watch = Watch()
     watch(Progress(state, samples=3, committed=2, total_samples=4))
     assert watch.bar.bar_style == style
     assert f"class='state {state}'" in texts(watch)
-    assert said in texts(watch)
+    assert text in texts(watch)
     assert "left" not in texts(watch)
 
 

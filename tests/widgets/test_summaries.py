@@ -40,10 +40,10 @@ def test_what_is_read_back_is_what_was_computed(run: Path, monkeypatch: pytest.M
     monkeypatch.setattr(summaries, "_STATISTICS", {})  # nothing can be computed now
     again = Summaries()
     for _ in range(2):
-        found = again.get(open_cube(run), "layer_norms", by="gender", tokens="all")
-        xr.testing.assert_identical(found, wanted)
-        assert list(found.data_vars) == list(wanted.data_vars)
-        assert found.language.dtype == object
+        read_back = again.get(open_cube(run), "layer_norms", by="gender", tokens="all")
+        xr.testing.assert_identical(read_back, wanted)
+        assert list(read_back.data_vars) == list(wanted.data_vars)
+        assert read_back.language.dtype == object
     with pytest.raises(KeyError):
         again.get(open_cube(run), "layer_norms", by="gender")
 
@@ -100,7 +100,7 @@ def test_a_cube_that_is_gone(run: Path) -> None:
     shutil.rmtree(run / CUBE)
     with pytest.raises(CubeError) as error:
         kept.get(cube, "layer_norms")
-    assert str(error.value) == f"{run / CUBE}: cannot be read any more: No such file or directory"
+    assert str(error.value) == f"{run / CUBE}: can no longer be read: No such file or directory"
 
 
 def kept(run: Path) -> Path:
@@ -161,9 +161,9 @@ def test_every_statistic_is_read_back_as_it_was(
     options = OPTIONS.get(statistic, {})
     computed = Summaries().get(open_cube(run), statistic, **options)
     monkeypatch.setattr(summaries, "_STATISTICS", {})
-    found = Summaries().get(open_cube(run), statistic, **options)
-    xr.testing.assert_identical(found, computed)
-    assert {name: values.dtype for name, values in found.variables.items()} == {
+    read_back = Summaries().get(open_cube(run), statistic, **options)
+    xr.testing.assert_identical(read_back, computed)
+    assert {name: values.dtype for name, values in read_back.variables.items()} == {
         name: values.dtype for name, values in computed.variables.items()
     }
 

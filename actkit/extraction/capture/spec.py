@@ -13,7 +13,7 @@ _IS_CONTENT = np.isin(range(len(TokenKind)), CONTENT_KINDS)
 
 @dataclass(frozen=True)
 class Rules:
-    """What a cube keeps of the outputs of a model.
+    """Selection of the outputs of a model that a cube keeps.
 
     Parameters
     ----------

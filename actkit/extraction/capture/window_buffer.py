@@ -180,7 +180,7 @@ class Slot:
     _arrays: _GroupArrays
 
     def holds(self, name: str) -> bool:
-        """Tell whether a variable is kept."""
+        """Return whether a variable is kept."""
         return name in self._arrays.variables
 
     def view(self, key: ArrayKey, layer: int, dtype: torch.dtype) -> torch.Tensor:
@@ -244,7 +244,7 @@ class WindowBuffer:
         self.prompts: list[Prompt] = []
         self.kept: list[np.ndarray] = []
 
-    @torch.inference_mode()  # in which pinned memory was allocated
+    @torch.inference_mode()  # the mode in which pinned memory was allocated
     def begin(self, order: np.ndarray, most: np.ndarray) -> None:
         """Discard the previous window, and start the next one.
 

@@ -121,7 +121,7 @@ def batch_prompts(prepared: RunPlan, rows: Samples, first: int, batch: np.ndarra
         If a row changed since it was checked.
     """
     if (prompts := prepared.spec.measure.prompts(batch.tolist())) is not None:
-        return prompts  # of unchanged rows, whose hashes were compared
+        return prompts  # the hashes of their rows have been compared
     positions = (batch - first).tolist()
     images = None
     changed: dict[int, str] = {}

@@ -17,7 +17,7 @@ from ...estimates import Rates, disk_bytes
 from ...regular_files import MB
 from ...samples import Samples
 from ...schema import VARIABLES
-from ...store.scratch_writer import NamelessWriter, Written
+from ...store.scratch_writer import ScratchWriter, WriteCost
 from ..capture.device_copy import Transfer, allocate
 from ..capture.token_metadata import token_arrays
 from ..capture.window_buffer import WindowBuffer
@@ -70,7 +70,7 @@ def run_trial(prepared: RunPlan, threads: int) -> RunPlan:
         devices = [device for device in held_by if device.type == "cuda"]
         for device in devices:
             torch.cuda.reset_peak_memory_stats(device)
-        scratch_writer = closing(NamelessWriter(prepared.disk_folder, prepared.plan, threads=threads))
+        scratch_writer = closing(ScratchWriter(prepared.disk_folder, prepared.plan, threads=threads))
         with share.taken(), scratch_writer as writer:
             trial = _Trial(prepared, model, writer, devices)
             measured = _rates(prepared, trial.run())
@@ -124,14 +124,14 @@ class _Tried:
     samples: np.ndarray
     computing: float
     describing: float
-    written: Written
+    written: WriteCost
 
 
 class _Trial:
     """Trial of batches of a plan, one after the other, in one buffer."""
 
     def __init__(
-        self, prepared: RunPlan, model: LoadedModel, writer: NamelessWriter, devices: Sequence[torch.device]
+        self, prepared: RunPlan, model: LoadedModel, writer: ScratchWriter, devices: Sequence[torch.device]
     ) -> None:
         self._prepared, self._writer, self._devices = prepared, writer, devices
         plan, measure = prepared.plan, prepared.spec.measure
@@ -268,7 +268,7 @@ def _rates(prepared: RunPlan, tried: Sequence[_Tried]) -> Rates:
         crossing=0.0,
         writing=seconds / large,
         describing=sum(batch.describing for batch in tried) / len(samples),
-        committing=sum(batch.written.beside for batch in tried) / len(tried),
+        committing=sum(batch.written.other_seconds for batch in tried) / len(tried),
         busy=sum(batch.written.busy for batch in tried) / seconds if seconds else 0.0,
         shares_cores=True,
         compressed={name: written[name] / size for name, size in expected.items() if size},

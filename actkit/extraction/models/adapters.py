@@ -98,12 +98,13 @@ def merge_adapter(adapter: Adapter, model: PreTrainedModel) -> None:
         options.pop(name, None)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about tied embeddings and Conv1D, as the adapter's config demands
+            # warnings about tied embeddings and Conv1D, which the config of the adapter determines
+            warnings.simplefilter("ignore")
             adapted: Any = PeftModel(base, LoraConfig(**options), autocast_adapter_dtype=False)
             expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-            for key in tensors.keys() - expected.keys():  # biases as named by peft before it had base layers
+            for key in (
+                tensors.keys() - expected.keys()
+            ):  # names of biases in versions of peft without base layers
                 renamed = f"{key.removesuffix('.bias')}.base_layer.bias"
                 if key.endswith(".bias") and renamed in expected and renamed not in tensors:
                     tensors[renamed] = tensors.pop(key)

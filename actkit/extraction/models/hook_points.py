@@ -237,7 +237,7 @@ def hook_output(output: Any, like: torch.Tensor | None = None) -> torch.Tensor:
     Raises
     ------
     ModelError
-        If the output is no tensor or has another shape.
+        If the output is not a tensor or has another shape.
     """
     tensor = output[0] if isinstance(output, tuple | list) else output
     if not isinstance(tensor, torch.Tensor):

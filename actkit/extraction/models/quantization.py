@@ -43,7 +43,7 @@ class Method:
     refusal
         Reason why this method is not supported; empty if it is.
     remedy
-        What the user can do if it is not supported.
+        Remedy to suggest if it is not supported.
     """
 
     packages: tuple[str, ...] = ()

@@ -79,7 +79,7 @@ def summary_lines(run: RunSpec, size: RunSize, *, free: int, rates: Rates | None
 
 
 def _is_emulated(run: RunSpec) -> bool:
-    """Tell whether the CPU that multiplies matrices lacks instructions for the dtype of the weights."""
+    """Return whether the CPU that multiplies matrices lacks instructions for the dtype of the weights."""
     dtype = run.weights_dtype
     if "16" not in dtype or pick_device(run.config.device).type != "cpu" or run.quantized:
         return False

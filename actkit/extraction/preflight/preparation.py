@@ -12,7 +12,8 @@ import numpy as np
 
 from ... import layer_spec as grammar
 from ...batch_plan import Plan
-from ...config import Config, check
+from ...config import Config
+from ...config_faults import check
 from ...data_scan import Scan, scan
 from ...errors import Fault, InputError
 from ...estimates import Estimate, Rates
@@ -96,7 +97,7 @@ class RunPlan:
 
     @property
     def rules(self) -> Rules:
-        """What the cube keeps of the outputs of the model."""
+        """Specification of the outputs that the cube keeps."""
         return Rules(
             self.layers,
             layer_axis(self.layers),
@@ -305,5 +306,5 @@ def _plan_run(spec: RunSpec, started: float) -> RunPlan:
 
 
 def _crosses(boundary: int | None, plan: Plan, new_tokens: int) -> bool:
-    """Tell whether prompts may cross the longrope boundary during generation."""
+    """Return whether prompts may cross the longrope boundary during generation."""
     return boundary is not None and bool(plan.lengths.min() <= boundary < plan.lengths.max() + new_tokens)

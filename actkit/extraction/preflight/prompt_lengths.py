@@ -132,5 +132,5 @@ class Measure:
         return hashlib.sha256(self._images).hexdigest()
 
     def knows_image(self, sample: int, digest: str) -> bool:
-        """Tell whether the image of a sample had this SHA-256 digest."""
+        """Return whether the image of a sample had this SHA-256 digest."""
         return self._images[8 * sample : 8 * sample + 8] == bytes.fromhex(digest)[:8]

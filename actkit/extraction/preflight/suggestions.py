@@ -141,7 +141,7 @@ def _memory_alternatives(run: RunSpec, size: RunSize, changed: Any) -> Iterator[
 
 
 def find_excess(run: RunSpec, size: RunSize, free: int) -> list[Fault]:
-    """Return a fault for each resource of which a run needs more than there is.
+    """Return a fault for each resource that is insufficient for a run.
 
     Parameters
     ----------

@@ -108,8 +108,8 @@ def test_norms_can_be_summarised_for_any_keep_tokens(cubes: Any, tokens: str) ->
     if tokens == "last":
         content = cube.token_kind != TokenKind.PAD
     for language in ("english", "arabic"):
-        own = cube.language == language
-        assert int(norms.n_tokens.sel(language=language)[0]) == int(content[own].sum())
+        is_language = cube.language == language
+        assert int(norms.n_tokens.sel(language=language)[0]) == int(content[is_language].sum())
 
 
 @pytest.mark.slow

@@ -119,8 +119,8 @@ def test_the_blocks_of_the_vision_tower(ours: Ours, theirs: list[dict[str, Any]]
     assert len(ours.vision) == VISION_LAYERS
     for layer, output in enumerate(ours.vision):
         parts = split(output, lay_out(ours.architecture, features))
-        for part, own, alone in zip(parts, features, theirs, strict=True):
-            assert part.shape == (vision_lengths(ours.architecture, own), vision_hidden(ours.architecture))
+        for part, inputs, alone in zip(parts, features, theirs, strict=True):
+            assert part.shape == (vision_lengths(ours.architecture, inputs), vision_hidden(ours.architecture))
             assert difference(part, alone["vision"][layer]) < TOLERANCE
 
 

@@ -46,8 +46,8 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 
 def extract(tiny_model: Path, prompts: Path, out: Path, **options: Any) -> xr.Dataset:
-    given = {"model": str(tiny_model), "data": str(prompts), "out": str(out), "listeners": []}
-    return actkit.extract(**{**given, **options})
+    defaults = {"model": str(tiny_model), "data": str(prompts), "out": str(out), "listeners": []}
+    return actkit.extract(**{**defaults, **options})
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_the_limit_is_remembered_and_reported(
     extract(tiny_model, prompts, tmp_path / "halved", **options)
     assert events[-1].batch_tokens == max(tokens for tokens in tried if tokens <= 40)
     (failed,) = (tokens for tokens in tried if tokens > 40)
-    said = f"a batch of {failed} tokens did not fit into memory; from now on {failed // 2} at most"
-    assert said in caplog.text
+    message = f"a batch of {failed} tokens did not fit into memory; from now on {failed // 2} at most"
+    assert message in caplog.text
 
 
 @pytest.mark.slow
@@ -111,13 +111,13 @@ def test_a_prompt_that_does_not_fit_alone_ends_the_run_and_a_rerun_completes_it(
     sample = int(whole.prompt_tokens.argmax("sample"))
     with monkeypatch.context():
         script(longest - 1)
-        said = (
+        message = (
             rf"sample {sample}: a prompt of {longest} tokens alone does not fit into memory; "
             "set max_tokens.*out of memory"
         )
-        with pytest.raises(OutOfMemoryError, match=said):
+        with pytest.raises(OutOfMemoryError, match=message):
             extract(tiny_model, prompts, run, window_samples=2)
-        with pytest.raises(OutOfMemoryError, match=said):  # in a trial
+        with pytest.raises(OutOfMemoryError, match=message):  # in a trial
             actkit.plan(model=str(tiny_model), data=str(prompts), out=str(tmp_path / "other"))
         assert actkit.verify(run).ok
     monkeypatch.undo()

@@ -117,11 +117,11 @@ def test_the_threads_of_the_caller_are_left_as_they_were(
         run(self, *args)
 
     def fresh() -> int:
-        found: list[int] = []
-        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        counts: list[int] = []
+        thread = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
         thread.start()
         thread.join()
-        return found[0]
+        return counts[0]
 
     monkeypatch.setattr(Capture, "run", notes)
     options = {"model": str(tiny_model), "data": str(prompts), "listeners": []}
@@ -155,9 +155,9 @@ def test_a_replica_shares_weights_and_no_modules(
         met: list[str] = []
         model.hook_points.blocks[0].register_forward_hook(lambda *_, met=met: met.append("model"))
         with torch.inference_mode():
-            found = twin.hook_points.decoder(**inputs)[0]
+            output = twin.hook_points.decoder(**inputs)[0]
             assert met == []
-            assert torch.equal(found, model.hook_points.decoder(**inputs)[0])
+            assert torch.equal(output, model.hook_points.decoder(**inputs)[0])
         assert met == ["model"]
 
 

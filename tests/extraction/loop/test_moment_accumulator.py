@@ -21,23 +21,25 @@ from tests.conftest import SENTENCES
 
 
 def extract(tiny_model: Path, prompts: Path, out: Path, **options: Any) -> xr.Dataset:
-    given = {
+    defaults = {
         "model": str(tiny_model),
         "data": str(prompts),
         "out": str(out),
         "listeners": [],
         "window_samples": 2,
     }
-    return actkit.extract(**{**given, "whiten": True, **options})
+    return actkit.extract(**{**defaults, "whiten": True, **options})
 
 
 def check_moments(run: Path) -> None:
     """Compare the accumulated moments with those computed from the cube."""
     cube = actkit.open_cube(run)
-    found = load_moments(run / MOMENTS)
+    stored = load_moments(run / MOMENTS)
     languages = set(cube.language.values.tolist())
-    assert set(found) == {(language, layer) for language in languages for layer in cube.layer.values.tolist()}
-    for (language, layer), moments in found.items():
+    assert set(stored) == {
+        (language, layer) for language in languages for layer in cube.layer.values.tolist()
+    }
+    for (language, layer), moments in stored.items():
         fitted = actkit.Whitener.fit(cube, layer=layer, language=language, shrinkage="ledoit-wolf")
         assert moments.n == fitted.moments.n
         np.testing.assert_allclose(moments.mean, fitted.mean, atol=1e-12)
@@ -131,7 +133,7 @@ def test_a_run_whose_folder_is_replaced_writes_moments_into_its_own(
 
     monkeypatch.setattr(extraction_run, "compute", compute)
     monkeypatch.setattr(Folder, "check", checked)
-    with pytest.raises(StorageError, match="is another folder now"):
+    with pytest.raises(StorageError, match="is now another folder"):
         extract(tiny_model, prompts, run)
     monkeypatch.undo()
     assert list(run.iterdir()) == []
@@ -153,9 +155,9 @@ def test_a_whitener_needs_only_the_moments(tiny_model: Path, prompts: Path, tmp_
     run = tmp_path / "run"
     cube = extract(tiny_model, prompts, run)
     options = {"layer": 1, "shrinkage": "ledoit-wolf"}
-    found, wanted = actkit.Whitener.of_run(run, **options), actkit.Whitener.fit(cube, **options)
-    np.testing.assert_allclose(found.transform_matrix, wanted.transform_matrix, rtol=1e-6, atol=1e-6)
-    xr.testing.assert_allclose(found.transform(cube), wanted.transform(cube), rtol=1e-5, atol=1e-5)
+    from_moments, wanted = actkit.Whitener.of_run(run, **options), actkit.Whitener.fit(cube, **options)
+    np.testing.assert_allclose(from_moments.transform_matrix, wanted.transform_matrix, rtol=1e-6, atol=1e-6)
+    xr.testing.assert_allclose(from_moments.transform(cube), wanted.transform(cube), rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="gathered no moments of layer 9"):
         actkit.Whitener.of_run(run, layer=9)
     with pytest.raises(InputError, match=r"contains no moments.*run the extraction again with whiten=True"):
@@ -176,10 +178,12 @@ def test_each_damaged_bit_of_a_layer_is_found(tiny_model: Path, prompts: Path, t
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         try:
-            found = actkit.Whitener.of_run(tmp_path / "run", **OPTIONS)
+            whitener = actkit.Whitener.of_run(tmp_path / "run", **OPTIONS)
         except InputError:
             continue
-        np.testing.assert_array_equal(found.transform_matrix, wanted.transform_matrix, err_msg=f"bit {bit}")
+        np.testing.assert_array_equal(
+            whitener.transform_matrix, wanted.transform_matrix, err_msg=f"bit {bit}"
+        )
 
 
 @pytest.mark.slow
@@ -224,8 +228,8 @@ def test_residual_is_needed(tiny_model: Path, prompts: Path, tmp_path: Path) -> 
 
 
 def test_a_plan_includes_moments(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
-    given = {"model": str(tiny_model), "data": str(prompts), "out": str(tmp_path / "run"), "trial": False}
-    plain, whitened = (actkit.plan(**given, whiten=whiten) for whiten in (False, True))
+    options = {"model": str(tiny_model), "data": str(prompts), "out": str(tmp_path / "run"), "trial": False}
+    plain, whitened = (actkit.plan(**options, whiten=whiten) for whiten in (False, True))
     languages, layers = len(plain.scan.languages), len(plain.layers["residual"])
     size = 8 * plain.plan.shape.hidden**2 * layers * languages
     assert whitened.estimate.host - plain.estimate.host == size

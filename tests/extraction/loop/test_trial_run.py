@@ -18,7 +18,7 @@ from actkit.extraction.loop import trial_run
 from actkit.extraction.loop.batch_runner import BatchRunner
 from actkit.extraction.loop.data_loader import Batch
 from actkit.extraction.preflight.suggestions import suggest
-from actkit.store.scratch_writer import NamelessWriter
+from actkit.store.scratch_writer import ScratchWriter
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_long_texts_are_read_again(asked: dict[str, Any], monkeypatch: pytest.Mo
     assert none.rates.reading == pytest.approx(none.checking / 6)
 
 
-@pytest.mark.parametrize("owner", [BatchRunner, NamelessWriter])
+@pytest.mark.parametrize("owner", [BatchRunner, ScratchWriter])
 def test_a_trial_that_fails_leaves_nothing_either(
     owner: Any, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

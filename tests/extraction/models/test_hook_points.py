@@ -197,14 +197,14 @@ def test_a_skeleton_without_weights_has_the_same_hook_points(name: str) -> None:
 def test_attention_moves_between_tokens_and_mlp_does_not(name: str) -> None:
     """The sum rule alone does not distinguish attention from mlp."""
     hook_points = find_hook_points(build(ALL[name]()), LAYERS)
-    given: dict[str, list[torch.Tensor]] = {"attention": [], "mlp": []}
+    outputs: dict[str, list[torch.Tensor]] = {"attention": [], "mlp": []}
     streams: list[torch.Tensor] = []
 
     def enter(_module: Any, args: Any, kwargs: Any) -> None:
         streams.append(args[0] if args else kwargs["hidden_states"])
 
     def keep(part: str) -> Any:
-        return lambda _m, _a, out: given[part].append(hook_output(out, streams[-1]).clone())
+        return lambda _m, _a, out: outputs[part].append(hook_output(out, streams[-1]).clone())
 
     def silence(_module: Any, _args: Any, out: Any) -> Any:
         return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
@@ -220,8 +220,8 @@ def test_attention_moves_between_tokens_and_mlp_does_not(name: str) -> None:
             run(hook_points, ids)
     assert not torch.equal(streams[0][0, 0], streams[1][0, 0])
     assert torch.equal(streams[0][0, 1:], streams[1][0, 1:])
-    moved = {part: (one[0, 1:] - other[0, 1:]).abs().max() for part, (one, other) in given.items()}
-    scale = {part: one.abs().max() for part, (one, _) in given.items()}
+    moved = {part: (one[0, 1:] - other[0, 1:]).abs().max() for part, (one, other) in outputs.items()}
+    scale = {part: one.abs().max() for part, (one, _) in outputs.items()}
     assert moved["attention"] > 1e-3 * scale["attention"]
     # experts process tokens in groups, which affect rounding
     assert moved["mlp"] <= 1e-6 * scale["mlp"]

@@ -21,7 +21,10 @@ def everything(loaded: LoadedModel) -> list[torch.Tensor]:
     """Run two prompts and return the outputs of each block and its parts."""
     outputs: list[torch.Tensor] = []
     hook_points = loaded.hook_points
-    modules = [*hook_points.blocks, *(m for found in hook_points.components.values() for m in found)]
+    modules = [
+        *hook_points.blocks,
+        *(m for components in hook_points.components.values() for m in components),
+    ]
     ids = torch.arange(3, 17).reshape(2, 7)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
@@ -35,7 +38,7 @@ def everything(loaded: LoadedModel) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "missing", "messages"),
+    ("name", "changes", "missing", "messages"),
     [
         (
             "llama",
@@ -87,7 +90,7 @@ def everything(loaded: LoadedModel) -> list[torch.Tensor]:
 )
 def test_unsupported_options_are_faults(
     name: str,
-    given: dict[str, Any],
+    changes: dict[str, Any],
     missing: list[str],
     messages: list[str],
     tmp_path: Path,
@@ -100,7 +103,7 @@ def test_unsupported_options_are_faults(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     CONFIGS[name]().save_pretrained(tmp_path)
-    faults = check_model_options(read(tmp_path), options(tmp_path, **given))
+    faults = check_model_options(read(tmp_path), options(tmp_path, **changes))
     assert [str(fault) for fault in faults] == messages
 
 

@@ -147,8 +147,8 @@ def test_only_the_encoder_of_t5_is_loaded(auto: Any, saved: Any) -> None:
 @pytest.mark.parametrize("generate", [False, True])
 @pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2.5-vl"])
 def test_a_model_with_images_has_a_base_and_a_vision_tower(name: str, generate: bool, saved: Any) -> None:
-    given = {"generate": {"max_new_tokens": 2}} if generate else {}
-    loaded = load(saved(name, tf.AutoModelForImageTextToText), **given)
+    changes = {"generate": {"max_new_tokens": 2}} if generate else {}
+    loaded = load(saved(name, tf.AutoModelForImageTextToText), **changes)
     assert type(loaded.model).__name__.endswith("ForConditionalGeneration") is generate
     assert loaded.base is (loaded.model.model if generate else loaded.model)
     assert loaded.hook_points.decoder is loaded.base.language_model

@@ -94,13 +94,13 @@ def test_the_first_few_unused_weights_are_listed(saved: Any, tmp_path: Path) -> 
         "model.pooler.dense.weight",
     ],
 )
-@pytest.mark.parametrize("given", [{}, GENERATE], ids=["base", "head"])
+@pytest.mark.parametrize("changes", [{}, GENERATE], ids=["base", "head"])
 def test_weights_that_no_block_reads_are_harmless(
-    key: str, given: dict[str, Any], saved: Any, tmp_path: Path
+    key: str, changes: dict[str, Any], saved: Any, tmp_path: Path
 ) -> None:
     folder = saved("llama", tf.AutoModelForCausalLM)
     copy = changed(folder, tmp_path / "copy", add={key: ONE})
-    for values, expected in zip(ours(copy, **given), ours(folder, **given), strict=True):
+    for values, expected in zip(ours(copy, **changes), ours(folder, **changes), strict=True):
         assert torch.equal(values, expected)
 
 

@@ -52,8 +52,8 @@ def cube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def counts(values: list[object], samples: np.ndarray) -> dict[str, int]:
     """Count all values with pandas."""
     column = pd.Series(values, dtype=object).replace("", None).dropna()
-    found = column[column.index.isin(samples)].value_counts()
-    return {str(value): int(found.get(value, 0)) for value in column.unique()}
+    value_counts = column[column.index.isin(samples)].value_counts()
+    return {str(value): int(value_counts.get(value, 0)) for value in column.unique()}
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -251,12 +251,12 @@ def test_options_are_checked(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = check_tracking(Tracking(project="test", mode=mode))
-    assert len(found) == bool(fault)
+    faults = check_tracking(Tracking(project="test", mode=mode))
+    assert len(faults) == bool(fault)
     if fault:
-        assert str(found[0]).startswith(f"wandb: {fault}")
-        assert str(found[0]).endswith(" (or set mode: offline)")
-        assert "short" not in str(found[0])
+        assert str(faults[0]).startswith(f"wandb: {fault}")
+        assert str(faults[0]).endswith(" (or set mode: offline)")
+        assert "short" not in str(faults[0])
 
 
 @pytest.mark.slow

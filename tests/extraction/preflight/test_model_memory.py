@@ -171,9 +171,9 @@ def test_quantized_weights_are_about_as_large_as_bitsandbytes_makes_them(
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint.folder, quantization_config=quantized, device_map={"": "cpu"}
     )
-    found = weights_bytes(checkpoint, "bfloat16", bits)
-    assert found == pytest.approx(model.get_memory_footprint(), rel=0.1)
-    assert found < weights_bytes(checkpoint, "bfloat16")
+    estimate = weights_bytes(checkpoint, "bfloat16", bits)
+    assert estimate == pytest.approx(model.get_memory_footprint(), rel=0.1)
+    assert estimate < weights_bytes(checkpoint, "bfloat16")
 
 
 @pytest.mark.parametrize("name", ["demo", "minilm", "gemma3", "qwen2", "gpt2"])

@@ -116,8 +116,8 @@ def test_options_override_yaml_and_config(asked: dict[str, Any], tmp_path: Path)
     config = Config(**asked, limit=2, layers="0")
     path = tmp_path / "run.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    for given in (config, path, str(path)):
-        prepared = prepare(given, {"limit": 4, "languages": None})
+    for source in (config, path, str(path)):
+        prepared = prepare(source, {"limit": 4, "languages": None})
         assert (len(prepared.scan), prepared.layers) == (4, {"residual": (0,)})
 
 
@@ -132,7 +132,7 @@ def test_out_that_cannot_be_a_run_folder(kind: str, asked: dict[str, Any], tmp_p
         "file": (f"{file}", f"out {file}: is a file (choose a folder)"),
         "below a file": (
             f"{file}/run",
-            f"out {file}/run: {file} cannot be written (choose another folder, or change its rights)",
+            f"out {file}/run: {file} cannot be written (choose another folder, or change its permissions)",
         ),
         "NUL": ("a\0b", "out: holds a NUL character (correct the path)"),
         "too long": (
