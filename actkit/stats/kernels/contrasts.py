@@ -122,7 +122,7 @@ def _expected_square(residuals: list[np.ndarray], groups: list[np.ndarray]) -> f
         _total(np.square(part).sum(axis=1), share[rows], share[rows])
         for part, share, rows in zip(sums, shares, members, strict=True)
     ]
-    shared, first, second = np.intersect1d(*members, assume_unique=True, return_indices=True)
+    shared, first, second = np.intersect1d(members[0], members[1], assume_unique=True, return_indices=True)
     products = (sums[0][first] * sums[1][second]).sum(axis=1)
     return sum(variances) - 2 * _total(products, shares[0][shared], shares[1][shared])
 
