@@ -99,7 +99,7 @@ def _cluster_bootstrap(
     means = (sums @ weights.T) / (weights @ counts)
     t = stats.t.ppf((1 + level) / 2, n_clusters - 1)
     tail = stats.norm.cdf(-np.sqrt(n_clusters / (n_clusters - 1)) * t)
-    return np.quantile(means, [tail, 1 - tail], axis=1)
+    return np.asarray(np.quantile(means, [tail, 1 - tail], axis=1))
 
 
 def empty_summary(n_layers: int) -> np.ndarray:

@@ -178,7 +178,7 @@ class _Language:
         sums = self._by_cluster((self.sums @ flat.T).reshape(len(self.sums), *directions.shape[:2]))
         means = np.einsum("shkd,sjd->shkj", self.means, directions, optimize=True)[self._split, self.half]
         change = np.einsum("gsk,gskj->gsj", self._of_means, means)
-        return change + np.einsum("gsk,gksj->gsj", self._of_sums, sums)
+        return np.asarray(change + np.einsum("gsk,gksj->gsj", self._of_sums, sums))
 
     @cached_property
     def squares(self) -> np.ndarray:
