@@ -67,14 +67,18 @@ def direction_cosines(cosines: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Layout
+        Disattenuated cosines across layers; and across languages the cosine, its ceiling and the
+        disattenuated cosine with its 95% interval. Undefined values are left out.
     """
     table = cosines.compute()
     by = table.attrs["by"]
-    names, layer_cosines = [str(name) for name in table.language.values], table.layers.rename("cosine")
-    pictures = [
-        _square(layer_cosines.sel(language=name), f"Cosine of {by} directions, {name}", (-1, 1), DIVERGING)
-        for name in names
-    ]
+    names = [str(name) for name in table.language.values]
+    layer_cosines = table.layers_disattenuated.rename("cosine")
+    pictures = []
+    for name in names:
+        title, values = f"Cosine of {by} directions, {name}", layer_cosines.sel(language=name)
+        is_known = bool(values.notnull().any())
+        pictures.append(_square(values, title, (-1, 1), DIVERGING) if is_known else _undefined(title))
     pairs = _pairs(table)
     if pairs:
         pictures.append(_between(table, pairs, by))
@@ -263,6 +267,13 @@ def _image(
     )
 
 
+def _undefined(title: str) -> Any:
+    """Draw a statement in place of a map without values."""
+    text = hv.Text(0.5, 0.5, "cannot be told from sampling noise")
+    size = {"frame_width": HEIGHT, "frame_height": HEIGHT}
+    return styled(text, title=title, xaxis=None, yaxis=None, bokeh=size, mpl={"fig_inches": 4})
+
+
 def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     shades = colours(f"{first} and {second}" for first, second in pairs)
     parts = []
@@ -273,7 +284,13 @@ def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     )
     for first, second in pairs:
         pair = table.sel(language=first, language_2=second)
+        limits = [pair.disattenuated_low.values, pair.disattenuated_high.values]
+        if np.isfinite(limits).any():
+            band = hv.Area((pair.layer.values, *limits), "layer", ["low", "high"])
+            parts.append(shaded(band, shades[f"{first} and {second}"], 0.2))
         for variable, label, dash in shown:
+            if not pair[variable].notnull().any():
+                continue
             curve = hv.Curve(
                 (pair.layer.values, pair[variable].values),
                 "layer",
@@ -291,6 +308,7 @@ def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     return framed(
         hv.Overlay(parts),
         title=f"Cosine of {by} directions between languages",
+        bands="95% CI",
         xlabel="layer",
         table=table,
         ylabel="cosine",

@@ -147,6 +147,30 @@ def of_anisotropy(cosines: xr.Dataset) -> list[str]:
     return sentences
 
 
+def of_directions(cosines: xr.Dataset) -> list[str]:
+    """Report where directions of two languages are most similar, or that they cannot be compared."""
+    sentences, names = [], cosines.language.values.tolist()
+    for at, first in enumerate(names):
+        for second in names[at + 1 :]:
+            pair = cosines.sel(language=first, language_2=second)
+            values = pair.disattenuated.values
+            n_undefined = int(np.isnan(values).sum())
+            sentence = f"Directions of {first} and {second}"
+            if n_undefined == len(values):
+                sentences.append(f"{sentence} cannot be told from sampling noise at any layer.")
+                continue
+            best = int(np.nanargmax(values))
+            sentence += (
+                f" are most similar at layer {pair.layer.values[best]}: disattenuated cosine "
+                f"{values[best]:.3f} (95% interval {pair.disattenuated_low.values[best]:.3f} to "
+                f"{pair.disattenuated_high.values[best]:.3f})"
+            )
+            if n_undefined:
+                sentence += f"; {n_undefined} of {len(values)} layers are too noisy to say"
+            sentences.append(f"{sentence}.")
+    return sentences
+
+
 def of_languages(similarity: xr.Dataset) -> list[str]:
     """Report where languages are most similar."""
     sentences, names = [], similarity.language.values.tolist()

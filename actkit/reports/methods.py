@@ -6,12 +6,13 @@ TEXTS = {
     "layer_norms": (
         "L2 norms over the hidden dimension of the output of each block, before the model's final norm; "
         "computed over {tokens} tokens. "
-        "Every token has equal weight in the mean. Interval: {interval} ({resamples} resamples, seed {seed})."
+        "Every token has equal weight in the mean. "
+        "Interval: {interval} ({resamples} resamples of whole clusters, seed {seed})."
     ),
     "layer_updates": (
         "The norm of the difference between a token's vectors at adjacent layers, divided by the norm at "
         "the lower layer, and the cosine between the two vectors; means over {tokens} tokens. "
-        "Interval: {interval} ({resamples} resamples, seed {seed})."
+        "Interval: {interval} ({resamples} resamples of whole clusters, seed {seed})."
     ),
     "massive_activations": (
         "The largest absolute value among {tokens} tokens, divided by the median absolute value (the "
@@ -57,10 +58,11 @@ TEXTS = {
         "({folds} folds)."
     ),
     "direction_cosines": (
-        "The direction is the difference of the group means, {between}. The ceiling is the square root of "
-        "the product of the two directions' reliabilities (mean cosine between random halves, {splits} "
-        "splits, with the Spearman-Brown correction); the disattenuated cosine is the cosine divided by the "
-        "ceiling."
+        "The direction is the difference of the group means, {between}. The two directions of a cosine come "
+        "from disjoint halves of the clusters ({splits} splits), so they share no sampling noise. The "
+        "ceiling is the geometric mean of the directions' reliabilities (cosines between halves); the "
+        "disattenuated cosine is the cosine divided by the ceiling, omitted where the 95% interval of a "
+        "reliability contains 0 or its own interval contains every value from -1 to 1. Interval: {interval}."
     ),
 }
 
@@ -79,6 +81,8 @@ def describe(attrs: dict[str, Any]) -> str:
         Attributes of the result.
     """
     text = TEXTS[str(attrs["statistic"])].format_map(_Known(attrs))
-    groups = attrs.get("cluster")
-    grouped = f" Samples that share a value of {groups} are treated as one cluster." if groups else ""
-    return text + grouped
+    if "cluster" not in attrs:
+        return text
+    if not attrs["cluster"]:
+        return f"{text} Samples are treated as independent."
+    return f"{text} Samples that share a value of {attrs['cluster']} are treated as one cluster."

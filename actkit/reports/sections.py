@@ -68,28 +68,41 @@ class Choice:
     by
         Label column that defines the two groups; empty for none.
     cluster
-        Label column that identifies clusters of dependent samples.
+        The label that dependent samples share; None if all are treated as independent.
     vectors
         ``pooled`` or ``last``.
+    is_detected
+        Whether the cluster label was detected.
+    warning
+        Why that label is uncertain; "" if it is clear.
     """
 
     by: str
     cluster: str | None
     vectors: selection.Pooling
+    is_detected: bool = False
+    warning: str = ""
+
+    @property
+    def clusters(self) -> str:
+        """Description of the clusters."""
+        name = self.cluster or "none: samples are treated as independent"
+        return f"{name} ({'detected' if self.is_detected else 'chosen'})"
 
 
 def choose(cube: xr.Dataset, by: str | None, cluster: str | None, vectors: selection.Pooling) -> Choice:
     """Fill in the comparison; by default `gender`, or else another label with two values."""
     labels = selection.label_names(cube)
-    for name in (by, cluster):
-        if name:
-            selection.column(cube, name, "by" if name == by else "cluster")
+    if by:
+        selection.column(cube, by, "by")
     if by is None:
         both = [name for name in sorted(labels, key=lambda name: name != "gender") if _has_two(cube, name)]
         by = both[0] if both else ""
-    if cluster is None:
-        cluster = selection.cluster_choice(cube, by=by).name
-    return Choice(by, cluster, vectors)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        clusters = selection.cluster_choice(cube, cluster, by)
+    warning = " ".join(f"{entry.message}." for entry in caught)
+    return Choice(by, clusters.name, vectors, clusters.is_detected, warning)
 
 
 def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[str]]]:
@@ -127,17 +140,17 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
 
 
 def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    norms = section.add("norms", layer_norms(cube))
+    norms = section.add("norms", layer_norms(cube, cluster=choice.cluster))
     section.pictures["norms"] = plots.layer_norms(norms)
     section.sentences += findings.of_norms(norms)
     if choice.by:
-        by = layer_norms(cube, by=choice.by).compute()
+        by = layer_norms(cube, by=choice.by, cluster=choice.cluster).compute()
         section.results["norms_by_group"] = by
         section.pictures["norms_by_group"] = plots.layer_norms(by)
 
 
-def _special(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
-    first = layer_norms(cube, tokens="first").compute()
+def _special(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    first = layer_norms(cube, tokens="first", cluster=choice.cluster).compute()
     section.results["norms_of_first"] = first
     ratio = (
         (first["mean"] / section.results["norms"]["mean"]).max("layer")
@@ -152,8 +165,9 @@ def _special(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
         ]
 
 
-def _updates(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
-    section.pictures["updates"] = plots.layer_updates(section.add("updates", layer_updates(cube)))
+def _updates(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    updates = section.add("updates", layer_updates(cube, cluster=choice.cluster))
+    section.pictures["updates"] = plots.layer_updates(updates)
 
 
 def _massive(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
@@ -226,6 +240,7 @@ def _directions(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
     cosines = section.add("direction_cosines", direction_cosines(cube, **options))
     section.pictures["direction_cosines"] = plots.direction_cosines(cosines)
+    section.sentences += findings.of_directions(cosines)
 
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:

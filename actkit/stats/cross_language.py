@@ -20,7 +20,7 @@ def transfer(
     *,
     by: str,
     across: str = "language",
-    cluster: str | None = "image_id",
+    cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
     folds: int = 5,
@@ -35,8 +35,8 @@ def transfer(
     across
         Domains to train and test on: ``language``, or a label column.
     by, cluster, between, vectors, folds, seeds
-        As for :func:`group_differential`. Without ``cluster``, samples with the same ``sample_id`` form
-        a cluster.
+        As for :func:`group_differential`. Without a cluster label, samples with the same
+        ``sample_id`` form a cluster.
 
     Returns
     -------
@@ -56,12 +56,13 @@ def transfer(
     if not len(domains.values):
         raise InputError([Fault("across", f"no sample has a value of `{across}`", "choose another label")])
     names, kept, is_second_of_all = two_labels(array, by, between)
-    if cluster is None:
+    choice = selection.cluster_choice(array, cluster, by)
+    if choice.name is None:
         check_languages(array, "name the label that dependent samples share: `cluster`")
     order = np.concatenate([samples for _, samples in selection.languages(array)])
     order = order[kept[order] & (domains.codes[order] >= 0)]
     is_second = is_second_of_all[order]
-    groups = selection.codes(selection.clusters(array, cluster or "sample_id")[order])
+    groups = selection.codes(selection.clusters(array, choice.name or "sample_id")[order])
     domain_codes = list(dict.fromkeys(domains.codes[order].tolist()))
     domain = np.array([domain_codes.index(code) for code in domains.codes[order].tolist()])
     index = domains.values[domain_codes]
@@ -96,9 +97,9 @@ def transfer(
         by=by,
         across=across,
         between=" to ".join(names),
-        cluster=cluster,
         vectors=vectors,
         folds=folds,
         seeds=seeds,
+        **choice.attrs,
     )
     return result

@@ -21,7 +21,7 @@ def group_differential(
     cube: Cube,
     *,
     by: str,
-    cluster: str | None = "image_id",
+    cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
     folds: int = 5,
@@ -38,8 +38,9 @@ def group_differential(
     by
         The label column that defines the groups, such as ``gender``.
     cluster
-        A label column: samples that share its value (an image, a template, twins) are not independent, and
-        are never split between training and test. None if all samples are independent.
+        The label that dependent samples share, such as a scene or a template, which are never split between
+        training and test; by default detected (:func:`~actkit.stats.selection.cluster_choice`). None if all
+        samples are independent.
     between
         Two values of ``by``, the reference first, as values or text; by default, its only two values in
         ascending order. Samples without a value are excluded.
@@ -93,7 +94,8 @@ def group_differential(
     whole = finite_cube(cube)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
-    names, group_contrasts = contrasts_of(array, by=by, cluster=cluster, between=between, folds=folds)
+    choice = selection.cluster_choice(array, cluster, by)
+    names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=folds)
     embedding = _embedding(whole, vectors)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
@@ -116,8 +118,8 @@ def group_differential(
             _null_quantile(null_maxima),
             _null_quantile(largest.max("layer")),
         )
-        result["squared_smd_low"] = result.squared_smd - 1.96 * result.squared_smd_se
-        result["squared_smd_high"] = result.squared_smd + 1.96 * result.squared_smd_se
+        result["squared_smd_low"] = result.squared_smd - selection.Z95 * result.squared_smd_se
+        result["squared_smd_high"] = result.squared_smd + selection.Z95 * result.squared_smd_se
         result["direction"], result["d"] = direction, d
         first_seed = splits[:folds]
         result = result.merge(_baselines(array, embedding, contrast, first_seed))
@@ -130,12 +132,12 @@ def group_differential(
         "group_differential",
         by=by,
         between=" to ".join(names),
-        cluster=cluster,
         vectors=vectors,
         folds=folds,
         seeds=seeds,
         permutations=permutations,
         seed=seed,
+        **choice.attrs,
     )
     return result
 

@@ -13,6 +13,7 @@ from PIL import Image
 import actkit
 from actkit import plots
 from actkit.plots.style import LANGUAGES, colours
+from actkit.testing import write_cube
 from tests.stats.conftest import planted
 
 QUICK: dict[str, Any] = {"by": "gender", "permutations": 40, "seeds": 1}
@@ -157,3 +158,13 @@ def test_the_projection_is_that_of_scikit_learn(cube: xr.Dataset) -> None:
     points = np.concatenate([part.dframe()[["first", "second"]].to_numpy() for part in picture])
     wanted = PCA(2).fit_transform(cube.pooled.sel(layer=2).values.astype(np.float64))
     np.testing.assert_allclose(np.sort(np.abs(points), axis=0), np.sort(np.abs(wanted), axis=0), atol=1e-6)
+
+
+def test_directions_that_cannot_be_told_from_noise_are_named(tmp_path: Path) -> None:
+    cube = actkit.open_cube(write_cube(tmp_path / "run", n_layers=3, n_samples=48))
+    cosines = actkit.direction_cosines(cube, by="gender")
+    assert cosines.layers_disattenuated.isnull().all()
+    picture = plots.direction_cosines(cosines)
+    hv.render(picture, backend="bokeh")
+    plots.figure(picture, tmp_path / "undefined.png")
+    assert [type(part).__name__ for part in picture] == ["Text", "Text", "Overlay"]

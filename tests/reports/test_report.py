@@ -86,6 +86,7 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert "TF-IDF of the text" in text
     assert "unbiased HSIC of Song et al. (2012)" in text
     assert "Samples that share a value of image_id are treated as one cluster" in text
+    assert "image_id (detected)" in text
     assert "english has only 60 samples, so its intervals are wide" in text
     assert ": omitted" not in text
 

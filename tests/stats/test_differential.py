@@ -139,7 +139,7 @@ def test_few_clusters_give_a_warning(cube: xr.Dataset) -> None:
         image_id=("sample", [f"{at // 2 % 4}" for at in range(120)], cube.image_id.attrs)
     )
     with pytest.warns(UserWarning, match="with only 4 clusters, no p-value can be small"):
-        actkit.group_differential(few, by="gender", folds=2, permutations=60, seeds=3)
+        actkit.group_differential(few, by="gender", cluster="image_id", folds=2, permutations=60, seeds=3)
 
 
 def test_folds_without_a_label_give_a_warning_or_an_error() -> None:
@@ -179,20 +179,30 @@ def test_transfer_holds_out_translations_of_training_samples(cube: xr.Dataset) -
 
 
 def test_directions_between_layers_and_languages(cube: xr.Dataset, shuffled: xr.Dataset) -> None:
-    result = actkit.direction_cosines(cube, by="gender").compute()
+    # less noise in the dimensions that are not planted
+    scale = xr.DataArray(np.where(np.arange(12) == 3, 1, 0.3), dims="hidden")
+    clear, reordered = (c.assign(pooled=c.pooled * scale) for c in (cube, shuffled))
+    result = actkit.direction_cosines(clear, by="gender").compute()
     assert result.layers.dims == ("language", "layer", "layer_2")
     assert result.languages.dims == ("language", "language_2", "layer")
     np.testing.assert_allclose(result.languages.sel(language="arabic", language_2="arabic"), 1)
     between = result.sel(language="english", language_2="arabic")
-    assert (between.languages.sel(layer=[2, 3]) > 0.8).all()
-    assert (between.ceiling.dropna("layer") <= 1).all()
-    np.testing.assert_allclose(between.disattenuated, between.languages / between.ceiling)
+    assert (between.disattenuated.sel(layer=[2, 3]) > 0.9).all()
+    np.testing.assert_allclose(
+        between.disattenuated, np.minimum(between.languages / between.ceiling, 1), rtol=1e-12
+    )
     assert result.ceiling.sel(language="arabic", language_2="arabic").isnull().all()
-    means = cube.pooled.where(cube.language == "english", drop=True).groupby("gender").mean().compute()
-    direction = (means.sel(gender="male") - means.sel(gender="female")).values
-    wanted = direction[2] @ direction[3] / np.linalg.norm(direction[2]) / np.linalg.norm(direction[3])
-    assert float(result.layers.sel(language="english", layer=2, layer_2=3)) == pytest.approx(wanted, abs=1e-5)
-    xr.testing.assert_allclose(actkit.direction_cosines(shuffled, by="gender"), result, **RTOL)
+    # the genders do not differ before layer 2, so no direction can be told from noise
+    assert between.disattenuated.sel(layer=[0, 1]).isnull().all()
+    assert "NaN where a direction cannot be told from sampling noise" in result.disattenuated.undefined
+    layers = result.sel(language="english").layers_disattenuated
+    assert float(layers.sel(layer=2, layer_2=3)) > 0.9
+    np.testing.assert_allclose(layers.sel(layer=2, layer_2=2), 1)
+    assert layers.sel(layer=0).isnull().all()
+    xr.testing.assert_allclose(actkit.direction_cosines(reordered, by="gender"), result, **RTOL)
+    # directions of a cube with more noise cannot be compared
+    noisy = actkit.direction_cosines(cube, by="gender").compute()
+    assert noisy.disattenuated.sel(layer=[0, 1, 4]).isnull().all()
 
 
 @pytest.mark.slow
@@ -200,8 +210,8 @@ def test_ceiling_accounts_for_noise_in_equal_directions() -> None:
     """With one true direction in both languages, only the raw cosine falls short of 1."""
     rng = np.random.default_rng(0)
     truth = np.zeros(40)
-    truth[0] = 0.5
-    raw, mended = [], []
+    truth[0] = 2
+    raw, disattenuated = [], []
     for seed in range(12):
         run = write_cube(n_layers=1, n_samples=160, n_tokens=2, hidden=40, window=160, seed=seed)
         cube = actkit.open_cube(run).load()
@@ -210,6 +220,6 @@ def test_ceiling_accounts_for_noise_in_equal_directions() -> None:
         result = actkit.direction_cosines(cube, by="gender", cluster=None, splits=40, seed=seed)
         own = result.sel(language="english", language_2="arabic").isel(layer=0)
         raw.append(float(own.languages))
-        mended.append(float(own.disattenuated))
-    assert np.mean(raw) < 0.6
-    assert np.nanmean(mended) == pytest.approx(1, abs=0.3)
+        disattenuated.append(float(own.disattenuated))
+    assert np.mean(raw) < 0.7
+    assert np.nanmean(disattenuated) == pytest.approx(1, abs=0.3)
