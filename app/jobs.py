@@ -184,7 +184,7 @@ class Jobs:
         if not status and not faults:  # a cube that was copied here
             status = {"state": "done"}
         cancelled = (path / _CANCELLED).exists()
-        alive = processes.is_alive(path, status, self._command(path))
+        alive = processes.is_alive(path, status, self._command(path), self._child(path))
         state = state_of(status, is_alive=alive, is_cancelled=cancelled) if status else State.UNREADABLE
         shown_faults = config_faults if os.path.lexists(path / CONFIG) else []
         return Run(name, path, state, status, asked, has_cube, (*faults, *shown_faults))
@@ -284,13 +284,18 @@ class Jobs:
             return None
         with suppress(psutil.Error):
             process = processes.find(run.status)
-            if process is None or not processes.is_started_as(process, self._command(run.path)):
-                return None
-            child = self._children.get(run.path)
-            is_child = child is not None and child.pid == process.pid and child.poll() is None
-            if is_child or processes.holds_lock(process, run.path):
+            if process is None or process.pid == self._child(run.path):
+                return process
+            if processes.is_started_as(process, self._command(run.path)) and processes.holds_lock(
+                process, run.path
+            ):
                 return process
         return None
+
+    def _child(self, path: Path) -> int | None:
+        """Return the id of the process that this server started for a run, until it is reaped."""
+        child = self._children.get(path)
+        return child.pid if child is not None and child.poll() is None else None
 
     def delete(self, name: str) -> None:
         """Delete an inactive run with everything that it wrote.

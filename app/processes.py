@@ -21,7 +21,7 @@ def command(run: Path, queue: Path) -> list[str]:
     return [sys.executable, "-m", "actkit.cli", "extract", *options]
 
 
-def is_alive(run: Path, status: Mapping[str, Any], asked: Sequence[str]) -> bool:
+def is_alive(run: Path, status: Mapping[str, Any], asked: Sequence[str], child: int | None = None) -> bool:
     """Return whether the process of a run is alive.
 
     Parameters
@@ -29,17 +29,21 @@ def is_alive(run: Path, status: Mapping[str, Any], asked: Sequence[str]) -> bool
     run
         Run folder.
     status
-        Heartbeat. Its process id is not trusted: that process must hold the lock of the folder, or have been
-        started with the expected command.
+        Heartbeat. Its process id is not trusted: that process must be the child that this server started for
+        the run, hold the lock of the folder, or have been started with the expected command.
     asked
         Result of :func:`command`.
+    child
+        Process id of that child, if it has not been reaped. Just after its start, it has no arguments yet.
     """
     if status.get("state") in ("done", "failed", "interrupted") or "pid" not in status:
         return False
     if status["host"] == os.uname().nodename:
         with suppress(psutil.AccessDenied):  # process of another user
             process = find(status)
-            return process is not None and (is_started_as(process, asked) or holds_lock(process, run))
+            return process is not None and (
+                process.pid == child or is_started_as(process, asked) or holds_lock(process, run)
+            )
     # clocks may differ; a heartbeat from the far future does not count
     return bool(abs(time.time() - status["updated"]) < _ELSEWHERE)
 

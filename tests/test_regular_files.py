@@ -1,7 +1,6 @@
 """Untrusted files are opened immediately or rejected, and links never followed unasked."""
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,15 +42,13 @@ def large(path: Path) -> None:
         (lambda path: None, "No such file or directory"),
     ],
 )
-def test_what_is_no_regular_file_is_refused_at_once(
+def test_what_is_no_regular_file_is_refused_without_being_read(
     tmp_path: Path, make: Callable[[Path], None], message: str
 ) -> None:
     path = tmp_path / "it"
     make(path)
-    started = time.monotonic()
-    with pytest.raises(OSError, match=message):
+    with pytest.raises(OSError, match=message):  # a FIFO would block, and zeros would never end
         read_regular(path, 10, follow=False)
-    assert time.monotonic() - started < 1
 
 
 def test_devices_are_refused_where_links_are_followed() -> None:

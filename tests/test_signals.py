@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from actkit import verify
+from actkit.cli import main
 from actkit.store.layout import CUBE
 from actkit.store.run_folder import LOG, read_status
 from actkit.testing import contents
@@ -17,16 +18,23 @@ CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated"
 
 
 @pytest.fixture(scope="module")
-def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def options(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options of an extraction of 150 windows, without its run folder."""
-    data = tmp_path_factory.mktemp("asked") / "prompts.csv"
+    data = tmp_path_factory.mktemp("data") / "prompts.csv"
     rows = "\n".join(f"s{number},He reads a long book {number} times." for number in range(600))
     data.write_text(f"sample_id,text\n{rows}\n", encoding="utf-8")
-    arguments = [f"--model={tiny_model}", f"--data={data}", "--window-samples=4", "--device=cpu"]
-    return [sys.executable, "-m", "actkit.cli", "extract", *arguments]
+    return [f"--model={tiny_model}", f"--data={data}", "--window-samples=4", "--device=cpu"]
 
 
-def hear() -> None:
+@pytest.fixture(scope="module")
+def undisturbed(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of the cube of an extraction that no signal ends."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert main(["extract", *options, f"--out={run}"]) == 0
+    return contents(run / CUBE)
+
+
+def restore_sigint() -> None:
     """Restore SIGINT, which background processes of a shell ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -37,14 +45,16 @@ def committed(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", CODES, ids=lambda end: end.name)
-def test_a_signal_ends_a_run_in_order(command: list[str], tmp_path: Path, end: signal.Signals) -> None:
+def test_a_signal_ends_a_run_in_order(
+    options: list[str], undisturbed: dict[str, bytes], tmp_path: Path, end: signal.Signals
+) -> None:
     run = tmp_path / "run"
-    heard = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": hear}
-    with subprocess.Popen([*command, f"--out={run}"], **heard) as process:
+    command = [sys.executable, "-m", "actkit.cli", "extract", *options, f"--out={run}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=restore_sigint) as process:
         while committed(run) < 5 and process.poll() is None:
-            time.sleep(0.01)
+            time.sleep(0.02)
         process.send_signal(end)
-        _, output = process.communicate(timeout=60)
+        _, output = process.communicate()
     code, word = CODES[end]
     assert process.returncode == code
     assert output.splitlines()[-1] == f"actkit: {word}; run the same command again to continue"
@@ -56,7 +66,5 @@ def test_a_signal_ends_a_run_in_order(command: list[str], tmp_path: Path, end: s
     assert verify(run).ok
     assert 5 <= committed(run) < 150
 
-    undisturbed = tmp_path / "undisturbed"
-    for out in (run, undisturbed):
-        subprocess.run([*command, f"--out={out}"], check=True, capture_output=True)
-    assert contents(run / CUBE) == contents(undisturbed / CUBE)
+    assert main(["extract", *options, f"--out={run}"]) == 0
+    assert contents(run / CUBE) == undisturbed

@@ -1,17 +1,24 @@
-"""A workspace of its own for each test."""
+"""Workspaces, runs, servers and browsers of the app."""
 
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+import actkit
 from actkit.errors import InputError
 from actkit.testing import write_cube
+from app import processes
 from app.jobs import Jobs
 from app.settings import Settings
+from tests.app import stub_extraction
+from tests.app.run_config import run_config
 from tests.app.server import Server
 from tests.browser import CHROMIUM, FLAGS
 
@@ -24,28 +31,71 @@ def settings(tmp_path: Path, user_cache: Path) -> Settings:
 @pytest.fixture
 def jobs(settings: Settings) -> Iterator[Jobs]:
     """Runs, none of which outlives the test."""
-    new_jobs = Jobs(settings)
-    yield new_jobs
-    for run in new_jobs:
+    jobs = Jobs(settings)
+    yield jobs
+    for run in jobs:
         if run.state.is_active:
             with suppress(InputError):
-                new_jobs.cancel(run.name)
+                jobs.cancel(run.name)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def light_runs(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    """Jobs whose processes lock their folder and run until they are ended, without a model."""
+    monkeypatch.setattr(processes, "command", stub_extraction.command)
+    return jobs
+
+
+@pytest.fixture(scope="session")
+def half_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 64 samples that was interrupted halfway. Copy it before changing it."""
+
+    def interrupt(event: Any) -> None:
+        if event.committed >= 32:
+            raise KeyboardInterrupt
+
+    run = tmp_path_factory.mktemp("interrupted") / "original"
+    with pytest.raises(KeyboardInterrupt):
+        actkit.extract(run_config(out=str(run)), listeners=[interrupt])
+    return run
+
+
+@pytest.fixture
+def copied(half_run: Path, settings: Settings) -> Path:
+    """A copy of the interrupted run in the workspace."""
+    return Path(shutil.copytree(half_run, settings.workspace / "copied"))
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    app_server = Server(tmp_path_factory.mktemp("app") / "runs")
-    write_cube(app_server.workspace / "made-before", n_layers=6, n_samples=60, n_tokens=8)
-    yield app_server
-    for run in app_server.jobs:
+    """A server that the tests of a process share: each names its runs differently."""
+    server = Server(tmp_path_factory.mktemp("app") / "runs")
+    write_cube(server.workspace / "made-before", n_layers=6, n_samples=60, n_tokens=8)
+    yield server
+    for run in server.jobs:
         if run.state.is_active:
             psutil.Process(run.status["pid"]).kill()
-    app_server.stop()
+    server.stop()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def public() -> str:
+    """An address of this machine under which other machines reach it."""
+    interfaces = psutil.net_if_addrs().values()
+    addresses = [entry.address for entries in interfaces for entry in entries]
+    reachable = [
+        address
+        for address in addresses
+        if re.fullmatch(r"[0-9.]+", address) and not address.startswith("127.")
+    ]
+    if not reachable:
+        pytest.skip("this machine has no address but its loopback")
+    return reachable[0]

@@ -127,18 +127,30 @@ async def document(port: int, host: str, *, address: str = "127.0.0.1", query: s
 
 
 @pytest.mark.slow
-def test_a_foreign_name_is_shown_why_it_is_refused_and_nothing_else(tmp_path: Path) -> None:
-    server = Server(tmp_path / "runs")
-    try:
-        allowed_page = asyncio.run(document(server.port, f"localhost:{server.port}"))
-        foreign = asyncio.run(document(server.port, f"evil.example:{server.port}"))
-    finally:
-        server.stop()
-    assert (page._FOREIGN in allowed_page, "Extract" in allowed_page) == (False, True)
+def test_a_foreign_name_is_shown_why_it_is_refused_and_nothing_else(server: Server) -> None:
+    local = asyncio.run(document(server.port, f"localhost:{server.port}"))
+    foreign = asyncio.run(document(server.port, f"evil.example:{server.port}"))
+    assert (page._FOREIGN in local, "Extract" in local) == (False, True)
     assert (page._FOREIGN in foreign, "Extract" in foreign) == (True, False)
 
 
 @pytest.mark.slow
+def test_a_link_may_hold_any_character(server: Server) -> None:
+    text = asyncio.run(document(server.port, f"localhost:{server.port}", query="?run=a?b?c&page=explore"))
+    assert "run: there is no run 'a?b?c'" in text
+
+
+@pytest.mark.slow
+def test_nobody_from_another_machine_uses_a_server_without_a_login(tmp_path: Path, public: str) -> None:
+    server = Server(tmp_path / "runs", public)
+    try:
+        text = asyncio.run(document(server.port, f"{public}:{server.port}", address=public))
+    finally:
+        server.stop()
+    assert (page._REFUSED in text, "Extract" in text) == (True, False)
+
+
+@pytest.mark.nightly
 def test_behind_the_proxy_of_jupyter_every_name_is_served(tmp_path: Path) -> None:
     server = Server(tmp_path / "runs", options=["--allow-websocket-origin", "*"])
     try:
@@ -160,13 +172,3 @@ def test_an_ipv6_loopback_is_served_under_every_name_of_it(tmp_path: Path) -> No
         server.stop()
     assert [(page._FOREIGN in text, "Extract" in text) for text in shown.values()] == [(False, True)] * 3
     assert (page._FOREIGN in foreign, "Extract" in foreign) == (True, False)
-
-
-@pytest.mark.slow
-def test_a_link_may_hold_any_character(tmp_path: Path) -> None:
-    server = Server(tmp_path / "runs")
-    try:
-        text = asyncio.run(document(server.port, f"localhost:{server.port}", query="?run=a?b?c&page=explore"))
-    finally:
-        server.stop()
-    assert "run: there is no run 'a?b?c'" in text

@@ -17,7 +17,7 @@ from app.jobs import Jobs, State
 from app.settings import Settings
 from app.views.run_form import ExtractForm
 from app.views.run_list import RunList
-from tests.app.test_jobs import asked
+from tests.app.run_config import run_config
 
 WRITER = """
 import sys
@@ -46,33 +46,33 @@ def hard_linked(status: Path) -> None:
     os.link(status.parent / ".lock", status.parent / "lock-of-a-copy")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "holder"),
-    [
-        (damaged, "a process that holds its lock"),
-        (Path.unlink, "a process that holds its lock"),
-        (hard_linked, "a process that holds its lock"),
-        (rewritten(host="elsewhere", updated=1e9), "process {} on elsewhere"),
-        (rewritten(pid=2**22 + 1), f"process {2**22 + 1} on {os.uname().nodename}"),
-        (rewritten(state="done"), "process {} on " + os.uname().nodename),
-    ],
-)
-def test_a_run_that_a_process_writes_is_kept_whatever_its_status_says(
-    jobs: Jobs, settings: Settings, change: Callable[[Path], None], holder: str
-) -> None:
+CHANGES: list[tuple[Callable[[Path], None], str]] = [
+    (damaged, "a process that holds its lock"),
+    (Path.unlink, "a process that holds its lock"),
+    (hard_linked, "a process that holds its lock"),
+    (rewritten(host="elsewhere", updated=1e9), "process {} on elsewhere"),
+    (rewritten(pid=2**22 + 1), f"process {2**22 + 1} on {os.uname().nodename}"),
+    (rewritten(state="done"), "process {} on " + os.uname().nodename),
+]
+
+
+def test_a_run_that_a_process_writes_is_kept_whatever_its_status_says(jobs: Jobs, settings: Settings) -> None:
     run = write_cube(settings.workspace / "live")
     command = [sys.executable, "-c", WRITER, str(run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "up\n"
-        change(run / "status.json")
-        assert not jobs["live"].state.is_active
-        with pytest.raises(LockedError) as caught:
-            jobs.delete("live")
-        message = f"{run}: is being written by {holder.format(writer.pid)}; wait for it, or end it"
-        assert str(caught.value) == message
-        assert sorted(path.name for path in settings.workspace.iterdir()) == ["data", "live"]
+        sound = (run / "status.json").read_bytes()
+        for change, holder in CHANGES:
+            (run / "status.json").unlink(missing_ok=True)
+            (run / "status.json").write_bytes(sound)
+            change(run / "status.json")
+            assert not jobs["live"].state.is_active
+            with pytest.raises(LockedError) as caught:
+                jobs.delete("live")
+            reason = f"is being written by {holder.format(writer.pid)}; wait for it, or end it"
+            assert str(caught.value) == f"{run}: {reason}"
+            assert sorted(path.name for path in settings.workspace.iterdir()) == ["data", "live"]
         writer.kill()
     jobs.delete("live")
     assert [path.name for path in settings.workspace.iterdir()] == ["data"]
@@ -99,7 +99,7 @@ def test_the_folder_of_prompts_is_never_a_run(jobs: Jobs, settings: Settings) ->
         with pytest.raises(InputError, match="there is no run 'data'"):
             act("data")
     with pytest.raises(InputError, match="data already exists"):
-        jobs.start("data", asked())
+        jobs.start("data", run_config())
     assert (settings.data / "status.json").exists()
 
 
@@ -114,7 +114,7 @@ def test_links_and_hidden_folders_are_no_runs(jobs: Jobs, settings: Settings) ->
         with pytest.raises(InputError, match=f"there is no run '{name}'"):
             jobs.delete(name)
     with pytest.raises(InputError, match="dangling already exists"):
-        jobs.start("dangling", asked())
+        jobs.start("dangling", run_config())
     assert sorted(path.name for path in settings.workspace.iterdir()) == before
 
 
@@ -134,7 +134,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     made = synthetic(n_samples=16, window=8)
     (workspace / "half").mkdir(parents=True)
     made.create(workspace / "half").write(0, made.part(0))
-    (workspace / "half" / "config.yaml").write_text(asked().to_yaml())
+    (workspace / "half" / "config.yaml").write_text(run_config().to_yaml())
     (workspace / "half" / "status.json").write_text(
         json.dumps({"state": "interrupted", "pid": 1, "host": "elsewhere", "updated": 1e9})
     )
@@ -159,7 +159,7 @@ def test_a_workspace_that_can_only_be_read_is_shown_and_says_so(read_only: Path,
     )
     assert [(run.name, run.state) for run in jobs] == [("half", State.CANCELLED)]
     with pytest.raises(InputError, match=f"{read_only} cannot be written"):
-        jobs.start("new", asked())
+        jobs.start("new", run_config())
     with pytest.raises(
         StorageError, match=r"cannot delete half .*: Read-only file system; nothing was removed"
     ):

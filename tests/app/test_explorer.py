@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from actkit.testing import synthetic, write_cube
-from tests.app.server import IN_BROWSER, LONG, SCREENS, Server, opened, ready
+from tests.app.server import IN_BROWSER, SCREENS, Server, click_figure, drawn, figure_box, opened, ready
 
 pytestmark = IN_BROWSER
 
@@ -26,10 +26,6 @@ FOCUSED = """
     return label || own?.tagName;
 }
 """
-
-
-def drawn(page: Page, count: int = 1) -> None:
-    expect(page.locator(".bk-Figure").nth(count - 1)).to_be_visible(timeout=LONG)
 
 
 def looks(page: Page, scheme: str) -> None:
@@ -52,8 +48,15 @@ def serious(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"),
+    [
+        (1440, 900, "light"),
+        (390, 844, "dark"),
+        pytest.param(1440, 900, "dark", marks=pytest.mark.nightly),
+        pytest.param(390, 844, "light", marks=pytest.mark.nightly),
+    ],
+)
 def test_every_view_can_be_seen_and_heard(
     server: Server, browser: Browser, width: int, height: int, scheme: str
 ) -> None:
@@ -63,16 +66,22 @@ def test_every_view_can_be_seen_and_heard(
         for view in ("extract", *VIEWS):
             if view == "Norms":
                 page.get_by_role("button", name="Explore").first.click()
+                page.get_by_role("combobox", name="Run").click()
+                page.get_by_role("menuitem", name="made-before").click()
             elif view != "extract":
                 page.get_by_role("button", name=view, exact=True).click()
-                page.wait_for_url(re.compile(f"tab={view.lower()}"), timeout=LONG)
+                page.wait_for_url(re.compile(f"tab={view.lower()}"))
             if view != "extract":
                 drawn(page)
-                expect(page.locator(".MuiSkeleton-root")).to_have_count(0, timeout=LONG)
-            page.wait_for_timeout(500)
+            page.mouse.move(0, 0)  # what is under the pointer has another colour
             page.screenshot(path=SCREENS / f"{view.lower()}_{width}_{scheme}.png")
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
-            assert serious(page) == [], view
+            faults = serious(page)
+            for _ in range(20):  # colours of buttons fade in
+                if faults:
+                    page.wait_for_timeout(500)
+                    faults = serious(page)
+            assert faults == [], view
 
 
 def test_what_a_reader_toggles_stays(server: Server, browser: Browser) -> None:
@@ -92,16 +101,13 @@ def test_two_cubes_follow_each_other(server: Server, browser: Browser) -> None:
     with opened(browser, both) as page:
         drawn(page, 4)
         expect(page.get_by_text("Layer: 1")).to_have_count(2)
-        page.wait_for_timeout(1000)
-        box = page.locator(".bk-Figure").first.bounding_box()
-        assert box is not None
-        page.mouse.click(box["x"] + 0.45 * box["width"], box["y"] + 0.35 * box["height"])
-        page.wait_for_url(re.compile("layer=[23]"), timeout=LONG)
+        click_figure(page, 0.45, 0.35)
+        page.wait_for_url(re.compile("layer=[23]"))
         chosen = re.search(r"layer=(\d)", page.url)
         assert chosen is not None
         expect(page.get_by_text(f"Layer: {chosen[1]}")).to_have_count(2)
         page.get_by_role("button", name="CKA", exact=True).first.click()
-        page.wait_for_url(re.compile("tab=cka"), timeout=LONG)
+        page.wait_for_url(re.compile("tab=cka"))
         drawn(page, 4)
         assert "second=beside" in page.url
         assert "languages_2=arabic" in page.url
@@ -110,17 +116,10 @@ def test_two_cubes_follow_each_other(server: Server, browser: Browser) -> None:
 
 def test_points_and_maps_are_clicked(server: Server, browser: Browser) -> None:
     with opened(browser, link(server, "made-before", tab="samples", layer=1)) as page:
-        for figure, across, up, what in ((0, 0.5, 0.4, "sample=[0-9]+"), (1, 0.3, 0.15, "layer=[345]")):
-            drawn(page, figure + 1)
-            expect(page.locator(".MuiSkeleton-root")).to_have_count(0, timeout=LONG)
-            page.wait_for_timeout(1000)
-            shown = page.locator(".bk-Figure").nth(figure)
-            shown.scroll_into_view_if_needed()
-            box = shown.bounding_box()
-            assert box is not None
-            page.mouse.click(box["x"] + across * box["width"], box["y"] + up * box["height"])
-            page.wait_for_url(re.compile(what), timeout=LONG)
-        page.wait_for_timeout(1500)
+        for figure, across, down, change in ((0, 0.5, 0.4, "sample=[0-9]+"), (1, 0.3, 0.15, "layer=[345]")):
+            click_figure(page, across, down, figure)
+            page.wait_for_url(re.compile(change))
+        figure_box(page)
         page.screenshot(path=SCREENS / "tokens_1440_light.png")
 
 
@@ -129,8 +128,8 @@ def test_a_run_that_is_deleted_is_shown_no_longer(server: Server, browser: Brows
     with opened(browser, link(server, "goes")) as page:
         drawn(page)
         shutil.rmtree(run)
-        expect(page.locator(".bk-Figure")).to_have_count(0, timeout=LONG)
-        page.wait_for_url(lambda url: "goes" not in url, timeout=LONG)
+        expect(page.locator(".bk-Figure")).to_have_count(0)
+        page.wait_for_url(lambda url: "goes" not in url)
 
 
 def test_files_and_the_python_of_a_plot(server: Server, browser: Browser, tmp_path: Path) -> None:
@@ -139,8 +138,8 @@ def test_files_and_the_python_of_a_plot(server: Server, browser: Browser, tmp_pa
         drawn(page)
         for kind, begin in (("PNG", b"\x89PNG"), ("SVG", b"<?xml"), ("CSV", b"language,")):
             button = page.get_by_role("button", name=kind, exact=True)
-            expect(button).to_be_enabled(timeout=LONG)
-            with page.expect_download(timeout=LONG) as waiting:
+            expect(button).to_be_enabled()
+            with page.expect_download() as waiting:
                 button.click()
             assert waiting.value.suggested_filename == f"updates.{kind.lower()}"
             waiting.value.save_as(tmp_path / kind)
@@ -149,8 +148,9 @@ def test_files_and_the_python_of_a_plot(server: Server, browser: Browser, tmp_pa
         shown = page.get_by_label("Python", exact=True).inner_text()
         assert "actkit.plots.layer_updates" in shown
         page.get_by_role("button", name="Copy").click()
-        page.wait_for_timeout(500)
-        assert page.evaluate("navigator.clipboard.readText()").strip() == shown.strip()
+        page.wait_for_function(
+            "async (code) => (await navigator.clipboard.readText()).trim() === code", arg=shown.strip()
+        )
 
 
 def test_a_page_is_used_without_a_mouse(server: Server, browser: Browser) -> None:
@@ -162,13 +162,13 @@ def test_a_page_is_used_without_a_mouse(server: Server, browser: Browser) -> Non
             reached.append(str(page.evaluate(FOCUSED)).strip())
             if reached[-1] == "Layer":
                 page.keyboard.press("ArrowRight")
-                page.wait_for_url(re.compile("layer=3"), timeout=LONG)
+                page.wait_for_url(re.compile("layer=3"))
             if reached[-1] == "Norms":  # one of several, which the arrows reach
                 for name in ("Groups", "CKA"):
                     page.keyboard.press("ArrowRight")
                     assert page.evaluate(FOCUSED).strip() == name
                 page.keyboard.press("Enter")
-                page.wait_for_url(re.compile("tab=cka"), timeout=LONG)
+                page.wait_for_url(re.compile("tab=cka"))
                 drawn(page)
             if "Python" in reached:
                 break
@@ -197,51 +197,51 @@ def test_markup_is_text(server: Server, browser: Browser) -> None:
         expect(page.get_by_role("heading", name="<b>bold")).to_be_visible()
         page.get_by_role("combobox", name="Prompts").click()
         page.get_by_role("menuitem", name=name).click()
-        expect(page.get_by_label("First rows")).to_contain_text(MARKUP, timeout=LONG)
+        expect(page.get_by_label("First rows")).to_contain_text(MARKUP)
         page.get_by_role("tab", name="Explore").click()
         page.get_by_role("combobox", name="Run").click()
         page.get_by_role("menuitem", name="<b>bold").click()
         drawn(page)
         page.get_by_role("button", name="Samples", exact=True).click()
         page.get_by_role("button", name=re.compile("onerror")).first.click()
-        page.wait_for_url(re.compile("sample="), timeout=LONG)
-        drawn(page, 2)
-        page.wait_for_timeout(1000)
+        page.wait_for_url(re.compile("sample="))
+        figure_box(page, 1)
         assert page.locator("img[src=nowhere]").count() == 0
         assert page.evaluate("window.owned") is None
 
 
-def test_a_file_and_a_config_of_ones_own(server: Server, browser: Browser, tmp_path: Path) -> None:
+def test_prompts_and_a_config_are_uploaded(server: Server, browser: Browser, tmp_path: Path) -> None:
     mine = tmp_path / "mine.csv"
     mine.write_text("question,lang,kind\nHow do I bake bread?,en,safe\nكيف أخبز الخبز؟,ar,safe\n")
     large = tmp_path / "large.csv"  # several pieces
     large.write_text("text\n" + f"{'a long line ' * 250}\n" * 4_000)
-    (tmp_path / "good.yaml").write_text("model: the bundled model\nlayers: 2-4\nbatch_size: 7\n")
+    (tmp_path / "good.yaml").write_text("model: the bundled model\nlayers: 2-4\nbatch_size: 7\nlimit: 2\n")
     (tmp_path / "bad.yaml").write_text("layers: !!python/object:os.system ls\n")
     with opened(browser, server.url) as page:
         ready(page)
+        page.get_by_label("Limit", exact=True).fill("none")  # no plan is made while it is wrong
+        page.get_by_label("Limit", exact=True).press("Enter")
+        expect(page.get_by_text("'none' is not possible")).to_be_visible()
         files = page.locator("input[type=file]")
-        files.nth(0).set_input_files(mine)
-        expect(page.get_by_text("How do I bake bread?")).to_be_visible(timeout=LONG)
-        expect(page.get_by_text("2 in en, ar")).to_be_visible(timeout=LONG)
-        assert (server.settings.data / "mine.csv").read_bytes() == mine.read_bytes()
         files.nth(0).set_input_files(large)
-        expect(page.get_by_text("4,000 rows")).to_be_visible(timeout=LONG)
+        expect(page.get_by_text("4,000 rows")).to_be_visible()
         assert (server.settings.data / "large.csv").read_bytes() == large.read_bytes()
-        page.get_by_role("combobox", name="Prompts").click()
-        page.get_by_role("menuitem", name="mine.csv").click()
+        files.nth(0).set_input_files(mine)
+        expect(page.get_by_text("How do I bake bread?")).to_be_visible()
+        assert (server.settings.data / "mine.csv").read_bytes() == mine.read_bytes()
         files.nth(1).set_input_files(tmp_path / "bad.yaml")
-        said = page.get_by_text(re.compile("tag .*python/object.* is refused"))
-        expect(said).to_be_visible(timeout=LONG)
-        assert "/tmp" not in said.inner_text()
+        refusal = page.get_by_text(re.compile("tag .*python/object.* is refused"))
+        expect(refusal).to_be_visible()
+        assert "/tmp" not in refusal.inner_text()
         files.nth(1).set_input_files(tmp_path / "good.yaml")
-        expect(page.get_by_text("3 layers: 2-4")).to_be_visible(timeout=LONG)
+        expect(page.get_by_text("3 layers: 2-4")).to_be_visible()
+        expect(page.get_by_text("2 in en, ar")).to_be_visible()
         expect(page.get_by_label("Batch size")).to_have_value("7")
-        with page.expect_download(timeout=LONG) as waiting:
+        with page.expect_download() as waiting:
             page.get_by_role("button", name="Download YAML").click()
-        told = Path(waiting.value.path()).read_text()
-        assert "mine.csv" in told
-        assert "batch_size: 7" in told
+        config = Path(waiting.value.path()).read_text()
+        assert "mine.csv" in config
+        assert "batch_size: 7" in config
 
 
 def test_the_server_never_imports_torch(server: Server, browser: Browser) -> None:

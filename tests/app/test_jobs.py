@@ -1,128 +1,157 @@
-"""Runs are processes of their own; what they are is seen from their folders, whoever looks."""
+"""Runs are separate processes; their states are read from their folders, by any server."""
 
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+import actkit
 from actkit import open_cube, verify
-from actkit.config import Config
-from actkit.demo import CAPTIONS, MODEL
 from actkit.errors import InputError, LockedError
+from actkit.extraction.loop.device_queue import hold_device
+from actkit.store.layout import CUBE
 from actkit.store.run_folder import locked
 from actkit.testing import contents, write_cube
 from app import processes
 from app.jobs import Jobs, Run, State, state_of
 from app.settings import Settings
-
-pytestmark = pytest.mark.slow
-
-
-def asked(**options: Any) -> Config:
-    """Ask for a run of some seconds, in windows of 16."""
-    defaults = {"model": str(MODEL), "data": str(CAPTIONS), "out": "-", "device": "cpu", "limit": 64}
-    return Config(**{**defaults, "window_samples": 16, **options})
+from tests.app.run_config import N_SAMPLES, has_ended, is_running, run_config, wait
 
 
-def wait(jobs: Jobs, name: str, until: Callable[[Run], object]) -> Run:
-    deadline = time.monotonic() + 120
-    while not until(run := jobs[name]):
-        assert time.monotonic() < deadline, (run, jobs.log(run))
-        time.sleep(0.02)
-    return run
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of the cube of a run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    actkit.extract(run_config(out=str(run)), listeners=[])
+    return contents(run / CUBE)
 
 
-def ended(run: Run) -> bool:
-    return not run.state.is_active
+def committed_samples(run: Run) -> int:
+    flags = [path.name.removeprefix("c.") for path in (run.path / CUBE / "committed").glob("c.*")]
+    return 16 * sum(flag.isdigit() for flag in flags)  # a kill may leave c.….partial
 
 
-def committed(run: Run) -> int:
-    with suppress(Exception):
-        return int(open_cube(run.path, partial=True).sizes["sample"])
-    return 0
-
-
-def test_a_run_is_done_and_another_process_sees_the_same(jobs: Jobs, settings: Settings) -> None:
-    jobs.start("one", asked())
-    other = Jobs(settings)  # as after a restart of the server
-    assert other["one"].state.is_active
-    run = wait(other, "one", ended)
+@pytest.mark.slow
+def test_a_run_waits_for_its_device_and_every_server_sees_the_same(
+    jobs: Jobs, settings: Settings, whole: dict[str, bytes]
+) -> None:
+    with hold_device(settings.queue, "cpu", lambda: None):
+        jobs.start("run", run_config())
+        other = Jobs(settings)  # as after a restart of the server
+        assert other["run"].state.is_active
+        wait(other, "run", lambda run: run.status["state"] == "queued")
+        assert other["run"].state is State.QUEUED
+        with pytest.raises(LockedError, match="cancel it first"):
+            other.delete("run")
+        with pytest.raises(InputError, match="nothing to resume"):
+            other.resume("run")
+    run = wait(other, "run", has_ended)
     assert run.state is State.DONE
-    assert run.progress == 1
-    assert run.has_cube
-    assert "done" in jobs.log(run)
-    assert [job.name for job in jobs] == ["one"]
-    assert open_cube(run.path).sizes["sample"] == 64
-    with pytest.raises(InputError, match="nothing to resume"):
-        jobs.resume("one")
-    with pytest.raises(InputError, match="nothing to cancel"):
-        jobs.cancel("one")
+    assert (run.progress, run.has_cube) == (1, True)
+    assert "done" in other.log(run)
+    assert [run.name for run in other] == ["run"]
+    assert open_cube(run.path).sizes["sample"] == N_SAMPLES
+    assert contents(run.path / CUBE) == whole
+    for act in (other.resume, other.cancel):
+        with pytest.raises(InputError, match="nothing to"):
+            act("run")
 
 
-def test_two_runs_share_a_device_one_after_the_other(jobs: Jobs) -> None:
-    long = asked(limit=2000)
-    jobs.start("first", long)
-    wait(jobs, "first", lambda run: run.status["state"] == "running")
-    jobs.start("second", asked())
-    wait(jobs, "second", lambda run: run.status["state"] == "queued")
-    assert jobs["second"].state is State.QUEUED
-    jobs.cancel("first")
-    assert wait(jobs, "first", ended).state is State.CANCELLED
-    assert wait(jobs, "second", ended).state is State.DONE
-
-
-def test_cancelled_and_resumed_it_is_as_if_nothing_had_been(jobs: Jobs) -> None:
-    jobs.start("whole", asked(limit=400))
-    wait(jobs, "whole", ended)
-    jobs.start("halves", asked(limit=400))
-    wait(jobs, "halves", lambda run: committed(run) >= 16)
-    with pytest.raises(LockedError, match="cancel it first"):
-        jobs.delete("halves")
-    with pytest.raises(InputError, match="nothing to resume"):
-        jobs.resume("halves")
-    jobs.cancel("halves")
-    run = wait(jobs, "halves", ended)
+@pytest.mark.slow
+def test_a_cancelled_run_keeps_what_it_committed(jobs: Jobs) -> None:
+    jobs.start("run", run_config(limit=2000))
+    wait(jobs, "run", lambda run: committed_samples(run) >= 16)
+    jobs.cancel("run")
+    run = wait(jobs, "run", has_ended)
     assert run.state is State.CANCELLED
-    assert 16 <= committed(run) < 400
-    jobs.resume("halves")
-    run = wait(jobs, "halves", ended)
-    assert run.state is State.DONE
-    assert contents(run.path / "cube.zarr") == contents(jobs["whole"].path / "cube.zarr")
-    assert not verify(run.path).faults
+    assert 16 <= committed_samples(run) < 2000
+    assert open_cube(run.path, partial=True).sizes["sample"] == committed_samples(run)
 
 
-def test_a_killed_run_is_interrupted_at_once_and_goes_on(jobs: Jobs) -> None:
-    jobs.start("killed", asked(limit=2000))
-    run = wait(jobs, "killed", lambda run: committed(run) >= 16)
-    os.kill(run.status["pid"], signal.SIGKILL)
-    started = time.monotonic()
-    assert wait(jobs, "killed", ended).state is State.INTERRUPTED
-    assert time.monotonic() - started < 1
-    assert jobs.resume("killed").state.is_active
+@pytest.mark.slow
+def test_a_resumed_run_ends_as_if_it_had_never_stopped(
+    jobs: Jobs, copied: Path, whole: dict[str, bytes]
+) -> None:
+    run = jobs["copied"]
+    assert run.state is State.INTERRUPTED
+    assert 16 <= committed_samples(run) < N_SAMPLES
+    jobs.resume("copied")
+    assert wait(jobs, "copied", has_ended).state is State.DONE
+    assert contents(copied / CUBE) == whole
+    assert not verify(copied).faults
 
 
-def test_a_run_that_does_not_end_is_ended(jobs: Jobs, settings: Settings) -> None:
-    hasty = Jobs(settings.model_copy(update={"cancel_seconds": 1}))
-    hasty.start("stubborn", asked(limit=2000))
-    run = wait(hasty, "stubborn", lambda run: run.status["state"] == "running")
-    os.kill(run.status["pid"], signal.SIGSTOP)  # it hears nothing
-    hasty.cancel("stubborn")
-    assert wait(hasty, "stubborn", ended).state is State.CANCELLED
+@pytest.mark.slow
+def test_a_killed_run_is_interrupted_without_waiting_for_its_heartbeat(light_runs: Jobs) -> None:
+    light_runs.start("killed", run_config())
+    pid = wait(light_runs, "killed", is_running).status["pid"]
+    os.kill(pid, signal.SIGKILL)
+    while psutil.pid_exists(pid):  # until it is reaped
+        time.sleep(0.01)
+    assert light_runs["killed"].state is State.INTERRUPTED
+    assert light_runs.resume("killed").state.is_active
+    wait(light_runs, "killed", is_running)
 
 
-def test_what_cannot_run_says_why(jobs: Jobs) -> None:
-    jobs.start("wrong", asked(text_column="nope"))
-    run = wait(jobs, "wrong", ended)
+@pytest.mark.slow
+def test_a_run_that_ignores_its_cancellation_is_killed(light_runs: Jobs, settings: Settings) -> None:
+    impatient = Jobs(settings.model_copy(update={"cancel_seconds": 1}))
+    impatient.start("stubborn", run_config())
+    run = wait(impatient, "stubborn", is_running)
+    os.kill(run.status["pid"], signal.SIGSTOP)
+    impatient.cancel("stubborn")
+    assert wait(impatient, "stubborn", has_ended).state is State.CANCELLED
+    assert impatient.resume("stubborn").state.is_active
+    wait(impatient, "stubborn", is_running)
+
+
+def test_a_process_that_has_no_arguments_yet_is_known_as_a_child(
+    light_runs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as between the moment in which the kernel closes the files of a new program, and that in which it has
+    # copied its arguments
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])
+    assert light_runs.start("run", run_config()).state.is_active
+    light_runs.cancel("run")
+    assert wait(light_runs, "run", has_ended).state is State.CANCELLED
+
+
+@pytest.mark.nightly
+def test_runs_that_are_killed_or_stopped_are_resumed(jobs: Jobs, settings: Settings) -> None:
+    impatient = Jobs(settings.model_copy(update={"cancel_seconds": 1}))
+    impatient.start("run", run_config(limit=2000))
+    for number, state in ((signal.SIGKILL, State.INTERRUPTED), (signal.SIGSTOP, State.CANCELLED)):
+        run = wait(impatient, "run", is_running)
+        os.kill(run.status["pid"], number)
+        if number == signal.SIGSTOP:
+            impatient.cancel("run")
+        assert wait(impatient, "run", has_ended).state is state
+        impatient.resume("run")
+    assert wait(impatient, "run", has_ended).state is State.DONE
+
+
+@pytest.mark.nightly
+def test_two_runs_share_a_device_one_after_the_other(jobs: Jobs) -> None:
+    jobs.start("first", run_config(limit=2000))
+    wait(jobs, "first", is_running)
+    jobs.start("second", run_config())
+    wait(jobs, "second", lambda run: run.status["state"] == "queued")
+    jobs.cancel("first")
+    assert wait(jobs, "first", has_ended).state is State.CANCELLED
+    assert wait(jobs, "second", has_ended).state is State.DONE
+
+
+@pytest.mark.slow
+def test_the_log_says_why_a_run_was_refused(jobs: Jobs) -> None:
+    jobs.start("wrong", run_config(text_column="nope", layers="99"))
+    run = wait(jobs, "wrong", has_ended)
     assert run.state is State.FAILED
     assert "has no column `nope`" in jobs.log(run)
-    jobs.start("layers", asked(layers="99"))
-    run = wait(jobs, "layers", ended)
     assert "the model has no layer 99" in jobs.log(run)
 
 
@@ -130,15 +159,15 @@ def test_names_and_limits(jobs: Jobs, settings: Settings) -> None:
     write_cube(settings.workspace / "brought")
     assert jobs["brought"].state is State.DONE
     with pytest.raises(InputError, match="brought already exists"):
-        jobs.start("brought", asked())
+        jobs.start("brought", run_config())
     for name in ("../x", "a/b", ".x", ""):
         with pytest.raises(InputError):
-            jobs.start(name, asked())
+            jobs.start(name, run_config())
         with pytest.raises(InputError):
             jobs[name]
     small = settings.model_copy(update={"max_samples": 10, "max_batch": 2, "max_active": 0})
     with pytest.raises(InputError) as caught:
-        Jobs(small).start("large", asked(limit=11, batch_size=3))
+        Jobs(small).start("large", run_config(limit=11, batch_size=3))
     assert [fault.where for fault in caught.value.faults] == ["runs", "limit", "batch_size"]
     assert not (settings.workspace / "large").exists()
     jobs.delete("brought")

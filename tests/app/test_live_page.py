@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from actkit.testing import synthetic
-from tests.app.server import IN_BROWSER, LONG, SCREENS, Server, opened
+from tests.app.server import IN_BROWSER, SCREENS, Server, figure_box, opened
 
 pytestmark = IN_BROWSER
 
@@ -20,30 +20,25 @@ def test_a_cube_is_seen_while_it_is_written(server: Server, browser: Browser) ->
     writer.write(0, numbers.part(0))
     with opened(browser, f"{server.url}?page=explore&run=grows") as page:
         figures = page.locator(".bk-Figure")
-        expect(figures.first).to_be_visible(timeout=LONG)
-        expect(page.get_by_text(re.compile("^32 samples, 4 layers"))).to_be_visible(timeout=LONG)
+        expect(figures.first).to_be_visible()
+        expect(page.get_by_text(re.compile("^32 samples, 4 layers"))).to_be_visible()
         for window, samples in ((1, 64), (2, 96)):
             writer.write(window, numbers.part(window))
-            expect(page.get_by_text(re.compile(f"^{samples} samples, 4 layers"))).to_be_visible(timeout=LONG)
-            expect(figures.first).to_be_visible(timeout=LONG)
+            expect(page.get_by_text(re.compile(f"^{samples} samples, 4 layers"))).to_be_visible()
+            expect(figures.first).to_be_visible()
         page.screenshot(path=SCREENS / "grown_1440_light.png")
     writer.close()
 
 
 def test_numbers_are_told_under_the_pointer(server: Server, browser: Browser) -> None:
     with opened(browser, f"{server.url}?page=explore&run=made-before&by=&tab=norms") as page:
-        expect(page.locator(".MuiSkeleton-root")).to_have_count(0, timeout=LONG)
-        figure = page.locator(".bk-Figure").first
-        expect(figure).to_be_visible(timeout=LONG)
-        page.wait_for_timeout(1000)
-        box = figure.bounding_box()
-        assert box is not None
+        box = figure_box(page)
         tooltip = page.locator(".bk-tooltip-content")
         for down in range(10, 90, 2):  # the line is somewhere on the way
             page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + down / 100 * box["height"])
             if tooltip.count():
                 break
-        expect(tooltip.first).to_have_text(re.compile(r"layer:\s*\d\s*mean:\s*\d+\.\d+"), timeout=LONG)
+        expect(tooltip.first).to_have_text(re.compile(r"layer:\s*\d\s*mean:\s*\d+\.\d+"))
         page.screenshot(path=SCREENS / "hovered_1440_light.png")
 
 

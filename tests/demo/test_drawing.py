@@ -199,7 +199,11 @@ def test_clothes_have_the_colour_that_the_caption_names(clothes, activity, gende
     ("field", "caption"),
     [
         ("clothes", lambda phrase, gender: wearing(phrase, gender=gender)),
-        ("activity", lambda phrase, gender: wearing(activity=phrase, gender=gender)),
+        pytest.param(
+            "activity",
+            lambda phrase, gender: wearing(activity=phrase, gender=gender),
+            marks=pytest.mark.slow,
+        ),
         ("place", lambda phrase, gender: wearing(place=phrase, gender=gender)),
         ("time", lambda phrase, gender: standing(phrase, "in an empty flat", gender)),
         ("time", lambda phrase, gender: standing(phrase, "in a green field", gender)),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import actkit
+from actkit.cli import main
 from actkit.demo import llm
 from actkit.errors import InputError
 
@@ -167,11 +169,17 @@ def test_looking_for_it_imports_no_torch() -> None:
     assert completed.stdout.strip() == "False"
 
 
-@pytest.mark.real
-def test_the_demo_runs_on_it(smollm2: Path, tmp_path: Path) -> None:
-    import actkit
-    from actkit.cli import main
+@pytest.mark.slow
+def test_the_demo_runs_on_the_cached_model(cached_llm: Path, tmp_path: Path) -> None:
+    assert main(["demo", "--llm", "--out", str(tmp_path / "run")]) == 0
+    cube = actkit.open_cube(tmp_path / "run")
+    assert cube.attrs["model"] == str(cached_llm)
+    assert (cube.sizes["layer"], cube.sizes["sample"], cube.sizes["hidden"]) == (3, 200, 16)
 
+
+@pytest.mark.real
+@pytest.mark.nightly
+def test_the_demo_runs_on_it(smollm2: Path, tmp_path: Path) -> None:
     assert main(["demo", "--llm", "--out", str(tmp_path / "run")]) == 0
     cube = actkit.open_cube(tmp_path / "run")
     assert cube.attrs["model"] == str(smollm2)

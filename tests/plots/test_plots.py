@@ -1,6 +1,7 @@
 """Every picture, drawn by both backends: what is on its axes, its colours, and which way it reads."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,16 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def draw(cube: xr.Dataset) -> Callable[[str], Any]:
+    """Draw a picture, once for all tests."""
+    return cache(lambda name: PICTURES[name](cube))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
-def test_both_backends_draw_it(cube: xr.Dataset, tmp_path: Path, name: str) -> None:
-    picture = PICTURES[name](cube)
+def test_both_backends_draw_it(draw: Callable[[str], Any], tmp_path: Path, name: str) -> None:
+    picture = draw(name)
     assert hv.renderer("bokeh").get_plot(picture).state is not None
     for kind in ("png", "svg"):
         plots.figure(picture, tmp_path / f"x.{kind}")
@@ -79,8 +86,8 @@ def test_both_backends_draw_it(cube: xr.Dataset, tmp_path: Path, name: str) -> N
         "projection",
     ],
 )
-def test_axes_say_what_they_show(cube: xr.Dataset, name: str) -> None:
-    plot = hv.renderer("bokeh").get_plot(PICTURES[name](cube)).state
+def test_axes_say_what_they_show(draw: Callable[[str], Any], name: str) -> None:
+    plot = hv.renderer("bokeh").get_plot(draw(name)).state
     labels = [axis.axis_label for axis in (*plot.xaxis, *plot.yaxis)]
     assert all(labels), labels
     assert plot.title.text
@@ -96,11 +103,11 @@ def curves(picture: Any) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_language_has_one_colour_everywhere(cube: xr.Dataset) -> None:
+def test_a_language_has_one_colour_everywhere(cube: xr.Dataset, draw: Callable[[str], Any]) -> None:
     for name in ("norms", "updates", "differential", "adjacent"):
-        by_label = curves(PICTURES[name](cube))
-        assert by_label["english"] == LANGUAGES["english"], name
-        assert by_label["arabic"] == LANGUAGES["arabic"], name
+        shown = curves(draw(name))
+        assert shown["english"] == LANGUAGES["english"], name
+        assert shown["arabic"] == LANGUAGES["arabic"], name
     alone = cube.isel(sample=np.flatnonzero(cube.language.values == "arabic"))
     assert curves(plots.layer_norms(actkit.layer_norms(alone)))["arabic"] == LANGUAGES["arabic"]
 
@@ -113,8 +120,8 @@ def test_names_without_a_colour_of_their_own_get_others() -> None:
     assert len(many) == 12
 
 
-def test_norms_grow_on_a_logarithmic_axis(cube: xr.Dataset) -> None:
-    plot = hv.renderer("bokeh").get_plot(PICTURES["norms"](cube)).state
+def test_norms_grow_on_a_logarithmic_axis(draw: Callable[[str], Any]) -> None:
+    plot = hv.renderer("bokeh").get_plot(draw("norms")).state
     assert type(plot.y_scale).__name__ == "LogScale"
 
 

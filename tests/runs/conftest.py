@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from actkit import extract
-from actkit.extraction.monitoring.progress import Progress
 from actkit.store.layout import CUBE
 from actkit.testing import contents
 from tests.runs.extractions import WINDOWS, Options, flags, write_prompts
@@ -36,12 +35,12 @@ def server() -> Any:
 
 
 @pytest.fixture(scope="session")
-def start(options: Options, server: Any) -> Callable[..., BaseProcess]:
+def start(options: Options, server: Any) -> Callable[[Path], BaseProcess]:
     """Start the extraction in a process of its own."""
 
-    def start(run: Path, *listeners: Callable[[Progress], None]) -> BaseProcess:
+    def start(run: Path) -> BaseProcess:
         process: BaseProcess = server.Process(
-            target=extract, kwargs={**options, "out": str(run), "listeners": list(listeners)}
+            target=extract, kwargs={**options, "out": str(run), "listeners": []}
         )
         process.start()
         return process
@@ -50,7 +49,7 @@ def start(options: Options, server: Any) -> Callable[..., BaseProcess]:
 
 
 @pytest.fixture(scope="session")
-def finished(start: Callable[..., BaseProcess], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(start: Callable[[Path], BaseProcess], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an undisturbed run; not to be changed."""
     run = tmp_path_factory.mktemp("finished")
     start(run).join()

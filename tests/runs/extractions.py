@@ -1,7 +1,5 @@
 """What is asked of the extractions that are ended and started again, and how far one has come."""
 
-import os
-import signal
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 from actkit import extract
 from actkit.errors import LockedError
 from actkit.extraction import run as extraction_run
-from actkit.extraction.monitoring.progress import Progress
 from actkit.store.layout import CUBE
 
 WINDOWS = 15
@@ -43,39 +40,6 @@ def flags(run: Path) -> int:
     return sum(name.isdigit() for name in names)  # a kill may leave c.….partial
 
 
-class Stop:
-    """Listener that stops its process, as the kernel does it, when a window has been committed."""
-
-    has_stopped = False
-
-    def __call__(self, event: Progress) -> None:
-        if event.committed and not self.has_stopped:
-            self.has_stopped = True
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def is_stopped(pid: int) -> bool:
-    """Return whether the kernel has stopped every thread of a process."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return {stat.rpartition(") ")[2][0] for stat in stats} == {"T"}
-
-
-# the command line, with windows that take a while
-SLOW = """
-import sys, time
-from actkit.cli import main
-from actkit.store.writer import CubeWriter
-
-write = CubeWriter.write
-
-def write_slowly(*arguments):
-    time.sleep(0.3)
-    return write(*arguments)
-
-CubeWriter.write = write_slowly
-sys.exit(main())
-"""
-
 REFUSED = 3
 
 
@@ -84,7 +48,7 @@ def extract_together(barrier: Barrier, options: Options) -> None:
     locked = extraction_run.locked
 
     def at_once(run: Path) -> AbstractContextManager[None]:
-        barrier.wait(240)
+        barrier.wait(60)
         return locked(run)
 
     extraction_run.locked = at_once  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from actkit.store.run_folder import LOG, STATUS, read_status
 from actkit.store.shard_files import ShardWriter
 from actkit.store.writer import CubeWriter
 from actkit.testing import contents
-from tests.disk import KINDS, watched
+from tests.disk import watched
 from tests.runs.extractions import REFUSED, WINDOWS, Options, command, extract_together, flags
 from tests.trials import trials
 
@@ -41,24 +41,17 @@ def run(tmp_path: Path) -> Path:
 # the disk
 
 
-@pytest.mark.parametrize("per_kind", [1, pytest.param(4, marks=pytest.mark.nightly)])
 def test_an_error_of_the_disk_at_steps_of_a_whole_run(
-    run: Path, options: Options, undisturbed: dict[str, bytes], per_kind: int
+    run: Path, options: Options, undisturbed: dict[str, bytes]
 ) -> None:
     asked: Options = {**options, "out": str(run), "listeners": []}
     with (
         watched(CUBE) as disk,
-        trials("I/O error at steps of each kind of a whole extraction, its creation included") as trial,
+        trials("I/O error at one in 127 steps of a whole extraction, its creation included") as trial,
     ):
         extract(**asked)
         steps = list(disk.steps)
-        kinds = [kind for kind, _ in steps]
-        assert set(kinds) >= {"open", "write", "fsync", "rename"}
-        # from the creation, where files are opened and removed, to the last windows
-        order = [kind for kind in KINDS if kind in kinds] * per_kind
-        for number, kind in enumerate(order):
-            after = len(kinds) * number // len(order) if kind != "unlink" else 0
-            at = 1 + kinds.index(kind, after)
+        for at in range(5, len(steps), 127):
             shutil.rmtree(run)
             with trial(steps[at - 1]):
                 disk.fail(at, OSError(errno.EIO, "Input/output error"))
@@ -153,16 +146,14 @@ def test_a_clock_that_jumps_changes_nothing_but_what_tells_the_time(
                 clock = Clock(*offsets)
                 patched.setattr("time.time", clock)
                 patched.setattr("tqdm.std.time", clock)
-                began = time.monotonic()
                 with pytest.raises(StoppedError):
                     extract(**asked, listeners=[Bar(), sessions[0].append, stop])
                 assert 20 < 4 * flags(run) < 60
                 extract(**asked, listeners=[Bar(), sessions[1].append])
                 assert clock.looks > 20
                 assert contents(run / CUBE) == undisturbed
-                passed = time.monotonic() - began
                 for events in sessions:
-                    check_rates(events, passed)
+                    check_rates(events)
                 status = json.loads((run / STATUS).read_text())
                 assert (status["state"], status["samples"], status["committed"]) == ("done", 60, 60)
 
@@ -172,12 +163,11 @@ def stop(event: Progress) -> None:
         raise StoppedError
 
 
-def check_rates(events: list[Progress], passed: float) -> None:
-    """Assert that rates are sensible, and that no session took longer than the seconds that passed."""
+def check_rates(events: list[Progress]) -> None:
     running = [event for event in events if event.state != "loading"]
     seconds = [event.seconds for event in running]
     assert seconds == sorted(seconds)
-    assert 0 < seconds[-1] < passed
+    assert 0 < seconds[-1] < 60
     for event in running:
         for number in (event.samples_per_second, event.tokens_per_second, event.eta_seconds or 0):
             assert math.isfinite(number)
@@ -210,61 +200,47 @@ THREADS = {
 }
 
 
-# in two of these calls each, and in all of them at night
-CALLS = [(thread, at) for thread, (_, _, calls) in THREADS.items() for at in (1, 2, calls // 2, calls)]
-SOME = {
-    ("read", 1),
-    ("read", WINDOWS),
-    ("compress", 2),
-    ("compress", 2 * WINDOWS),
-    ("write", 2),
-    ("write", WINDOWS),
-}
-
-
-@pytest.mark.parametrize(
-    ("thread", "at"),
-    [pytest.param(*call, marks=() if call in SOME else pytest.mark.nightly) for call in CALLS],
-)
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("thread", THREADS)
 def test_a_thread_that_raises_ends_the_run_with_its_error(
     run: Path,
     options: Options,
     undisturbed: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     thread: str,
-    at: int,
 ) -> None:
     monkeypatch.setattr(extraction_run, "_threads", lambda: 3)
-    owner, name, _ = THREADS[thread]
-    events: list[Progress] = []
-    with monkeypatch.context() as patched:
-        patched.setattr(owner, name, raise_at(at, getattr(owner, name)))
-        with pytest.raises(BrokenError, match=f"call {at}"):
-            extract(**options, out=str(run), listeners=[events.append])
-    # no thread goes on, and the model does not compute what nobody will write
-    assert not [one.name for one in threading.enumerate() if one.name.startswith("actkit")]
-    assert events[-1].state == read_status(run)[0]["state"] == "failed"
-    assert events[-1].samples - events[-1].committed <= 3 * 4
-    assert f"BrokenError: call {at}" in (run / LOG).read_text()
-    assert verify(run).ok
-    extract(**options, out=str(run), listeners=[])
-    assert contents(run / CUBE) == undisturbed
+    owner, name, calls = THREADS[thread]
+    with trials(f"a thread ({thread}) that raises: no hang, its own error, resume identical") as trial:
+        for at in (1, 2, calls // 2, calls):
+            shutil.rmtree(run, ignore_errors=True)
+            events: list[Progress] = []
+            with trial(f"call {at} of {calls}"):
+                with monkeypatch.context() as patched:
+                    patched.setattr(owner, name, raise_at(at, getattr(owner, name)))
+                    with pytest.raises(BrokenError, match=f"call {at}"):
+                        extract(**options, out=str(run), listeners=[events.append])
+                # no thread goes on, and the model does not compute what nobody will write
+                assert not [one.name for one in threading.enumerate() if one.name.startswith("actkit")]
+                assert events[-1].state == read_status(run)[0]["state"] == "failed"
+                assert events[-1].samples - events[-1].committed <= 3 * 4
+                assert f"BrokenError: call {at}" in (run / LOG).read_text()
+                assert verify(run).ok
+                extract(**options, out=str(run), listeners=[])
+                assert contents(run / CUBE) == undisturbed
 
 
 # two at once
 
 
-@pytest.mark.parametrize(
-    "count", [5, pytest.param(50, marks=[pytest.mark.nightly, pytest.mark.timeout(7200)])]
-)
 def test_of_two_writers_that_start_together_one_is_refused(
-    tmp_path: Path, options: Options, server: Any, count: int
+    tmp_path: Path, options: Options, server: Any
 ) -> None:
     short: Options = {**options, "limit": 8}
     extract(**short, out=str(tmp_path / "alone"), listeners=[])
     alone = contents(tmp_path / "alone" / CUBE)
     with trials("two processes, released by a barrier at the lock of the same folder") as trial:
-        for number in range(count):
+        for number in range(20):
             run = tmp_path / str(number)
             with trial(number):
                 barrier = server.Barrier(2)

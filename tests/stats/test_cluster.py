@@ -14,6 +14,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import actkit
+from tests.stats.conftest import planted
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +27,15 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "tokens": lambda cube: actkit.adjacent_cka(cube, vectors="tokens"),
     "language_cka": actkit.language_cka,
     "transitions": actkit.transitions,
-    "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=4, seeds=1),
+    "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=20, seeds=1),
     "transfer": lambda cube: actkit.transfer(cube, by="gender"),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender"),
 }
 
 
 @pytest.fixture(scope="module")
-def run(planted_run: Path) -> Path:
-    return planted_run
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted(tmp_path_factory.mktemp("cluster") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,7 @@ def here(name: str, run: Path) -> xr.Dataset:
         return CALLS[name](actkit.open_cube(run)).compute()
 
 
-# one of a kind: sums over tokens, alignments of samples and of tokens, clusters of layers, and fits
-SOME = ("layer_norms", "language_cka", "tokens", "transitions", "group_differential")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in SOME else pytest.mark.nightly) for name in CALLS]
-)
+@pytest.mark.parametrize("name", CALLS)
 def test_statistics_on_a_cluster_are_the_same(client: Client, run: Path, name: str) -> None:
     # compute() uses the active client
     found = CALLS[name](actkit.open_cube(run)).compute()
@@ -72,12 +67,12 @@ def test_whitener_on_a_cluster_is_the_same(client: Client, run: Path) -> None:
 
 
 def test_a_worker_that_is_killed_changes_nothing(client: Client, run: Path) -> None:
-    lazy = actkit.adjacent_cka(actkit.open_cube(run).chunk(sample=8), vectors="tokens")
+    lazy = actkit.adjacent_cka(actkit.open_cube(run).chunk(sample=4), vectors="tokens")
     before = client.run(os.getpid)
     future = client.compute(lazy)
     while not any(client.processing().values()):
         time.sleep(0.005)
     os.kill(next(iter(before.values())), signal.SIGKILL)
-    xr.testing.assert_allclose(future.result(), here("tokens", run), rtol=1e-9, atol=1e-9)
-    client.wait_for_workers(2)
+    xr.testing.assert_allclose(future.result(timeout=120), here("tokens", run), rtol=1e-9, atol=1e-9)
+    client.wait_for_workers(2, timeout=60)
     assert set(client.run(os.getpid).values()) != set(before.values())

@@ -14,7 +14,7 @@ from actkit.canonical import as_cube
 from actkit.errors import InputError
 from actkit.schema import TokenKind
 from actkit.testing import write_cube
-from tests.stats.test_selections import NAMES, assert_same, outcome
+from tests.stats.test_selections import CALLS, assert_same, outcome
 
 LAYERS = [0, 1, 2, 3]
 Copy = Callable[[xr.Dataset, Path], xr.Dataset]
@@ -98,14 +98,16 @@ def copy(part: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> xr.Datas
     return copied("xr.open_zarr", part, tmp_path_factory.mktemp("copy"))
 
 
-@NAMES
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
 def test_statistics_of_a_copy(part: xr.Dataset, copy: xr.Dataset, name: str) -> None:
     wanted = outcome(name, part)
     assert not isinstance(wanted, Exception)
     assert_same(outcome(name, copy), wanted)
 
 
-@NAMES
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
 def test_statistics_of_a_path(planted_run: Path, name: str) -> None:
     wanted = outcome(name, actkit.open_cube(planted_run))
     assert not isinstance(wanted, Exception)

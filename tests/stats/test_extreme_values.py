@@ -11,8 +11,14 @@ import actkit
 from actkit.errors import NonfiniteError
 from actkit.stats.kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
 from actkit.stats.kernels.norms import largest
-from tests.stats.test_finiteness import ANALYSES
+from tests.stats import test_finiteness
 
+ANALYSES = test_finiteness.ANALYSES | {  # fewer fits, which dominate the run time
+    "group_differential": lambda cube: actkit.group_differential(
+        cube, by="gender", folds=2, seeds=1, permutations=2
+    ),
+    "transfer": lambda cube: actkit.transfer(cube, by="gender", folds=2, seeds=1),
+}
 VALUES = ("residual", "pooled", "last", "norm")  # up to 42 in the planted cube; norms up to 60
 ALIGNMENTS = [name for name in ANALYSES if "cka" in name or name == "transitions"]
 CASES = [
@@ -52,20 +58,8 @@ def numbers(result: Any) -> dict[str, np.ndarray]:
     return {"points": np.concatenate([points.dframe()[["first", "second"]] for points in result])}
 
 
-# the arithmetic of these is that of other cases
-ALIKE = ("layer_norms by", "cka of last", "cka of two", "layer_subset", "Whitener of last")
-
-
-def is_rare(name: str, dtype: str) -> bool:
-    """Return whether a case is left to the night."""
-    return name in ALIKE or (dtype == "float64" and name not in ("cka", "transitions"))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "dtype", "factor"),
-    [pytest.param(*case, marks=pytest.mark.nightly if is_rare(*case[:2]) else ()) for case in CASES],
-)
+@pytest.mark.parametrize(("name", "dtype", "factor"), CASES)
 def test_a_statistic_is_that_of_the_same_values_near_1(
     cube: xr.Dataset, name: str, dtype: str, factor: float
 ) -> None:

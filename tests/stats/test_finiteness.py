@@ -85,15 +85,8 @@ def _same(one: Any, two: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*samples contain NaN or Inf")
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        # one of the two each, in turn; both at night
-        pytest.param(name, value, marks=() if (at + number) % 2 else pytest.mark.nightly)
-        for at, name in enumerate(ANALYSES)
-        for number, value in enumerate([np.inf, np.nan])
-    ],
-)
+@pytest.mark.parametrize("name", ANALYSES)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_results_equal_those_without_the_samples(cube: xr.Dataset, name: str, value: float) -> None:
     _same(ANALYSES[name](_spoilt(cube, value, counted=True)), ANALYSES[name](_without(cube.compute())))
 
@@ -114,14 +107,8 @@ def test_one_warning_names_number_layers_and_remedy(cube: xr.Dataset, name: str)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "lazy"),
-    [
-        pytest.param(name, lazy, marks=() if (at + lazy) % 2 else pytest.mark.nightly)
-        for at, name in enumerate(ANALYSES)
-        for lazy in (False, True)
-    ],
-)
+@pytest.mark.parametrize("name", ANALYSES)
+@pytest.mark.parametrize("lazy", [False, True])
 def test_uncounted_nonfinite_values_are_an_error(cube: xr.Dataset, name: str, lazy: bool) -> None:
     spoilt = _spoilt(cube, -np.inf, counted=False)
     with pytest.raises(

@@ -53,13 +53,7 @@ def gaps(known: xr.Dataset) -> np.ndarray:
     return result
 
 
-# one origin for each type of groups
-SOME = ("text of a CSV file", "pandas.NA", "fractions", "booleans", "dates")
-
-
-@pytest.fixture(
-    params=[pytest.param(name, marks=() if name in SOME else pytest.mark.nightly) for name in ORIGINS]
-)
+@pytest.fixture(params=ORIGINS)
 def labelled(
     request: pytest.FixtureRequest, known: xr.Dataset, gaps: np.ndarray
 ) -> tuple[xr.Dataset, list[Any]]:

@@ -197,45 +197,30 @@ def assert_same(found: Any, wanted: Any) -> None:
         assert str(found) == str(wanted)
 
 
-def some(name: str, changes: dict[str, Any], every: bool) -> dict[str, Any]:
-    """Return each third change, from call to call another one, or all of them."""
-    first = list(CALLS).index(name)
-    return {change: act for at, (change, act) in enumerate(changes.items()) if every or (first + at) % 3 == 0}
-
-
-FAST = ("cka", "layer_norms", "top_activating")
-NAMES = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CALLS]
-)
-EVERY = pytest.mark.parametrize(
-    "every", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["some", "all"]
-)
-
-
 def test_every_public_function_that_takes_a_cube_is_called() -> None:
     assert {name.split(".")[0] for name in CALLS} - {"plots"} == set(actkit.__all__) - NO_CUBE
 
 
-@EVERY
-@NAMES
-def test_one_label_is_a_list_of_it(whole: xr.Dataset, name: str, every: bool) -> None:
-    for selection, (single, several) in some(name, SINGLE, every).items():
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_one_label_is_a_list_of_it(whole: xr.Dataset, name: str) -> None:
+    for selection, (single, several) in SINGLE.items():
         assert_same(outcome(name, single(whole)), outcome(name, several(whole))), selection
 
 
-@EVERY
-@NAMES
-def test_form_changes_nothing(whole: xr.Dataset, name: str, every: bool) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_form_changes_nothing(whole: xr.Dataset, name: str) -> None:
     wanted = outcome(name, whole)
     assert not isinstance(wanted, ActkitError)
-    for change in some(name, SAME, every).values():
+    for change in SAME.values():
         assert_same(outcome(name, change(whole)), wanted)
 
 
-@EVERY
-@NAMES
-def test_missing_variables_are_reported(whole: xr.Dataset, name: str, every: bool) -> None:
-    for change in some(name, ODD, every).values():
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+def test_missing_variables_are_reported(whole: xr.Dataset, name: str) -> None:
+    for change in ODD.values():
         outcome(name, change(whole))
 
 

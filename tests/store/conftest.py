@@ -55,22 +55,16 @@ def written(numbers: Synthetic) -> dict[str, np.ndarray]:
     return {**numbers.values, **numbers.coords, **numbers.rows, "batch": numbers.plan.batches}
 
 
-@pytest.fixture(scope="session")
-def opened(intact: Path) -> dict[str, xr.Dataset]:
-    """The complete cube and its vision tower, opened once, and not read."""
-    return {group: open_cube(intact, group=group) for group in ("", VISION)}
+@pytest.fixture
+def cube(intact: Path) -> xr.Dataset:
+    """The complete cube, opened."""
+    return open_cube(intact)
 
 
 @pytest.fixture
-def cube(opened: dict[str, xr.Dataset]) -> xr.Dataset:
-    """The complete cube."""
-    return opened[""].copy()
-
-
-@pytest.fixture
-def tower(opened: dict[str, xr.Dataset]) -> xr.Dataset:
+def tower(intact: Path) -> xr.Dataset:
     """What it holds of the vision tower."""
-    return opened[VISION].copy()
+    return open_cube(intact, group=VISION)
 
 
 @pytest.fixture

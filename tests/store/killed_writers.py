@@ -18,7 +18,7 @@ from actkit.store.writer import CubeWriter
 from tests.disk import watched
 from tests.store.subject import Subject, subject
 
-STRIDES = {"small": 11, "everything": 1}  # of the steps
+STRIDES = {"small": 3, "everything": 1}  # of the steps
 
 
 def begin(act: Callable[[], object]) -> int:

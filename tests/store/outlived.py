@@ -1,7 +1,6 @@
-"""A process that writes cubes, one window of each whenever it is let; give it the run folders."""
+"""A process that writes a cube, a window whenever it is let; give it the run folder."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from actkit.errors import StorageError
@@ -12,29 +11,16 @@ from actkit.testing import synthetic
 
 MINE = {"n_samples": 20, "window": 4, "seed": 1}
 
-
-def write(run: Path) -> Iterator[str]:
-    """Write a cube, and yield before each window, and at the end how it ended."""
-    numbers = synthetic(**MINE)  # type: ignore[arg-type]
+if __name__ == "__main__":
+    run, numbers = Path(sys.argv[1]), synthetic(**MINE)  # type: ignore[arg-type]
     try:
         with locked(run):
             numbers.create(run)
             writer = CubeWriter(run / CUBE, numbers.plan)
             for window in range(numbers.plan.n_windows):
-                yield f"window {window}"
+                print(f"window {window}", flush=True)
+                sys.stdin.readline()
                 writer.write(window, numbers.part(window))
-            yield "done"
+            print("done", flush=True)
     except StorageError as error:
-        yield f"StorageError: {error}"
-
-
-if __name__ == "__main__":
-    cubes = {run: write(Path(run)) for run in sys.argv[1:]}
-    while cubes:
-        for run, cube in list(cubes.items()):
-            event = next(cube, None)
-            if event is None:
-                del cubes[run]
-            else:
-                print(f"{run} {event}", flush=True)
-        sys.stdin.readline()
+        print(f"StorageError: {error}", flush=True)

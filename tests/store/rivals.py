@@ -1,7 +1,7 @@
-"""Writers of the same windows at once, some of which the kernel ends at a step of theirs.
+"""Writers of the same windows at once, any of which the kernel ends at any moment.
 
-It runs no thread, as `killed_writers` does. Give it an empty folder, the number of rounds and a seed; it
-prints a line of JSON for each round: what of the committed windows is not as an undisturbed run writes it.
+It runs no thread, as `killing` does. Give it an empty folder, the number of rounds and a seed; it prints a
+line of JSON for each round: what of the committed windows is not as an undisturbed run writes it.
 """
 
 import json
@@ -12,37 +12,28 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import ExitStack
 from pathlib import Path
 
 from actkit import verify
 from actkit.store.layout import CUBE
 from actkit.store.writer import CubeWriter
-from tests.disk import watched
 from tests.store.killed_writers import ended, fork
 from tests.store.subject import Subject, subject
 
 WRITERS = (2, 3, 4)
-STEPS = 120  # of which a writer takes more, unless others are faster: a window of all variables takes 207
 
 
-def begin(tried: Subject, run: Path, seed: int, kill_at: int | None = None) -> int:
-    """Let a process write all windows that are left, in an order of its own, and return its number.
-
-    With ``kill_at``, the kernel ends it at that step.
-    """
+def begin(tried: Subject, run: Path, seed: int) -> int:
+    """Let a process write all windows that are left, in an order of its own, and return its number."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            with ExitStack() as stack:
-                if kill_at is not None:
-                    stack.enter_context(watched()).kill(kill_at)
-                writer = CubeWriter(run / CUBE, tried.numbers.plan)
-                left = writer.recover()
-                random.Random(seed).shuffle(left)
-                for window in left:
-                    writer.write(window, tried.numbers.part(window))
+            writer = CubeWriter(run / CUBE, tried.numbers.plan)
+            left = writer.recover()
+            random.Random(seed).shuffle(left)
+            for window in left:
+                writer.write(window, tried.numbers.part(window))
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -87,17 +78,20 @@ def main(folder: Path, rounds: int, seed: int) -> None:
     tried: Subject = receive.recv()
     ended(maker)
     run = tried.copy(0, folder / "run")
+    started = time.monotonic()
+    ended(begin(tried, run, 0))
+    alone = time.monotonic() - started
     chance = random.Random(seed)
     for number in range(rounds):
         # some rounds begin where windows are committed
         tried.copy(chance.choice([0, 0, 1, 2]), run)
-        count = chance.choice(WRITERS)
-        doomed = chance.sample(range(count), chance.randint(1, count))
-        writers = []
-        for each in range(count):
-            kill_at = chance.randint(1, STEPS) if each in doomed else None
-            writers.append(begin(tried, run, chance.randrange(2**32), kill_at))
-            time.sleep(chance.uniform(0, 0.05))
+        writers, killed, codes = [], 0, []
+        for _ in range(chance.choice(WRITERS)):
+            writers.append(begin(tried, run, chance.randrange(2**32)))
+            time.sleep(chance.uniform(0, alone / 8))
+        for pid in chance.sample(writers, chance.randint(1, len(writers))):
+            time.sleep(chance.uniform(0, alone / 3))
+            os.kill(pid, signal.SIGKILL)
         codes = [ended(pid) for pid in writers]
         killed = codes.count(-signal.SIGKILL)
         report = folder / "report.json"

@@ -1,7 +1,5 @@
 """What the faults of the store are tried on: a small cube at every state of its making."""
 
-import hashlib
-import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,25 +26,15 @@ class Subject:
     numbers: Synthetic = field(repr=False)
     whole: dict[str, bytes] = field(repr=False)
     states: list[Path] = field(repr=False)  # with no window, with the first, and so on to all of them
-    reruns: dict[str, list[int]] = field(default_factory=dict, repr=False)  # by the state of the folder
-    _contents: dict[int, dict[str, bytes]] = field(default_factory=dict, repr=False)
 
     @property
     def windows(self) -> range:
         return range(self.numbers.plan.n_windows)
 
     def copy(self, windows: int, to: Path) -> Path:
-        """Return a run folder that holds so many windows; one that is untouched stays."""
-        if to.exists() and contents(to) == self.state(windows):
-            return to
+        """Return a run folder that holds so many windows."""
         shutil.rmtree(to, ignore_errors=True)
         return Path(shutil.copytree(self.states[windows], to))
-
-    def state(self, windows: int) -> dict[str, bytes]:
-        """Return every file of a run that holds so many windows."""
-        if windows not in self._contents:
-            self._contents[windows] = contents(self.states[windows])
-        return self._contents[windows]
 
     def of_window(self, window: int) -> dict[str, bytes]:
         """Return every file of a window, but those that say of it that it is committed."""
@@ -63,36 +51,19 @@ class Subject:
     def check_safe(self, run: Path, windows: int) -> None:
         """Nothing of what was written before is changed; what is committed now is whole."""
         left = contents(run)
-        for name, content in self.state(windows).items():
+        for name, content in contents(self.states[windows]).items():
             assert left.get(name) == content, f"{name} is not what it was"
         if f"{CUBE}/committed/c.{windows}" in left:
-            for name, content in self.state(windows + 1).items():
+            for name, content in contents(self.states[windows + 1]).items():
                 assert left.get(name) == content, f"{name} is not whole"
 
     def check_rerun(self, run: Path) -> list[int]:
-        """Rerun; the cube is that of an undisturbed run. Return the windows that were computed.
-
-        A rerun knows nothing but its folder: of many trials that leave the same one, the first is rerun.
-        """
-        before = state_of(run)
-        if before in self.reruns:
-            return self.reruns[before]
+        """Rerun; the cube is that of an undisturbed run. Return the windows that were computed."""
         computed = resume(run, self.numbers)
         left = contents(run)
         assert sorted(left) == sorted(self.whole)
         assert [name for name, content in left.items() if self.whole[name] != content] == []
-        self.reruns[before] = computed
         return computed
-
-
-def state_of(run: Path) -> str:
-    """Return a digest of all that lies in a folder, whatever its unfinished files are called."""
-    state = hashlib.sha256()
-    paths = ((re.sub(r"[0-9a-f]{32}", "", str(path.relative_to(run))), path) for path in run.rglob("*"))
-    for name, path in sorted(paths):
-        content = path.read_bytes() if path.is_file() else b""
-        state.update(f"{name} {path.is_dir()} {len(content)} ".encode() + content)
-    return state.hexdigest()
 
 
 def subject(size: str, folder: Path) -> Subject:

@@ -1,9 +1,10 @@
-"""Whatever a cube holds, reading it is one clear error, without much memory, or right."""
+"""Whatever a cube holds, reading it is one clear error, soon, or right."""
 
 import json
 import random
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -18,16 +19,16 @@ from numcodecs.zstd import Zstd
 from actkit import open_cube, verify
 from actkit.cli import main
 from actkit.errors import ActkitError, CorruptError, CubeError, Fault
-from actkit.regular_files import MB
 from actkit.store.layout import CUBE, array_of, open_group
 from actkit.store.verification import RERUN
 from actkit.testing import Synthetic
-from tests.store.corruption import ARRAYS, DELETED, KINDS, VALUES, cases, change, replace, seal
+from tests.store.corruption import DELETED, KINDS, cases, change, replace, seal
 from tests.trials import trials
-from tests.usage import bytes_read, peak_memory
 
 NIGHTLY = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(14400)]
-MOST = 512 * MB  # of memory, and of bytes read, for a cube of less than one
+SECONDS = 20  # on a busy machine; what allocates or waits takes for ever
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def read(run: Path) -> None:
@@ -48,16 +49,12 @@ def judge(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     refused = []
     capsys.readouterr()
     for way in (read, sound):
-        memory = peak_memory()
-
-        def attempt(way: Callable[[Path], None] = way) -> None:
-            try:
-                way(run)
-            except ActkitError:
-                refused.append(way.__name__)
-
-        assert bytes_read(attempt) < MOST
-        assert peak_memory() - memory < MOST
+        started = time.monotonic()
+        try:
+            way(run)
+        except ActkitError:
+            refused.append(way.__name__)
+        assert time.monotonic() - started < SECONDS
     code = main(["info", str(run)])
     output = capsys.readouterr()
     assert all(character.isprintable() or character == "\n" for character in output.out + output.err)
@@ -65,23 +62,31 @@ def judge(run: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return refused + ["info"] * code
 
 
+@pytest.fixture
+def restored(run: Path, intact: Path) -> Callable[[], None]:
+    """Make the cube what it was."""
+
+    def restore() -> None:
+        shutil.rmtree(run / CUBE)
+        shutil.copytree(intact / CUBE, run / CUBE)
+
+    return restore
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("share", [0.01, pytest.param(1, marks=NIGHTLY)], ids=["some", "all"])
+@pytest.mark.parametrize("share", [0.03, pytest.param(1, marks=NIGHTLY)], ids=["some", "all"])
 def test_any_value_of_any_entry_of_the_metadata(
-    run: Path, intact: Path, capsys: pytest.CaptureFixture[str], share: float
+    run: Path, restored: Callable[[], None], capsys: pytest.CaptureFixture[str], share: float
 ) -> None:
     every = list(cases(run / CUBE))
     chosen = random.Random(7).sample(every, int(share * len(every)))
-    assert {name for name, _, _ in chosen} == set(ARRAYS)
-    assert {repr(value) for _, _, value in chosen} == {repr(value) for value in (*VALUES, DELETED)}
     with trials("an entry of zarr.json changed under a right seal × verify, open and read, info") as trial:
         for name, place, value in chosen:
             with trial((name, place, value)):
                 change(run / CUBE, name, place, value)
                 refused = judge(run, capsys)
                 assert ("read" in refused) <= ("sound" in refused), f"sound, but {refused}"
-            for changed in ("zarr.json", f"{name}/zarr.json"):
-                shutil.copyfile(intact / CUBE / changed, run / CUBE / changed)
+            restored()
 
 
 def shape(cube: Path, name: str, shape: list[int]) -> None:
@@ -209,15 +214,8 @@ FILES = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "kind"),
-    [
-        # each kind in the place of three files or four, and each file replaced by two kinds or three
-        pytest.param(file, kind, marks=() if (2 * place + number) % 4 == place // 4 % 4 else NIGHTLY)
-        for place, file in enumerate(FILES)
-        for number, kind in enumerate(KINDS)
-    ],
-)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("file", FILES)
 def test_a_file_of_another_kind(run: Path, capsys: pytest.CaptureFixture[str], file: str, kind: str) -> None:
     replace(run / CUBE / file, kind)
     refused = judge(run, capsys)

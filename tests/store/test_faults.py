@@ -21,7 +21,6 @@ from actkit.store.layout import CUBE
 from actkit.store.writer import CREATING, CubeWriter
 from actkit.testing import synthetic
 from tests.disk import Disk, Killed
-from tests.store.killed_writers import STRIDES
 from tests.store.subject import SIZES, Subject, subject
 from tests.trials import trials
 
@@ -66,28 +65,18 @@ def steps_of_window(tried: Subject, run: Path, window: int, disk: Disk) -> list[
 # errors of the disk, at every step
 
 
-@pytest.mark.parametrize(
-    "stride",
-    [37, pytest.param(3, marks=pytest.mark.slow), pytest.param(1, marks=NIGHTLY)],
-    ids=["few", "some", "every"],
-)
+@pytest.mark.slow
 @pytest.mark.parametrize("lasting", [False, pytest.param(True, marks=NIGHTLY)], ids=["once", "from then on"])
 @pytest.mark.parametrize("after", [False, pytest.param(True, marks=NIGHTLY)], ids=["refused", "unanswered"])
-def test_an_error_at_a_step_of_writing(
-    tried: Subject, run: Path, disk: Disk, lasting: bool, after: bool, stride: int
+def test_an_error_at_every_step_of_writing(
+    tried: Subject, run: Path, disk: Disk, lasting: bool, after: bool
 ) -> None:
     how = f"{'from then on' if lasting else 'once'}, {'having' if after else 'not having'} taken place"
-    which = "every" if stride == 1 else f"one in {stride}"
-    what = f"I/O error at {which} open, write, fsync, rename × 3 windows, {tried.what} ({how})"
-    met = set()
-    with trials(what) as trial:
+    with trials(f"I/O error at every open, write, fsync, rename × 3 windows, {tried.what} ({how})") as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             assert {kind for kind, _ in steps} == {"open", "write", "fsync", "rename"}  # nothing is removed
-            # from window to window another one of each few, so that each step fails in one of them
-            for at in range(1 + window % stride, len(steps) + 1, stride):
-                kind, path = steps[at - 1]
-                met.add((kind, path.parent.name))
+            for at, (kind, path) in enumerate(steps, start=1):
                 tried.copy(window, run)
                 with trial(f"window {window}, {kind} of {path.relative_to(run)}"):
                     writer = CubeWriter(run / CUBE, tried.numbers.plan)
@@ -99,27 +88,20 @@ def test_an_error_at_a_step_of_writing(
                     assert lasting or not list(run.rglob("*.partial"))
                     tried.check_safe(run, window)
                     tried.check_rerun(run)
-    if stride > 3:
-        return
-    folders = {name.rpartition("/")[2] for name in tried.numbers.values} | {"committed"}
-    assert met >= set(itertools.product(("open", "write", "fsync", "rename"), folders))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
-def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, disk: Disk, stride: int) -> None:
+def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, disk: Disk) -> None:
     codes = (errno.EIO, errno.ESTALE, errno.EBUSY)
+    each = itertools.cycle(codes)
     how = "raises EIO, ESTALE or EBUSY, having or not having taken place"
-    which = "every rename" if stride == 1 else f"one rename in {stride}"
-    what = f"{which} of 3 windows, and that of the creation, {how}, {tried.what}"
+    what = f"every rename of 3 windows and of the creation {how}, {tried.what}"
     with trials(what) as trial:
         for window in tried.windows:
             steps = steps_of_window(tried, run, window, disk)
             moves = sum(kind == "rename" for kind, _ in steps)
-            # the last one is that of the flags
-            some = sorted({*range(1 + window % stride, moves, stride), moves})
-            for at, after in itertools.product(some, (False, True)):
-                code = codes[(at + window) % len(codes)]
+            for at, after in itertools.product(range(1, moves + 1), (False, True)):
+                code = next(each)
                 tried.copy(window, run)
                 with trial(f"window {window}, rename {at}, {code}, after: {after}"):
                     writer = CubeWriter(run / CUBE, tried.numbers.plan)
@@ -148,19 +130,17 @@ def test_a_rename_that_fails_as_on_a_network_disk(tried: Subject, run: Path, dis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "error"])
-@pytest.mark.parametrize("stride", [53, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
 def test_an_end_while_a_cube_is_created(
     tried: Subject, run: Path, disk: Disk, stride: int, killed: bool
 ) -> None:
     run.mkdir()
-    kinds = [kind for kind, _ in steps_of(disk, lambda: tried.numbers.create(run))]
-    last = len(kinds)
+    last = len(steps_of(disk, lambda: tried.numbers.create(run)))
     what = "an end" if killed else "an I/O error"
     which = "every one" if stride == 1 else f"one in {stride}"
     with trials(f"{what} while the cube is created, at {which} of {last} steps, {tried.what}") as trial:
-        # the first of each kind, and the last three: fsync of a folder, rename, fsync of the run folder
-        ends = {1 + kinds.index(kind) for kind in set(kinds)} | {last - 2, last - 1, last}
-        for at in sorted({*range(1, last, stride), *ends}):
+        # the last three: fsync of the last folder, rename, fsync of the run folder
+        for at in sorted({*range(1, last, stride), last - 2, last - 1, last}):
             shutil.rmtree(run)
             run.mkdir()
             with trial(f"step {at}"):
@@ -205,11 +185,7 @@ def test_a_write_that_outlives_its_failed_creation_does_not_meet_the_next(
 # ends, at every step
 
 
-@pytest.mark.parametrize(
-    "stride",
-    [97, pytest.param(15, marks=pytest.mark.slow), pytest.param(1, marks=NIGHTLY)],
-    ids=["few", "some", "every"],
-)
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=NIGHTLY)], ids=["some", "every"])
 def test_an_end_at_a_step_leaves_numbers_that_are_right(
     tried: Subject, run: Path, disk: Disk, stride: int
 ) -> None:
@@ -224,7 +200,7 @@ def test_an_end_at_a_step_leaves_numbers_that_are_right(
                 for at, (kind, path) in enumerate(steps, start=1)
                 if kind == "rename" and path.name == f"c.{window}" and path.parent.name == "committed"
             )
-            for at in sorted({*range(1 + window, len(steps) + 1, stride), commit, commit + 1}):
+            for at in sorted({*range(1, len(steps) + 1, stride), commit, commit + 1}):
                 tried.copy(window, run)
                 with trial(f"window {window}, step {at}"):
                     writer = CubeWriter(run / CUBE, numbers.plan)
@@ -245,8 +221,7 @@ def test_a_kill_by_the_kernel_at_a_step(tmp_path: Path, size: str) -> None:
     command = [sys.executable, "-m", "tests.store.killed_writers", size, str(tmp_path)]
     root = Path(__file__).parents[2]
     variables = len(synthetic(**SIZES[size]).values)
-    stride = STRIDES[size]
-    which = "every step" if stride == 1 else f"one in {stride} steps"
+    which = "every step" if size == "everything" else "every third step"
     what = f"kill -9 (a real one) at {which} of the commit × 3 windows, {variables} variables"
     met = set()
     with (
@@ -288,18 +263,14 @@ def refused(act: Callable[[], object], what: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=NIGHTLY)])
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
-def test_a_disk_that_is_full_after_some_pages_of_a_window(
-    small_disk: Path, wide: Subject, stride: int
-) -> None:
+def test_a_disk_that_is_full_after_every_page_of_a_window(small_disk: Path, wide: Subject) -> None:
     run = small_disk / "run"
-    with trials(f"disk full (a real tmpfs) after each {stride * PAGE // 1024} kB of 3 windows") as trial:
+    with trials(f"disk full (a real tmpfs) after every {PAGE // 1024} kB of 3 windows") as trial:
         for window in wide.windows:
-            # from window to window another one of each few
-            pages, full = window % stride - stride, True
+            pages, full = -1, True
             while full:
-                pages, full = pages + stride, False
+                pages, full = pages + 1, False
                 wide.copy(window, run)
                 ballast = leave(small_disk, pages)
                 with trial(f"window {window}, {pages} pages"):
@@ -315,14 +286,13 @@ def test_a_disk_that_is_full_after_some_pages_of_a_window(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=NIGHTLY)])
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
-def test_a_disk_that_is_full_while_a_cube_is_created(small_disk: Path, wide: Subject, stride: int) -> None:
+def test_a_disk_that_is_full_while_a_cube_is_created(small_disk: Path, wide: Subject) -> None:
     run = small_disk / "run"
-    pages, full = -stride, True
-    with trials(f"disk full (a real tmpfs) after each {stride * PAGE // 1024} kB of a creation") as trial:
+    pages, full = -1, True
+    with trials(f"disk full (a real tmpfs) after every {PAGE // 1024} kB of the creation of a cube") as trial:
         while full:
-            pages, full = pages + stride, False
+            pages, full = pages + 1, False
             shutil.rmtree(run, ignore_errors=True)
             run.mkdir()
             ballast = leave(small_disk, pages)

@@ -204,20 +204,9 @@ def file(cube: Path) -> None:
     (cube / "notes" / "a.txt").write_text("mine")
 
 
-ADDITIONS = (attribute, variable, group, file, nested_group, attribute_of_arrays)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "addition"),
-    [
-        *(("plain", addition) for addition in ADDITIONS[:-1]),
-        ("vision", ADDITIONS[-1]),
-        ("vision", nested_group),
-        *(pytest.param("vision", addition, marks=pytest.mark.nightly) for addition in ADDITIONS[:-2]),
-        pytest.param("plain", ADDITIONS[-1], marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.parametrize("addition", [attribute, attribute_of_arrays, variable, group, nested_group, file])
+@pytest.mark.parametrize("name", ["plain", "vision"])
 def test_what_was_added_is_ignored(
     frozen: Callable[[str], Path], name: str, addition: Callable[[Path], None]
 ) -> None:

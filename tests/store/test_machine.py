@@ -311,7 +311,7 @@ NIGHTLY = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(7200)]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("examples", "steps"),
-    [(5, 16), pytest.param(300, 30, marks=NIGHTLY)],
+    [pytest.param(12, 16, marks=pytest.mark.timeout(900)), pytest.param(300, 30, marks=NIGHTLY)],
     ids=["few", "many"],
 )
 def test_a_cube_tells_the_truth_or_names_the_damage(examples: int, steps: int) -> None:

@@ -85,9 +85,8 @@ def test_one_damaged_file_of_several_is_restored(tmp_path: Path, many: Synthetic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.nightly)])
 def test_an_end_while_coordinates_are_restored_is_mended_by_the_next_one(
-    tmp_path: Path, many: Synthetic, disk: Disk, stride: int
+    tmp_path: Path, many: Synthetic, disk: Disk
 ) -> None:
     writer = create(tmp_path, many, 9000)
     wanted = contents(tmp_path)
@@ -106,9 +105,8 @@ def test_an_end_while_coordinates_are_restored_is_mended_by_the_next_one(
     restore()
     steps = [kind for kind, _ in disk.steps]
     assert set(steps) == {"open", "write", "rename", "fsync"}
-    some = {*range(0, len(steps), stride), *map(steps.index, set(steps))}  # the first of each kind, at least
-    with trials(f"an end at {len(some)} of {len(steps)} steps of restoring two coordinates") as trial:
-        for at, kind in ((at + 1, steps[at]) for at in sorted(some)):
+    with trials("an end at every step of restoring two coordinates") as trial:
+        for at, kind in enumerate(steps, start=1):
             damage()
             disk.fail(at, Killed())
             with trial(f"{kind}, {at}"):

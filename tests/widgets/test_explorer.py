@@ -110,8 +110,17 @@ def test_what_is_chosen_is_what_a_link_says(run: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("languages", [[], ["arabic"]], ids=["all", "one"])
-@pytest.mark.parametrize("tab", Explorer.TABS)
+@pytest.mark.parametrize(
+    ("tab", "languages"),
+    [
+        *((tab, []) for tab in Explorer.TABS if tab != "groups"),
+        ("groups", ["arabic"]),
+        *(
+            pytest.param(tab, [] if tab == "groups" else ["arabic"], marks=pytest.mark.nightly)
+            for tab in Explorer.TABS
+        ),
+    ],
+)
 def test_the_python_that_is_shown_makes_what_is_shown(run: Path, tab: str, languages: list[str]) -> None:
     explorer = Explorer(
         run, tab=tab, cluster="", sample=3, estimator="cka_biased", tokens="all", languages=languages
