@@ -1,12 +1,13 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
-from .lines import adjacent_cka, group_differential, layer_norms, layer_updates, transfer
+from .lines import adjacent_cka, auroc_difference, group_differential, layer_norms, layer_updates, transfer
 from .maps import cka, direction_cosines, language_cka, tokens
 from .points import projection
 from .style import figure, load_matplotlib
 
 __all__ = [
     "adjacent_cka",
+    "auroc_difference",
     "cka",
     "direction_cosines",
     "figure",

@@ -160,7 +160,9 @@ def test_a_workspace_that_can_only_be_read_is_shown_and_says_so(read_only: Path,
     assert [(run.name, run.state) for run in jobs] == [("half", State.CANCELLED)]
     with pytest.raises(InputError, match=f"{read_only} cannot be written"):
         jobs.start("new", asked())
-    with pytest.raises(StorageError, match=r"cannot delete half .*: Read-only file system; nothing was removed"):
+    with pytest.raises(
+        StorageError, match=r"cannot delete half .*: Read-only file system; nothing was removed"
+    ):
         jobs.delete("half")
     with pytest.raises(StorageError, match=r"cannot start .*: Read-only file system"):
         jobs.resume("half")

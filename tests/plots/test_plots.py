@@ -33,6 +33,7 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "norms by group": lambda cube: plots.layer_norms(actkit.layer_norms(cube, by="gender")),
     "updates": lambda cube: plots.layer_updates(actkit.layer_updates(cube)),
     "differential": lambda cube: plots.group_differential(actkit.group_differential(cube, **QUICK)),
+    "what layers add": lambda cube: plots.auroc_difference(actkit.group_differential(cube, **QUICK)),
     "transfer": lambda cube: plots.transfer(actkit.transfer(cube, by="gender")),
     "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube, by="gender")),
     "cka": lambda cube: plots.cka(actkit.cka(cube)),
@@ -58,7 +59,9 @@ def test_both_backends_draw_it(cube: xr.Dataset, tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["norms", "differential", "transfer", "adjacent", "languages", "projection"])
+@pytest.mark.parametrize(
+    "name", ["norms", "differential", "what layers add", "transfer", "adjacent", "languages", "projection"]
+)
 def test_axes_say_what_they_show(cube: xr.Dataset, name: str) -> None:
     plot = hv.renderer("bokeh").get_plot(PICTURES[name](cube)).state
     labels = [axis.axis_label for axis in (*plot.xaxis, *plot.yaxis)]

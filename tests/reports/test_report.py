@@ -78,7 +78,10 @@ def test_a_browser_shows_it_without_a_network(
 def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     text = written.read_text(encoding="utf-8")
     assert "Transitions are flagged" in text or "no transition is flagged" in text
-    assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+ ± ", text)
+    assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+, 95% ", text)
+    assert re.search(
+        r"The layer adds \+0\.\d+ \(95% interval \+0\.\d+ to \+0\.\d+, p .*\) to the strong", text
+    )
     assert "TF-IDF of the text" in text
     assert "unbiased HSIC of Song et al. (2012)" in text
     assert "Samples that share a value of image_id are treated as one cluster" in text
@@ -92,7 +95,12 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
     wanted = actkit.adjacent_cka(actkit.open_cube(run), cluster="image_id").compute()
     np.testing.assert_allclose(table.cka.to_numpy().reshape(2, -1), wanted.cka, atol=1e-12)
     assert table.language.tolist() == ["english"] * 4 + ["arabic"] * 4
-    assert {path.stem for path in folder.iterdir()} >= {"norms", "group_differential", "transfer", "cka"}
+    assert {path.stem for path in folder.iterdir()} >= {
+        "norms",
+        "group_differential",
+        "auroc_difference",
+        "transfer",
+    }
 
 
 def test_figures_are_there_in_both_formats(written: Path) -> None:
