@@ -3,6 +3,7 @@
 from .lines import (
     adjacent_cka,
     anisotropy,
+    auroc_difference,
     group_differential,
     intrinsic_dimension,
     layer_norms,
@@ -16,6 +17,7 @@ from .style import figure, load_matplotlib
 __all__ = [
     "adjacent_cka",
     "anisotropy",
+    "auroc_difference",
     "cka",
     "direction_cosines",
     "figure",

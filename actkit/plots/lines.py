@@ -139,8 +139,8 @@ def group_differential(differential: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Overlay
-        AUROC with its standard deviation over folds; a grey band that contains 95% of the permutations at
-        all layers at once; baselines, dashed and dotted.
+        AUROC with its 95% interval; a grey band that contains 95% of the permutations at all layers at
+        once, for the same probe; baselines, dashed and dotted.
     """
     table = differential.drop_dims("hidden", errors="ignore").compute()
     layers = table.layer.values
@@ -149,11 +149,10 @@ def group_differential(differential: xr.Dataset) -> Any:
         (layers, np.full(len(layers), 0.5), np.full(len(layers), bound)), "layer", ["low", "high"]
     )
     parts = [shaded(chance.relabel("95% of permutations"), GREY, 0.3)]
-    spread = table.assign(below=table.auroc - table.auroc_sd, above=table.auroc + table.auroc_sd)
     for variable, _, _ in _BASELINES:
-        spread[variable] = spread[variable].expand_dims(layer=layers)
-    for line in _lines(spread):
-        parts += [line.band("below", "above", 0.2), line.curve("auroc")]
+        table[variable] = table[variable].expand_dims(layer=layers)
+    for line in _lines(table):
+        parts += [line.band("auroc_low", "auroc_high", 0.2), line.curve("auroc")]
         certain = line.table.auroc.where(line.table.p < 0.05).dropna("layer")
         if len(certain):
             parts.append(line.marks(certain, ": p < 0.05"))
@@ -164,10 +163,42 @@ def group_differential(differential: xr.Dataset) -> Any:
     return framed(
         hv.Overlay(parts),
         title=f"Separability of {by} ({between})",
-        bands="SD over folds",
+        bands="95% CI",
         xlabel="layer",
         table=table,
         ylabel="AUROC of a linear probe",
+    )
+
+
+def auroc_difference(differential: xr.Dataset) -> Any:
+    """Plot what each layer adds to the baselines: the difference between their AUROCs.
+
+    Parameters
+    ----------
+    differential
+        From :func:`actkit.group_differential`.
+
+    Returns
+    -------
+    holoviews.Overlay
+        The AUROC of the layer minus that of each baseline in the same folds, with its 95% interval.
+    """
+    table = differential.drop_dims("hidden", errors="ignore").compute()
+    layers = table.layer.values
+    none = hv.Curve((layers, np.zeros(len(layers))), "layer", "auroc_difference")
+    parts = [styled(none, color=GREY, bokeh={"line_width": 1}, mpl={"linewidth": 1})]
+    for variable, label, dash in _BASELINES:
+        for line in _lines(table.sel(baseline=variable.removeprefix("auroc_"))):
+            if line.table.auroc_difference.notnull().any():
+                parts.append(line.band("auroc_difference_low", "auroc_difference_high", 0.1))
+                parts.append(line.curve("auroc_difference", f", minus {label}", dash=dash))
+    return framed(
+        hv.Overlay(parts),
+        title=f"What the layers add about {table.attrs['by']}",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel="difference in AUROC",
     )
 
 
@@ -182,7 +213,7 @@ def transfer(transferred: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Overlay
-        Solid within a language, dashed across languages.
+        Solid within a language, dashed across languages, with 95% intervals.
     """
     table = transferred.compute()
     sides = [label_text(side) for side in table.train.values]
@@ -192,10 +223,11 @@ def transfer(transferred: xr.Dataset) -> Any:
         for column, test in enumerate(label_text(side) for side in table.test.values):
             dash = "solid" if train == test else "dashed"
             line = _Line(f"{train} to {test}", table.isel(train=row, test=column), shades[train], dash)
-            parts.append(line.curve("auroc"))
+            parts += [line.band("auroc_low", "auroc_high", 0.1), line.curve("auroc")]
     return framed(
         hv.Overlay(parts),
         title=f"Cross-{table.attrs['across']} transfer of the {table.attrs['by']} probe",
+        bands="95% CI",
         xlabel="layer",
         table=table,
         ylabel="AUROC on held-out clusters",

@@ -5,6 +5,8 @@ import xarray as xr
 
 from ..stats.groups import label_text
 
+_BASELINES = {"tfidf": "TF-IDF of the text", "embedding": "the embedding", "length": "length"}
+
 
 def of_norms(norms: xr.Dataset) -> list[str]:
     """Describe how norms change from the first layer to the last, and where they change most."""
@@ -65,7 +67,7 @@ def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
 
 
 def of_groups(differential: xr.Dataset) -> list[str]:
-    """Report where the probe separates the groups best, and whether a baseline does as well."""
+    """Report where the probe separates the groups best, and what the layer adds to the strongest baseline."""
     sentences = []
     for name, probe in _each(differential):
         auroc = probe.auroc.values
@@ -74,22 +76,25 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         at = int(np.nanargmax(auroc))
         sentence = (
             f"{name}: the probe separates the groups best at layer {probe.layer.values[at]} (AUROC "
-            f"{auroc[at]:.3f} ± {probe.auroc_sd.values[at]:.3f}, "
-            f"p {_p(float(probe.p.values[at]))}, corrected over layers)"
+            f"{auroc[at]:.3f}, 95% interval {probe.auroc_low.values[at]:.3f} to "
+            f"{probe.auroc_high.values[at]:.3f}; p {_p(float(probe.p.values[at]))}, corrected over layers)"
         )
-        baselines = {
-            "TF-IDF of the text": float(probe.auroc_tfidf),
-            "the embedding": float(probe.auroc_embedding),
-            "length": float(probe.auroc_length),
-        }
-        baselines = {what: value for what, value in baselines.items() if np.isfinite(value)}
-        listed = ", ".join(f"{what} {value:.3f}" for what, value in baselines.items())
+        baselines = {name: float(probe[f"auroc_{name}"]) for name in _BASELINES}
+        baselines = {name: value for name, value in baselines.items() if np.isfinite(value)}
+        listed = ", ".join(f"{_BASELINES[name]} {value:.3f}" for name, value in baselines.items())
         sentence += f"; baselines: {listed}."
-        if max(baselines.values()) >= auroc[at] - probe.auroc_sd.values[at]:
-            sentence += (
-                " A baseline does about as well or better, so this does not show that the layers add "
-                "information."
-            )
+        strongest = max(baselines, key=baselines.__getitem__)
+        added = probe.isel(layer=at).sel(baseline=strongest)
+        sentence += (
+            f" The layer adds {float(added.auroc_difference):+.3f} (95% interval "
+            f"{float(added.auroc_difference_low):+.3f} to {float(added.auroc_difference_high):+.3f}, "
+            f"p {_p(float(added.auroc_difference_p))}) to the strongest baseline, {_BASELINES[strongest]}"
+        )
+        sentence += (
+            "."
+            if added.auroc_difference > 0 and added.auroc_difference_p < 0.05
+            else ", which does not show that the layers add information."
+        )
         sentences.append(sentence)
     return sentences
 

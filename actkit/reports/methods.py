@@ -45,17 +45,19 @@ TEXTS = {
         "cluster, and their difference (Ethayarajh 2019); clusters weigh equally. Interval: {interval}."
     ),
     "group_differential": (
-        "A logistic regression with an L2 penalty on scaled {vectors} vectors, cross-validated in {folds} "
-        "folds that are stratified by label and do not split clusters, with {seeds} seeds: mean AUROC and "
-        "its standard deviation. p: max-T permutation test of the AUROC of a least-squares probe, corrected "
-        "over layers, with {permutations} permutations that respect the clusters (seed {seed}). Squared "
+        "A linear probe ({estimator}, L2 penalty) of {vectors} vectors, standardised in each training part, "
+        "cross-validated in {folds} folds that are stratified by label and do not split clusters, with "
+        "{seeds} seeds: mean AUROC, with a 95% interval by cluster. p: max-T permutation test of the same "
+        "AUROC, corrected over layers, with {permutations} permutations that respect the clusters (seed "
+        "{seed}). Differences to the baselines are paired by fold and cluster; their p-values are two-sided "
+        "and corrected over layers by Holm's method. Squared "
         "standardized mean difference: the squared distance between the group means, corrected for bias, "
         "divided by the total within-group variance. "
         "Compared: {between}."
     ),
     "transfer": (
         "The same probe, trained in one {across} and tested in each, on clusters held out from training "
-        "({folds} folds)."
+        "({folds} folds, 95% intervals by cluster)."
     ),
     "direction_cosines": (
         "The direction is the difference of the group means, {between}. The two directions of a cosine come "

@@ -223,7 +223,11 @@ def _languages(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
     differential = section.add("group_differential", group_differential(cube, **options))
+    compared = [name for name, values in differential.data_vars.items() if "baseline" in values.dims]
+    section.results["group_differential"] = differential.drop_vars(compared)
+    section.results["auroc_difference"] = differential[compared]
     section.pictures["group_differential"] = plots.group_differential(differential)
+    section.pictures["auroc_difference"] = plots.auroc_difference(differential)
     section.sentences += findings.of_groups(differential)
 
 

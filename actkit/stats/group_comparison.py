@@ -39,7 +39,12 @@ class Contrast:
     @property
     def is_grouped(self) -> bool:
         """Whether any cluster has several samples."""
-        return bool(self.groups.max() + 1 < len(self.groups))
+        return self.n_clusters < len(self.groups)
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.groups.max()) + 1
 
 
 def contrasts_of(

@@ -35,6 +35,7 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "norms by group": lambda cube: plots.layer_norms(actkit.layer_norms(cube, by="gender")),
     "updates": lambda cube: plots.layer_updates(actkit.layer_updates(cube)),
     "differential": lambda cube: plots.group_differential(actkit.group_differential(cube, **QUICK)),
+    "what layers add": lambda cube: plots.auroc_difference(actkit.group_differential(cube, **QUICK)),
     "transfer": lambda cube: plots.transfer(actkit.transfer(cube, by="gender")),
     "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube, by="gender")),
     "cka": lambda cube: plots.cka(actkit.cka(cube)),
@@ -77,6 +78,7 @@ def test_both_backends_draw_it(draw: Callable[[str], Any], tmp_path: Path, name:
     [
         "norms",
         "differential",
+        "what layers add",
         "transfer",
         "adjacent",
         "languages",

@@ -81,7 +81,10 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     text = written.read_text(encoding="utf-8")
     assert "no step can be tested, so this is descriptive" in text
     assert "all steps: 5 layers are too few to estimate how uneven steps are, which takes 6" in text
-    assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+ ± ", text)
+    assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+, 95% ", text)
+    assert re.search(
+        r"The layer adds \+0\.\d+ \(95% interval \+0\.\d+ to \+0\.\d+, p .*\) to the strong", text
+    )
     assert re.search(r"english: the intrinsic dimension is between \d+\.\d \(95% interval", text)
     assert re.search(r"arabic: the mean cosine of vectors of different clusters is at most 0\.\d\d, at", text)
     assert "TF-IDF of the text" in text
@@ -113,6 +116,7 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
     assert table.language.tolist() == ["english"] * 4 + ["arabic"] * 4
     assert {path.stem for path in folder.iterdir()} >= {
         "anisotropy",
+        "auroc_difference",
         "cka",
         "group_differential",
         "intrinsic_dimension",

@@ -7,7 +7,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -16,7 +16,7 @@ import actkit
 from actkit.errors import InputError, NonfiniteError
 from actkit.stats.group_comparison import cut_folds
 from actkit.testing import write_cube
-from tests.stats.conftest import PARTS_AT
+from tests.stats.conftest import HIDDEN, PARTS_AT
 
 QUICK: dict[str, Any] = {"by": "gender", "permutations": 60, "seeds": 1}
 RTOL = {"rtol": 1e-9, "atol": 1e-9}
@@ -46,11 +46,18 @@ def test_groups_are_separable_from_the_planted_layer(result: xr.Dataset) -> None
 
 
 @pytest.mark.slow
-def test_the_probe_is_scikit_learns(cube: xr.Dataset, result: xr.Dataset) -> None:
+@pytest.mark.parametrize("estimator", ["ridge", "logistic"])
+def test_the_probe_is_scikit_learns(cube: xr.Dataset, result: xr.Dataset, estimator: str) -> None:
+    if estimator == "logistic":
+        result = actkit.group_differential(
+            cube.sel(layer=[0, 3]), by="gender", permutations=5, seeds=1, estimator="logistic"
+        ).compute()
+    assert result.attrs["estimator"] == estimator
     rows = np.flatnonzero(cube.language.values == "english")
     rows = rows[np.argsort(cube.sample_id.values[rows].astype(str))]
     labels = cube.gender.values[rows] == "male"
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    exact = LogisticRegression(tol=1e-12, solver="newton-cholesky")
+    pipeline = make_pipeline(StandardScaler(), exact if estimator == "logistic" else RidgeClassifier(HIDDEN))
     cut = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     groups = cube.image_id.values[rows]
     for layer in (0, 3):
@@ -59,6 +66,27 @@ def test_the_probe_is_scikit_learns(cube: xr.Dataset, result: xr.Dataset) -> Non
         own = result.sel(language="english", layer=layer)
         assert float(own.auroc) == pytest.approx(scores.mean(), abs=1e-9)
         assert float(own.auroc_sd) == pytest.approx(scores.std(ddof=1), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_what_the_layer_adds_is_compared_in_the_same_folds(cube: xr.Dataset, result: xr.Dataset) -> None:
+    assert result.auroc_difference.dims == ("language", "layer", "baseline")
+    for name in ("embedding", "tfidf", "length"):
+        differences = result.auroc_difference.sel(baseline=name, drop=True)
+        xr.testing.assert_allclose(differences, result.auroc - result[f"auroc_{name}"])
+        assert (result[f"auroc_{name}_low"] <= result[f"auroc_{name}"]).all()
+        assert (result[f"auroc_{name}_high"] >= result[f"auroc_{name}"]).all()
+    assert (result.auroc_difference_low <= result.auroc_difference).all()
+    assert (result.auroc_difference_high >= result.auroc_difference).all()
+    apart = result.sel(layer=[2, 3], baseline="tfidf")
+    assert (apart.auroc_difference_low > 0).all()
+    assert (apart.auroc_difference_p < 0.01).all()
+    # the same vectors add nothing
+    part = cube.isel(layer=[0]).compute()
+    same = part.assign(pooled=xr.zeros_like(part.pooled) + part.n_tokens.astype(np.float32))
+    found = actkit.group_differential(same, **QUICK).isel(layer=0).sel(baseline="length")
+    assert (found.auroc_difference == 0).all()
+    assert (found.auroc_difference_p == 1).all()
 
 
 @pytest.mark.slow
@@ -116,6 +144,7 @@ BAD = [
     ({"cluster": "twin"}, "cluster: the cube has no label `twin`"),
     ({"by": "image_id"}, "between: two labels are compared, but `image_id` has 60: image-0000"),
     ({"between": ("female", "other")}, "between: two labels are compared, but `gender` has 2: female, male"),
+    ({"estimator": "svm"}, r"estimator: 'svm' is unknown \(one of ridge, logistic\)"),
     ({"folds": 40}, "english: `female` occurs in 30 clusters, too few for 40 folds"),
 ]
 
@@ -163,6 +192,9 @@ def test_transfer_between_languages_that_share_a_direction(cube: xr.Dataset, shu
     assert result.auroc.dims == ("train", "test", "layer")
     assert (result.auroc.sel(layer=3) > 0.9).all()
     assert (result.auroc.sel(layer=0) < 0.8).all()
+    assert (result.auroc_low <= result.auroc).all()
+    assert (result.auroc_high >= result.auroc).all()
+    assert (result.auroc_low.sel(layer=[2, 3]) > 0.5).all()
     xr.testing.assert_allclose(actkit.transfer(shuffled, by="gender"), result, **RTOL)
 
 
