@@ -32,6 +32,9 @@ demo: install
 app: install
 	$(BIN)/panel serve app/ --address 127.0.0.1 --port 5006 --num-threads 4 --warm
 
+# there are as many test processes as cores, so that more threads would only wait for each other
+test test-fast test-nightly coverage: export OMP_NUM_THREADS ?= 1
+
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from .stats.cross_language import transfer
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
+    from .stats.erasure import Eraser
+    from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
+    from .stats.similarity import similarity
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
@@ -25,15 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "Eraser",
     "RunPlan",
     "Whitener",
     "adjacent_cka",
+    "anisotropy",
     "cka",
     "direction_cosines",
     "export",
     "extract",
     "group_differential",
     "import_files",
+    "intrinsic_dimension",
     "language_cka",
     "layer_norms",
     "layer_subset",
@@ -42,6 +48,7 @@ __all__ = [
     "open_cube",
     "plan",
     "report",
+    "similarity",
     "token_strings",
     "top_activating",
     "transfer",
@@ -54,15 +61,18 @@ __version__ = version("actkit")
 # imported on first use, so that opening a cube needs no torch and the command line starts quickly
 _MODULES = {
     "Config": ".config",
+    "Eraser": ".stats.erasure",
     "RunPlan": ".extraction.preflight.preparation",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
+    "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
     "import_files": ".importers.run_import",
+    "intrinsic_dimension": ".stats.geometry",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
     "layer_updates": ".stats.norms",
@@ -71,6 +81,7 @@ _MODULES = {
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "report": ".reports",
+    "similarity": ".stats.similarity",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
     "transfer": ".stats.cross_language",

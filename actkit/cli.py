@@ -314,8 +314,8 @@ def _add_report(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--cluster",
-        help="label column whose values mark samples that are not independent (default: the column that "
-        "twins share, else image_id)",
+        default="auto",
+        help="label that dependent samples share; none if all are independent (default: detected)",
     )
     parser.add_argument(
         "--vectors",
@@ -328,10 +328,11 @@ def _add_report(commands: Subparsers) -> None:
     parser.add_argument("--tables", action="store_true", help="also write each table as CSV")
 
 
-def _report(path: str, **options: Any) -> int:
+def _report(path: str, cluster: str, **options: Any) -> int:
     from .reports import report
 
-    print(report(open_cube(path, partial=True), **options))
+    cube = open_cube(path, partial=True)
+    print(report(cube, cluster=None if cluster == "none" else cluster, **options))
     return 0
 
 

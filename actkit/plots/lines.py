@@ -91,14 +91,14 @@ def layer_updates(updates: xr.Dataset) -> Any:
 def adjacent_cka(
     similarity: xr.Dataset, transitions: xr.Dataset | None = None, *, variants: bool = True
 ) -> Any:
-    """Plot the CKA of adjacent layers, and mark transitions.
+    """Plot the CKA of adjacent layers, and mark change points.
 
     Parameters
     ----------
     similarity
         From :func:`actkit.adjacent_cka`.
     transitions
-        From :func:`actkit.transitions`; flagged transitions get open markers, confirmed ones filled markers.
+        From :func:`actkit.transitions`; change points get markers.
     variants
         Whether to plot the variants without dominant dimensions, z-scored, and with unit RMS too.
 
@@ -115,11 +115,9 @@ def adjacent_cka(
             if variable in table:
                 parts.append(line.curve(variable, f", {label}", dash=dash, width=1))
         if flagged is not None:
-            at = flagged.sel(language=line.name)
-            for is_confirmed, label in ((False, ": flagged"), (True, ": confirmed")):
-                where = line.table.cka.where(at.change_point & (at.confirmed == is_confirmed)).dropna("layer")
-                if len(where):
-                    parts.append(line.marks(where, label, filled=is_confirmed))
+            where = line.table.cka.where(flagged.sel(language=line.name).change_point).dropna("layer")
+            if len(where):
+                parts.append(line.marks(where, ": change point"))
     return framed(
         hv.Overlay(parts),
         title="Debiased CKA of adjacent layers",
@@ -141,8 +139,8 @@ def group_differential(differential: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Overlay
-        AUROC with its standard deviation over folds; a grey band that contains 95% of the permutations at
-        all layers at once; baselines, dashed and dotted.
+        AUROC with its 95% interval; a grey band that contains 95% of the permutations at all layers at
+        once, for the same probe; baselines, dashed and dotted.
     """
     table = differential.drop_dims("hidden", errors="ignore").compute()
     layers = table.layer.values
@@ -151,14 +149,13 @@ def group_differential(differential: xr.Dataset) -> Any:
         (layers, np.full(len(layers), 0.5), np.full(len(layers), bound)), "layer", ["low", "high"]
     )
     parts = [shaded(chance.relabel("95% of permutations"), GREY, 0.3)]
-    spread = table.assign(below=table.auroc - table.auroc_sd, above=table.auroc + table.auroc_sd)
     for variable, _, _ in _BASELINES:
-        spread[variable] = spread[variable].expand_dims(layer=layers)
-    for line in _lines(spread):
-        parts += [line.band("below", "above", 0.2), line.curve("auroc")]
+        table[variable] = table[variable].expand_dims(layer=layers)
+    for line in _lines(table):
+        parts += [line.band("auroc_low", "auroc_high", 0.2), line.curve("auroc")]
         certain = line.table.auroc.where(line.table.p < 0.05).dropna("layer")
         if len(certain):
-            parts.append(line.marks(certain, ": p < 0.05", filled=True))
+            parts.append(line.marks(certain, ": p < 0.05"))
         for variable, label, dash in _BASELINES:
             if line.table[variable].notnull().any():
                 parts.append(line.curve(variable, f", {label}", dash=dash, width=1))
@@ -166,10 +163,42 @@ def group_differential(differential: xr.Dataset) -> Any:
     return framed(
         hv.Overlay(parts),
         title=f"Separability of {by} ({between})",
-        bands="SD over folds",
+        bands="95% CI",
         xlabel="layer",
         table=table,
         ylabel="AUROC of a linear probe",
+    )
+
+
+def auroc_difference(differential: xr.Dataset) -> Any:
+    """Plot what each layer adds to the baselines: the difference between their AUROCs.
+
+    Parameters
+    ----------
+    differential
+        From :func:`actkit.group_differential`.
+
+    Returns
+    -------
+    holoviews.Overlay
+        The AUROC of the layer minus that of each baseline in the same folds, with its 95% interval.
+    """
+    table = differential.drop_dims("hidden", errors="ignore").compute()
+    layers = table.layer.values
+    none = hv.Curve((layers, np.zeros(len(layers))), "layer", "auroc_difference")
+    parts = [styled(none, color=GREY, bokeh={"line_width": 1}, mpl={"linewidth": 1})]
+    for variable, label, dash in _BASELINES:
+        for line in _lines(table.sel(baseline=variable.removeprefix("auroc_"))):
+            if line.table.auroc_difference.notnull().any():
+                parts.append(line.band("auroc_difference_low", "auroc_difference_high", 0.1))
+                parts.append(line.curve("auroc_difference", f", minus {label}", dash=dash))
+    return framed(
+        hv.Overlay(parts),
+        title=f"What the layers add about {table.attrs['by']}",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel="difference in AUROC",
     )
 
 
@@ -184,7 +213,7 @@ def transfer(transferred: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Overlay
-        Solid within a language, dashed across languages.
+        Solid within a language, dashed across languages, with 95% intervals.
     """
     table = transferred.compute()
     sides = [label_text(side) for side in table.train.values]
@@ -194,13 +223,75 @@ def transfer(transferred: xr.Dataset) -> Any:
         for column, test in enumerate(label_text(side) for side in table.test.values):
             dash = "solid" if train == test else "dashed"
             line = _Line(f"{train} to {test}", table.isel(train=row, test=column), shades[train], dash)
-            parts.append(line.curve("auroc"))
+            parts += [line.band("auroc_low", "auroc_high", 0.1), line.curve("auroc")]
     return framed(
         hv.Overlay(parts),
         title=f"Cross-{table.attrs['across']} transfer of the {table.attrs['by']} probe",
+        bands="95% CI",
         xlabel="layer",
         table=table,
         ylabel="AUROC on held-out clusters",
+    )
+
+
+def intrinsic_dimension(dimension: xr.Dataset) -> Any:
+    """Plot the intrinsic dimension over layers, with its interval.
+
+    Parameters
+    ----------
+    dimension
+        From :func:`actkit.intrinsic_dimension`.
+
+    Returns
+    -------
+    holoviews.Overlay
+    """
+    table = dimension.compute()
+    parts = []
+    for line in _lines(table):
+        parts += [line.band("low", "high", 0.25), line.curve("dimension")]
+    return framed(
+        hv.Overlay(parts),
+        title="Intrinsic dimension (TwoNN)",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel=f"dimension of {table.attrs['vectors']} vectors",
+    )
+
+
+def anisotropy(cosines: xr.Dataset) -> Any:
+    """Plot mean cosines between clusters and, if there are several samples in any, within clusters.
+
+    Parameters
+    ----------
+    cosines
+        From :func:`actkit.anisotropy`.
+
+    Returns
+    -------
+    holoviews.Overlay
+        Solid between clusters, dashed within, dotted for the difference.
+    """
+    table = cosines.compute()
+    shown = (
+        ("between", "", ""),
+        ("within", ", within clusters", "dashed"),
+        ("corrected", ", corrected", "dotted"),
+    )
+    parts = []
+    for line in _lines(table):
+        for variable, label, dash in shown:
+            if line.table[variable].notnull().any():
+                band = line.band(f"{variable}_low", f"{variable}_high", 0.25)
+                parts += [band, line.curve(variable, label, dash=dash)]
+    return framed(
+        hv.Overlay(parts),
+        title="Mean cosine of vectors of different clusters",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel=f"cosine of {table.attrs['vectors']} vectors",
     )
 
 
@@ -233,15 +324,14 @@ class _Line:
         area = hv.Area((table.layer.values, table[low].values, table[high].values), "layer", [low, high])
         return shaded(area, self.colour, alpha)
 
-    def marks(self, values: xr.DataArray, label: str, *, filled: bool) -> Any:
+    def marks(self, values: xr.DataArray, label: str) -> Any:
         points = hv.Scatter(
             (values.layer.values, values.values), "layer", str(values.name), label=f"{self.name}{label}"
         )
-        inside = self.colour if filled else "white"
         return styled(
             points,
-            bokeh={"size": 7, "line_color": self.colour, "fill_color": inside},
-            mpl={"s": 40, "edgecolor": self.colour, "facecolors": inside},
+            bokeh={"size": 7, "line_color": self.colour, "fill_color": self.colour},
+            mpl={"s": 40, "edgecolor": self.colour, "facecolors": self.colour},
         )
 
 

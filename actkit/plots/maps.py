@@ -22,6 +22,12 @@ from .style import (
 )
 
 _MOST_TOKENS = 60
+_MEASURES = {
+    "cka": "Debiased CKA",
+    "mutual_knn": "Mutual nearest neighbours",
+    "rsa": "RSA",
+    "procrustes": "Procrustes similarity",
+}
 
 
 def cka(similarity: xr.Dataset, variable: Literal["cka", "se", "cka_biased"] = "cka") -> Any:
@@ -61,15 +67,19 @@ def direction_cosines(cosines: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Layout
+        Disattenuated cosines across layers; and across languages the cosine, its ceiling and the
+        disattenuated cosine with its 95% interval. Undefined values are left out.
     """
     table = cosines.compute()
     by = table.attrs["by"]
-    names, layer_cosines = [str(name) for name in table.language.values], table.layers.rename("cosine")
-    pictures = [
-        _square(layer_cosines.sel(language=name), f"Cosine of {by} directions, {name}", (-1, 1), DIVERGING)
-        for name in names
-    ]
-    pairs = [(first, second) for at, first in enumerate(names) for second in names[at + 1 :]]
+    names = [str(name) for name in table.language.values]
+    layer_cosines = table.layers_disattenuated.rename("cosine")
+    pictures = []
+    for name in names:
+        title, values = f"Cosine of {by} directions, {name}", layer_cosines.sel(language=name)
+        is_known = bool(values.notnull().any())
+        pictures.append(_square(values, title, (-1, 1), DIVERGING) if is_known else _undefined(title))
+    pairs = _pairs(table)
     if pairs:
         pictures.append(_between(table, pairs, by))
     return side_by_side(pictures)
@@ -88,8 +98,7 @@ def language_cka(similarity: xr.Dataset) -> Any:
     holoviews.Overlay
     """
     table = similarity.compute()
-    names = [str(name) for name in table.language.values]
-    pairs = [(first, second) for at, first in enumerate(names) for second in names[at + 1 :]]
+    pairs = _pairs(table)
     shades = colours(f"{first} and {second}" for first, second in pairs)
     parts = []
     for first, second in pairs:
@@ -106,6 +115,52 @@ def language_cka(similarity: xr.Dataset) -> Any:
         xlabel="layer",
         table=table,
         ylabel=f"CKA of {table.attrs['vectors']} vectors",
+    )
+
+
+def similarity(
+    similarity: xr.Dataset,
+    variable: Literal["calibrated", "similarity", "null_mean", "null_sd", "p"] = "calibrated",
+) -> Any:
+    """Plot a similarity: one map of all pairs of layers per language, or curves of pairs of languages.
+
+    Parameters
+    ----------
+    similarity
+        From :func:`actkit.similarity`.
+    variable
+        A variable of the result.
+
+    Returns
+    -------
+    holoviews.Layout or holoviews.Overlay
+        An overlay of curves over layers if languages were compared.
+    """
+    table = similarity.compute()
+    measure = _MEASURES[table.attrs["measure"]]
+    label = f"{measure} ({variable.replace('_', ' ')})"
+    if table.attrs["across"] == "layer":
+        span = (float(table[variable].min()), float(table[variable].max()))
+        return side_by_side(
+            [
+                _square(table[variable].sel(language=language), f"{label}, {language}", span, SEQUENTIAL)
+                for language in table.language.values.tolist()
+            ]
+        )
+    pairs = _pairs(table)
+    shades = colours(f"{first} and {second}" for first, second in pairs)
+    parts = []
+    for first, second in pairs:
+        values = table[variable].sel(language=first, language_2=second).values
+        name = f"{first} and {second}"
+        curve = hv.Curve((table.layer.values, values), "layer", variable, label=name)
+        parts.append(styled(curve, color=shades[name], bokeh={"line_width": 2}, mpl={"linewidth": 2}))
+    return framed(
+        hv.Overlay(parts),
+        title=f"{measure} of the same samples between languages",
+        xlabel="layer",
+        table=table,
+        ylabel=label,
     )
 
 
@@ -152,6 +207,12 @@ def tokens(cube: Cube, sample: int, *, variable: str = "norm", most: int = _MOST
         invert_xaxis=language.lower() in RIGHT_TO_LEFT,
         wide=True,
     )
+
+
+def _pairs(table: xr.Dataset) -> list[tuple[str, str]]:
+    """Return every pair of languages once."""
+    names = [str(name) for name in table.language.values]
+    return [(first, second) for at, first in enumerate(names) for second in names[at + 1 :]]
 
 
 def _square(table: xr.DataArray, title: str, span: tuple[float, float], cmap: str) -> Any:
@@ -206,6 +267,13 @@ def _image(
     )
 
 
+def _undefined(title: str) -> Any:
+    """Draw a statement in place of a map without values."""
+    text = hv.Text(0.5, 0.5, "cannot be told from sampling noise")
+    size = {"frame_width": HEIGHT, "frame_height": HEIGHT}
+    return styled(text, title=title, xaxis=None, yaxis=None, bokeh=size, mpl={"fig_inches": 4})
+
+
 def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     shades = colours(f"{first} and {second}" for first, second in pairs)
     parts = []
@@ -216,7 +284,13 @@ def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     )
     for first, second in pairs:
         pair = table.sel(language=first, language_2=second)
+        limits = [pair.disattenuated_low.values, pair.disattenuated_high.values]
+        if np.isfinite(limits).any():
+            band = hv.Area((pair.layer.values, *limits), "layer", ["low", "high"])
+            parts.append(shaded(band, shades[f"{first} and {second}"], 0.2))
         for variable, label, dash in shown:
+            if not pair[variable].notnull().any():
+                continue
             curve = hv.Curve(
                 (pair.layer.values, pair[variable].values),
                 "layer",
@@ -234,6 +308,7 @@ def _between(table: xr.Dataset, pairs: list[tuple[str, str]], by: str) -> Any:
     return framed(
         hv.Overlay(parts),
         title=f"Cosine of {by} directions between languages",
+        bands="95% CI",
         xlabel="layer",
         table=table,
         ylabel="cosine",

@@ -73,10 +73,12 @@ def framed(
     bands: str = "",
     **both: Any,
 ) -> Any:
-    """Set title, axes and size; for a result, add layer ticks, sample count and meaning of the bands."""
+    """Set title, axes and size; for a result, add layer ticks, sample count, clusters and bands."""
     if table is not None:
         both["xticks"] = layer_ticks([(layer, str(layer)) for layer in table.layer.values.tolist()])
-        xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples" + (f" · bands: {bands}" if bands else "")
+        facts = [f"clusters: {table.attrs['cluster'] or 'none'}"] if "cluster" in table.attrs else []
+        facts += [f"bands: {bands}"] if bands else []
+        xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples" + "".join(f"\n{fact}" for fact in facts)
     # HoloViews measures logarithmic axes in powers of e, Matplotlib in powers of 10
     aspect = 1.6 / (np.log(10) if both.get("logy") else 1)
     return styled(

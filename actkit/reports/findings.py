@@ -5,6 +5,8 @@ import xarray as xr
 
 from ..stats.groups import label_text
 
+_BASELINES = {"tfidf": "TF-IDF of the text", "embedding": "the embedding", "length": "length"}
+
 
 def of_norms(norms: xr.Dataset) -> list[str]:
     """Describe how norms change from the first layer to the last, and where they change most."""
@@ -34,7 +36,7 @@ def of_norms(norms: xr.Dataset) -> list[str]:
 
 
 def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
-    """Report where adjacent layers are least similar, and whether that is a transition."""
+    """Report where adjacent layers are least similar, and which steps are change points."""
     sentences = []
     for name, adjacent in _each(similarity):
         values = adjacent.cka.values
@@ -48,22 +50,24 @@ def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
             f"interval {adjacent.low.values[at]:.3f} to {adjacent.high.values[at]:.3f})"
         )
         flagged = transitions.sel(language=name)
-        abrupt = flagged.layer.values[flagged.change_point.values].tolist()
-        confirmed = flagged.layer.values[flagged.confirmed.values].tolist()
-        if abrupt:
-            sentence += f". Transitions are flagged after layer {_listed(abrupt)}; " + (
-                f"random half-samples confirm {_listed(confirmed)}."
-                if confirmed
-                else "random half-samples confirm none."
+        changes = flagged.layer.values[flagged.change_point.values].tolist()
+        if changes:
+            sentence += (
+                f". The step after layer {_listed(changes)} is larger than a smooth trend of the other steps "
+                "explains (95% confidence over all layers)."
             )
+        elif flagged.ratio.notnull().any():
+            sentence += "; no step is larger than a smooth trend of the other steps explains."
         else:
-            sentence += "; no transition is flagged."
+            sentence += "; no step can be tested, so this is descriptive."
         sentences.append(sentence)
+    if transitions.attrs.get("untested"):
+        sentences.append(f"Not tested against a trend: {transitions.attrs['untested']}.")
     return sentences
 
 
 def of_groups(differential: xr.Dataset) -> list[str]:
-    """Report where the probe separates the groups best, and whether a baseline does as well."""
+    """Report where the probe separates the groups best, and what the layer adds to the strongest baseline."""
     sentences = []
     for name, probe in _each(differential):
         auroc = probe.auroc.values
@@ -72,22 +76,25 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         at = int(np.nanargmax(auroc))
         sentence = (
             f"{name}: the probe separates the groups best at layer {probe.layer.values[at]} (AUROC "
-            f"{auroc[at]:.3f} ± {probe.auroc_sd.values[at]:.3f}, "
-            f"p {_p(float(probe.p.values[at]))}, corrected over layers)"
+            f"{auroc[at]:.3f}, 95% interval {probe.auroc_low.values[at]:.3f} to "
+            f"{probe.auroc_high.values[at]:.3f}; p {_p(float(probe.p.values[at]))}, corrected over layers)"
         )
-        baselines = {
-            "TF-IDF of the text": float(probe.auroc_tfidf),
-            "the embedding": float(probe.auroc_embedding),
-            "length": float(probe.auroc_length),
-        }
-        baselines = {what: value for what, value in baselines.items() if np.isfinite(value)}
-        listed = ", ".join(f"{what} {value:.3f}" for what, value in baselines.items())
+        baselines = {name: float(probe[f"auroc_{name}"]) for name in _BASELINES}
+        baselines = {name: value for name, value in baselines.items() if np.isfinite(value)}
+        listed = ", ".join(f"{_BASELINES[name]} {value:.3f}" for name, value in baselines.items())
         sentence += f"; baselines: {listed}."
-        if max(baselines.values()) >= auroc[at] - probe.auroc_sd.values[at]:
-            sentence += (
-                " A baseline does about as well or better, so this does not show that the layers add "
-                "information."
-            )
+        strongest = max(baselines, key=baselines.__getitem__)
+        added = probe.isel(layer=at).sel(baseline=strongest)
+        sentence += (
+            f" The layer adds {float(added.auroc_difference):+.3f} (95% interval "
+            f"{float(added.auroc_difference_low):+.3f} to {float(added.auroc_difference_high):+.3f}, "
+            f"p {_p(float(added.auroc_difference_p))}) to the strongest baseline, {_BASELINES[strongest]}"
+        )
+        sentence += (
+            "."
+            if added.auroc_difference > 0 and added.auroc_difference_p < 0.05
+            else ", which does not show that the layers add information."
+        )
         sentences.append(sentence)
     return sentences
 
@@ -106,6 +113,66 @@ def of_transfer(transferred: xr.Dataset) -> list[str]:
                     f"{transferred.layer.values[at]}: AUROC {values[at]:.3f} (chance is 0.5; "
                     f"the layer was selected post hoc, so this value is optimistic)."
                 )
+    return sentences
+
+
+def of_dimension(dimension: xr.Dataset) -> list[str]:
+    """Report the layers of the smallest and the largest intrinsic dimension, with their intervals."""
+    sentences = []
+    for name, table in _each(dimension):
+        values = table.dimension.values
+        if not np.isfinite(values).any():
+            sentences.append(f"{name}: too few distinct vectors for an intrinsic dimension.")
+            continue
+        least, most = int(np.nanargmin(values)), int(np.nanargmax(values))
+        parts = [
+            f"{values[at]:.1f} (95% interval {table.low.values[at]:.1f} to {table.high.values[at]:.1f}) at "
+            f"layer {table.layer.values[at]}"
+            for at in (least, most)
+        ]
+        sentences.append(f"{name}: the intrinsic dimension is between {' and '.join(parts)}.")
+    return sentences
+
+
+def of_anisotropy(cosines: xr.Dataset) -> list[str]:
+    """Report where vectors of different clusters are most similar, and how much more so within clusters."""
+    sentences = []
+    for name, table in _each(cosines):
+        values = table.between.values
+        if not np.isfinite(values).any():
+            continue
+        at = int(np.nanargmax(values))
+        sentence = (
+            f"{name}: the mean cosine of vectors of different clusters is at most {values[at]:.2f}, at layer "
+            f"{table.layer.values[at]}"
+        )
+        if np.isfinite(table.corrected.values[at]):
+            sentence += f"; within clusters it is {table.corrected.values[at]:.2f} higher there"
+        sentences.append(f"{sentence}.")
+    return sentences
+
+
+def of_directions(cosines: xr.Dataset) -> list[str]:
+    """Report where directions of two languages are most similar, or that they cannot be compared."""
+    sentences, names = [], cosines.language.values.tolist()
+    for at, first in enumerate(names):
+        for second in names[at + 1 :]:
+            pair = cosines.sel(language=first, language_2=second)
+            values = pair.disattenuated.values
+            n_undefined = int(np.isnan(values).sum())
+            sentence = f"Directions of {first} and {second}"
+            if n_undefined == len(values):
+                sentences.append(f"{sentence} cannot be told from sampling noise at any layer.")
+                continue
+            best = int(np.nanargmax(values))
+            sentence += (
+                f" are most similar at layer {pair.layer.values[best]}: disattenuated cosine "
+                f"{values[best]:.3f} (95% interval {pair.disattenuated_low.values[best]:.3f} to "
+                f"{pair.disattenuated_high.values[best]:.3f})"
+            )
+            if n_undefined:
+                sentence += f"; {n_undefined} of {len(values)} layers are too noisy to say"
+            sentences.append(f"{sentence}.")
     return sentences
 
 

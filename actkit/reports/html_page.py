@@ -43,7 +43,7 @@ def report(
     *,
     out: str | Path,
     by: str | None = None,
-    cluster: str | None = None,
+    cluster: str | None = selection.AUTO,
     vectors: selection.Pooling = "pooled",
     figures: bool = False,
     tables: bool = False,
@@ -61,8 +61,8 @@ def report(
         Label column that defines the two groups; by default `gender`, or else the first label with two
         values; "" for none.
     cluster
-        Label column that identifies clusters of dependent samples; by default the column that twins share,
-        or else `image_id`.
+        The label that dependent samples share; by default detected
+        (:func:`~actkit.stats.selection.cluster_choice`). None if all samples are independent.
     vectors
         ``pooled`` or ``last``.
     figures
@@ -90,6 +90,8 @@ def report(
     if figures:
         load_matplotlib()
     noted, made = [*_cautions(whole), *(f"{warning.message}." for warning in caught)], []
+    if choice.warning:
+        noted.append(f"{choice.warning[0].upper()}{choice.warning[1:]}")
     for section, more in sections(cube, choice):
         made.append(section)
         noted += more
@@ -188,7 +190,7 @@ def _facts(cube: xr.Dataset, choice: Choice) -> list[tuple[str, str]]:
         shown = ", ".join(f"{value or '(none)'} {count:,}" for value, count in values.most_common(6))
         facts.append((name, shown if len(values) <= 6 else f"{len(values):,} distinct values"))
     facts.append(("compared", choice.by or "nothing"))
-    facts.append(("clusters", choice.cluster or "none: samples are treated as independent"))
+    facts.append(("clusters", choice.clusters))
     known = {name for _, name in _FACTS} | {"skipped"}
     facts += [(name, str(value)) for name, value in attrs.items() if name not in known]
     facts.append(("analysed with", f"actkit {version('actkit')}"))

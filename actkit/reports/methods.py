@@ -6,12 +6,13 @@ TEXTS = {
     "layer_norms": (
         "L2 norms over the hidden dimension of the output of each block, before the model's final norm; "
         "computed over {tokens} tokens. "
-        "Every token has equal weight in the mean. Interval: {interval} ({resamples} resamples, seed {seed})."
+        "Every token has equal weight in the mean. "
+        "Interval: {interval} ({resamples} resamples of whole clusters, seed {seed})."
     ),
     "layer_updates": (
         "The norm of the difference between a token's vectors at adjacent layers, divided by the norm at "
         "the lower layer, and the cosine between the two vectors; means over {tokens} tokens. "
-        "Interval: {interval} ({resamples} resamples, seed {seed})."
+        "Interval: {interval} ({resamples} resamples of whole clusters, seed {seed})."
     ),
     "massive_activations": (
         "The largest absolute value among {tokens} tokens, divided by the median absolute value (the "
@@ -20,37 +21,50 @@ TEXTS = {
     "adjacent_cka": (
         "Linear CKA with the unbiased HSIC of Song et al. (2012), normalised as by Kornblith et al. "
         "(2019) and Nguyen et al. "
-        "(2021), of {vectors} vectors, within each language. Interval: {interval}. Variants: without the 3 "
+        "(2021), of {vectors} vectors, within each language, averaged over all draws of one sample per "
+        "cluster. Interval: {interval}. Variants: without the 3 "
         "dimensions of largest variance, "
         "with each dimension z-scored, and with each vector scaled to unit RMS."
     ),
     "transitions": (
-        "The distance d between adjacent layers is 1 - CKA. A step is flagged as a transition if its robust "
-        "z-score, (d - median) / (1.4826 MAD), is at least 3.5 and the lower end of its 95% interval exceeds "
-        "the median of the other steps. It is confirmed if kernel change-point detection on the layer × "
-        "layer matrix places a boundary there in 90% of {halves} random half-samples (seed {seed})."
+        "The distance d between adjacent layers is 1 - CKA. A step is a change point if log d exceeds a "
+        "least-squares line through up to 4 steps on either side with 95% confidence over all layers of a "
+        "language. The standard error combines the unevenness of the other steps, at least 10%, with a "
+        "jackknife error; outlying steps are left out of the trend. Not tested: {untested}."
     ),
     "cka": "CKA as for adjacent layers, between all pairs of layers; {vectors} vectors.",
     "language_cka": "CKA as for adjacent layers, between the same samples in two languages, matched by "
     "sample_id. Interval: {interval}.",
+    "intrinsic_dimension": (
+        "Intrinsic dimension of {vectors} vectors: TwoNN (Facco et al. 2017), fitted to the samples with the "
+        "{fraction:.0%} smallest ratios of distances; {independence}. Interval: {interval}, from {splits} "
+        "splits into quarters (seed {seed})."
+    ),
+    "anisotropy": (
+        "Mean cosine of {vectors} vectors over all pairs of different clusters, over all pairs within a "
+        "cluster, and their difference (Ethayarajh 2019); clusters weigh equally. Interval: {interval}."
+    ),
     "group_differential": (
-        "A logistic regression with an L2 penalty on scaled {vectors} vectors, cross-validated in {folds} "
-        "folds that are stratified by label and do not split clusters, with {seeds} seeds: mean AUROC and "
-        "its standard deviation. p: max-T permutation test of the AUROC of a least-squares probe, corrected "
-        "over layers, with {permutations} permutations that respect the clusters (seed {seed}). Squared "
+        "A linear probe ({estimator}, L2 penalty) of {vectors} vectors, standardised in each training part, "
+        "cross-validated in {folds} folds that are stratified by label and do not split clusters, with "
+        "{seeds} seeds: mean AUROC, with a 95% interval by cluster. p: max-T permutation test of the same "
+        "AUROC, corrected over layers, with {permutations} permutations that respect the clusters (seed "
+        "{seed}). Differences to the baselines are paired by fold and cluster; their p-values are two-sided "
+        "and corrected over layers by Holm's method. Squared "
         "standardized mean difference: the squared distance between the group means, corrected for bias, "
         "divided by the total within-group variance. "
         "Compared: {between}."
     ),
     "transfer": (
         "The same probe, trained in one {across} and tested in each, on clusters held out from training "
-        "({folds} folds)."
+        "({folds} folds, 95% intervals by cluster)."
     ),
     "direction_cosines": (
-        "The direction is the difference of the group means, {between}. The ceiling is the square root of "
-        "the product of the two directions' reliabilities (mean cosine between random halves, {splits} "
-        "splits, with the Spearman-Brown correction); the disattenuated cosine is the cosine divided by the "
-        "ceiling."
+        "The direction is the difference of the group means, {between}. The two directions of a cosine come "
+        "from disjoint halves of the clusters ({splits} splits), so they share no sampling noise. The "
+        "ceiling is the geometric mean of the directions' reliabilities (cosines between halves); the "
+        "disattenuated cosine is the cosine divided by the ceiling, omitted where the 95% interval of a "
+        "reliability contains 0 or its own interval contains every value from -1 to 1. Interval: {interval}."
     ),
 }
 
@@ -69,6 +83,8 @@ def describe(attrs: dict[str, Any]) -> str:
         Attributes of the result.
     """
     text = TEXTS[str(attrs["statistic"])].format_map(_Known(attrs))
-    groups = attrs.get("cluster")
-    grouped = f" Samples that share a value of {groups} are treated as one cluster." if groups else ""
-    return text + grouped
+    if "cluster" not in attrs:
+        return text
+    if not attrs["cluster"]:
+        return f"{text} Samples are treated as independent."
+    return f"{text} Samples that share a value of {attrs['cluster']} are treated as one cluster."

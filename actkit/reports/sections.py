@@ -15,6 +15,7 @@ from ..stats.cka import adjacent_cka, cka, language_cka
 from ..stats.cross_language import transfer
 from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
+from ..stats.geometry import anisotropy, intrinsic_dimension
 from ..stats.norms import layer_norms, layer_updates, massive_activations
 from ..stats.transitions import transitions
 from . import findings
@@ -67,28 +68,41 @@ class Choice:
     by
         Label column that defines the two groups; empty for none.
     cluster
-        Label column that identifies clusters of dependent samples.
+        The label that dependent samples share; None if all are treated as independent.
     vectors
         ``pooled`` or ``last``.
+    is_detected
+        Whether the cluster label was detected.
+    warning
+        Why that label is uncertain; "" if it is clear.
     """
 
     by: str
     cluster: str | None
     vectors: selection.Pooling
+    is_detected: bool = False
+    warning: str = ""
+
+    @property
+    def clusters(self) -> str:
+        """Description of the clusters."""
+        name = self.cluster or "none: samples are treated as independent"
+        return f"{name} ({'detected' if self.is_detected else 'chosen'})"
 
 
 def choose(cube: xr.Dataset, by: str | None, cluster: str | None, vectors: selection.Pooling) -> Choice:
     """Fill in the comparison; by default `gender`, or else another label with two values."""
     labels = selection.label_names(cube)
-    for name in (by, cluster):
-        if name:
-            selection.column(cube, name, "by" if name == by else "cluster")
+    if by:
+        selection.column(cube, by, "by")
     if by is None:
         both = [name for name in sorted(labels, key=lambda name: name != "gender") if _has_two(cube, name)]
         by = both[0] if both else ""
-    if cluster is None:
-        cluster = selection.cluster_choice(cube, by=by).name
-    return Choice(by, cluster, vectors)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        clusters = selection.cluster_choice(cube, cluster, by)
+    warning = " ".join(f"{entry.message}." for entry in caught)
+    return Choice(by, clusters.name, vectors, clusters.is_detected, warning)
 
 
 def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[str]]]:
@@ -105,6 +119,7 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
         ("norms", "Norms", (_norms, _special)),
         ("updates", "Layer updates", (_updates, _massive)),
         ("cka", "Layer alignment", (_neighbours, _all_layers)),
+        ("geometry", "Geometry", (_dimension, _anisotropy)),
         ("languages", "Language alignment", (_languages,)),
         ("groups", f"Groups: {choice.by}", (_groups, _transfer, _directions)),
         ("samples", "Samples", (_samples,)),
@@ -125,17 +140,17 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
 
 
 def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    norms = section.add("norms", layer_norms(cube))
+    norms = section.add("norms", layer_norms(cube, cluster=choice.cluster))
     section.pictures["norms"] = plots.layer_norms(norms)
     section.sentences += findings.of_norms(norms)
     if choice.by:
-        by = layer_norms(cube, by=choice.by).compute()
+        by = layer_norms(cube, by=choice.by, cluster=choice.cluster).compute()
         section.results["norms_by_group"] = by
         section.pictures["norms_by_group"] = plots.layer_norms(by)
 
 
-def _special(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
-    first = layer_norms(cube, tokens="first").compute()
+def _special(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    first = layer_norms(cube, tokens="first", cluster=choice.cluster).compute()
     section.results["norms_of_first"] = first
     ratio = (
         (first["mean"] / section.results["norms"]["mean"]).max("layer")
@@ -150,8 +165,9 @@ def _special(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
         ]
 
 
-def _updates(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
-    section.pictures["updates"] = plots.layer_updates(section.add("updates", layer_updates(cube)))
+def _updates(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    updates = section.add("updates", layer_updates(cube, cluster=choice.cluster))
+    section.pictures["updates"] = plots.layer_updates(updates)
 
 
 def _massive(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
@@ -182,6 +198,20 @@ def _all_layers(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     section.pictures["cka"] = plots.cka(similarity)
 
 
+def _dimension(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    dimension = section.add(
+        "intrinsic_dimension", intrinsic_dimension(cube, vectors=choice.vectors, cluster=choice.cluster)
+    )
+    section.pictures["intrinsic_dimension"] = plots.intrinsic_dimension(dimension)
+    section.sentences += findings.of_dimension(dimension)
+
+
+def _anisotropy(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    cosines = section.add("anisotropy", anisotropy(cube, vectors=choice.vectors, cluster=choice.cluster))
+    section.pictures["anisotropy"] = plots.anisotropy(cosines)
+    section.sentences += findings.of_anisotropy(cosines)
+
+
 def _languages(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     similarity = section.add(
         "language_cka", language_cka(cube, vectors=choice.vectors, cluster=choice.cluster)
@@ -193,7 +223,11 @@ def _languages(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
     differential = section.add("group_differential", group_differential(cube, **options))
+    compared = [name for name, values in differential.data_vars.items() if "baseline" in values.dims]
+    section.results["group_differential"] = differential.drop_vars(compared)
+    section.results["auroc_difference"] = differential[compared]
     section.pictures["group_differential"] = plots.group_differential(differential)
+    section.pictures["auroc_difference"] = plots.auroc_difference(differential)
     section.sentences += findings.of_groups(differential)
 
 
@@ -210,6 +244,7 @@ def _directions(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
     cosines = section.add("direction_cosines", direction_cosines(cube, **options))
     section.pictures["direction_cosines"] = plots.direction_cosines(cosines)
+    section.sentences += findings.of_directions(cosines)
 
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:

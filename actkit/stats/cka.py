@@ -5,6 +5,8 @@ from functools import partial
 
 import numpy as np
 import xarray as xr
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..canonical import Cube
 from ..errors import Fault, InputError, MissingError
@@ -49,10 +51,12 @@ def cka(
         no ids, so that these are row numbers, the texts of each pair must be equal. ``text``: by text, which
         must be unique within a cube.
     cluster
-        A label; samples that share its value, such as twins, are not independent, and the jackknife deletes
-        them together. Tokens always stay with their sample.
+        A label; samples that share its value, such as twins, are not independent. They are never compared
+        with each other, each cluster has the same weight, and the jackknife deletes whole clusters. By
+        default, each sample is its own cluster, and so is each text if ``vectors`` is ``tokens``.
     batch
-        Number of vectors per batch for minibatch CKA, which has no ``se``; by default, there is one batch.
+        Number of vectors per batch for minibatch CKA, which has no ``se``; by default, there is one batch. A
+        batch holds one random vector of each of its clusters.
     max_sampled_tokens
         Maximum number of tokens drawn at random in each language if ``vectors`` is ``tokens``.
     seed
@@ -72,8 +76,10 @@ def cka(
 
     Notes
     -----
-    The unbiased HSIC of Song et al. (JMLR 2012), normalised as by Kornblith et al. (ICML 2019) and Nguyen et
-    al. (ICLR 2021). It may be negative, is never clipped, and is NaN where it is undefined.
+    The unbiased HSIC of Song et al. (JMLR 2012), averaged over all draws of one sample per cluster, and
+    normalised as by Kornblith et al. (ICML 2019) and Nguyen et al. (ICLR 2021). It is about 0 for unrelated
+    representations if clusters are independent of each other. It may be negative, is never clipped, and is
+    NaN where it is undefined, as for fewer than 4 clusters.
 
     Examples
     --------
@@ -194,7 +200,8 @@ def language_cka(
     cube
         From :func:`actkit.open_cube`, with several languages.
     vectors, cluster
-        As for :func:`cka`, except ``tokens``.
+        As for :func:`cka`, except ``tokens``. The vectors are the samples' translations; two samples are of
+        one cluster if they share a value in either language.
 
     Returns
     -------
@@ -222,7 +229,7 @@ def language_cka(
 
     def compare(language: str, language_2: str) -> xr.Dataset:
         first, second = common[language, language_2]
-        groups = None if cluster_ids is None else selection.codes(cluster_ids[first])
+        groups = None if cluster_ids is None else _joined(cluster_ids[first], cluster_ids[second])
         pair = array.isel(sample=first).drop_vars("sample"), array.isel(sample=second).drop_vars("sample")
         core = [["sample", "hidden"], ["sample", "hidden"]]
         outputs = selection.apply(partial(_pair_cka, groups=groups), *pair, core=core, out=[[], [], []])
@@ -246,7 +253,7 @@ def language_cka(
         vectors=vectors,
         estimator="debiased",
         cluster=cluster,
-        interval="95%, jackknife",
+        interval="95%, jackknife over samples" if cluster is None else f"95%, jackknife over {cluster}",
     )
     return result
 
@@ -271,6 +278,14 @@ def _common(ids: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.
     return first[in_first], second[in_second]
 
 
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the cluster of each pair of samples; pairs that share a cluster of either sample are joined."""
+    nodes = selection.codes(np.concatenate([first, second]))
+    n, n_nodes = len(first), int(nodes.max(initial=-1)) + 1
+    graph = coo_array((np.ones(n), (nodes[:n], nodes[n:])), shape=(n_nodes, n_nodes))
+    return np.asarray(connected_components(graph, directed=False)[1][nodes[:n]])
+
+
 def _matched(a: xr.DataArray, b: xr.DataArray, match: Match) -> tuple[xr.DataArray, xr.DataArray]:
     """Return the samples that two cubes share, in the same order."""
     first, second = same_samples(a, b, match)
@@ -284,7 +299,7 @@ def _compare(
     """Return debiased CKA, its standard error and biased CKA for each pair of layers."""
     both = x if y is None else _stacked(x, y)
     if batch is not None:
-        tables: tuple[np.ndarray, ...] = (minibatch_cka(both, batch=batch, seed=seed),)
+        tables: tuple[np.ndarray, ...] = (minibatch_cka(both, groups, batch=batch, seed=seed),)
     else:
         aligned = align(both, groups)
         tables = (aligned.cka, aligned.se, aligned.biased)
@@ -332,7 +347,7 @@ def _adjacent(
 def _adjacent_tables(x: np.ndarray, *, groups: np.ndarray | None, variants: bool) -> tuple[np.ndarray, ...]:
     original = align(x, groups)
     variant_alignments = (
-        [align(change(x), jackknife=False) for change in _VARIANTS.values()] if variants else []
+        [align(change(x), groups, jackknife=False) for change in _VARIANTS.values()] if variants else []
     )
     return (
         _superdiagonal(original.cka),

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-import dask.base
 import numpy as np
 import xarray as xr
 
@@ -11,9 +10,10 @@ from ..canonical import Cube
 from . import selection
 from .finiteness import finite_cube
 from .group_comparison import Contrast, contrasts_of, cut_folds
+from .group_probes import BASELINES, check_estimator, differences, probe_baselines, probe_layers
 from .kernels import contrasts, probes
 
-_SUMMARIES = ("auroc", "auroc_sd", "balanced_accuracy", "squared_smd", "squared_smd_se", "ridge")
+_EFFECTS = ("squared_smd", "squared_smd_se")
 _CORE = [["sample", "hidden"]]
 
 
@@ -21,13 +21,14 @@ def group_differential(
     cube: Cube,
     *,
     by: str,
-    cluster: str | None = "image_id",
+    cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
     folds: int = 5,
     seeds: int = 3,
     permutations: int = 200,
     seed: int = 0,
+    estimator: probes.Estimator = "ridge",
 ) -> xr.Dataset:
     """Measure how separable two groups of samples are at each layer, with baselines and permutation tests.
 
@@ -38,8 +39,9 @@ def group_differential(
     by
         The label column that defines the groups, such as ``gender``.
     cluster
-        A label column: samples that share its value (an image, a template, twins) are not independent, and
-        are never split between training and test. None if all samples are independent.
+        The label that dependent samples share, such as a scene or a template, which are never split between
+        training and test; by default detected (:func:`~actkit.stats.selection.cluster_choice`). None if all
+        samples are independent.
     between
         Two values of ``by``, the reference first, as values or text; by default, its only two values in
         ascending order. Samples without a value are excluded.
@@ -51,16 +53,21 @@ def group_differential(
         Number of label permutations, which respect ``cluster``.
     seed
         Random seed of the permutations.
+    estimator
+        Probe of the layers, the permutations, the embedding and the length: ``ridge``, a ridge regression
+        with a closed form; or ``logistic``, an L2-penalised logistic regression iterated to convergence,
+        which needs minutes per layer for 200 permutations.
 
     Returns
     -------
     xarray.Dataset
         Dims ``(language, layer)``:
 
-        - ``auroc`` of a linear probe, its standard deviation ``auroc_sd`` over folds and seeds, and
-          ``balanced_accuracy``;
-        - ``p``, the max-T permutation p-value, corrected over layers, and ``auroc_bound``, the 95% quantile
-          of the permuted maximum over layers; both for a least-squares probe, whose AUROC is ``auroc_ridge``;
+        - ``auroc`` of a linear probe, the mean over folds and seeds; its 95% interval ``auroc_low`` and
+          ``auroc_high``, from the influence of each cluster; the standard deviation ``auroc_sd`` over folds
+          and seeds; and ``balanced_accuracy``;
+        - ``p``, the max-T permutation p-value of ``auroc``, corrected over layers, and ``auroc_bound``, the
+          95% quantile of the permuted maximum over layers;
         - ``squared_smd``, the squared standardized mean difference over all dimensions, bias-corrected: the
           squared distance between the means, minus its expectation under no difference, over the total
           within-group variance (in one dimension, Cohen's d squared); ``squared_smd_se`` (jackknife),
@@ -71,7 +78,13 @@ def group_differential(
 
         With dims ``(language,)``, baselines without the model's layers: ``auroc_embedding`` (input of the
         first block; NaN if a selection dropped tokens), ``auroc_tfidf`` (characters of the text),
-        ``auroc_length`` (number of tokens); and the group sizes ``n_<label>``. Lazy if the cube is.
+        ``auroc_length`` (number of tokens), each with ``_low`` and ``_high``; and the group sizes
+        ``n_<label>``.
+
+        With dims ``(language, layer, baseline)``, what the layer adds: ``auroc_difference``, the AUROC of
+        the layer minus that of the baseline in the same folds; its 95% interval ``auroc_difference_low``
+        and ``auroc_difference_high``; and ``auroc_difference_p``, two-sided, with Holm's correction over
+        layers. Lazy if the cube is.
 
     Raises
     ------
@@ -85,42 +98,45 @@ def group_differential(
 
     Notes
     -----
-    Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993. docs/decisions/0022 explains why
-    the permutations use a separate probe.
+    Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993. Intervals: LeDell, Petersen, van
+    der Laan 2015 and Obuchowski 1997; they hold the trained probes fixed. docs/decisions/0022 explains why
+    ridge regression is the default.
     """
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
+    check_estimator(estimator)
     whole = finite_cube(cube)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
-    names, group_contrasts = contrasts_of(array, by=by, cluster=cluster, between=between, folds=folds)
+    choice = selection.cluster_choice(array, cluster, by)
+    names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=folds)
     embedding = _embedding(whole, vectors)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
         contrast = group_contrasts[language]
         splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds)
         permuted = contrasts.permuted(contrast.labels, contrast.groups, permutations, seed=seed)
-        kernel = partial(
-            _layer_statistics, contrast=contrast, folds=splits, n_folds=folds, permuted=permuted, seed=seed
-        )
         part = array.isel(sample=contrast.places)
-        out: list[list[str]] = [[]] * len(_SUMMARIES) + [["draw"]] * 2 + [["hidden"]] * 2
-        *single, ridge, largest, direction, d = selection.apply(
+        layers = probe_layers(part, contrast, splits, permuted, estimator)
+        inputs = None if embedding is None else embedding.isel(sample=contrast.places)
+        baselines = probe_baselines(part, inputs, contrast, splits, estimator)
+        result = layers.drop_vars("influence").merge(differences(layers, baselines, contrast))
+        for name in BASELINES:
+            values = baselines.sel(baseline=name, drop=True)
+            result[f"auroc_{name}"] = values.auroc
+            result[f"auroc_{name}_low"], result[f"auroc_{name}_high"] = values.auroc_low, values.auroc_high
+        kernel = partial(_effects, contrast=contrast, permuted=permuted, seed=seed)
+        out: list[list[str]] = [[]] * len(_EFFECTS) + [["draw"]] + [["hidden"]] * 2
+        *single, largest, direction, d = selection.apply(
             kernel, part, core=_CORE, out=out, sizes={"draw": permutations}
         )
-        result = xr.Dataset(dict(zip(_SUMMARIES, single, strict=True))).rename(ridge="auroc_ridge")
-        null_maxima = ridge.max("layer")
-        n_exceeding = (null_maxima >= result.auroc_ridge).sum("draw")
-        result["p"] = ((1 + n_exceeding) / (1 + permutations)).where(result.auroc_ridge.notnull())
-        result["auroc_bound"], result["d_bound"] = (
-            _null_quantile(null_maxima),
-            _null_quantile(largest.max("layer")),
+        result = result.assign(dict(zip(_EFFECTS, single, strict=True)))
+        (result["d_bound"],) = selection.apply(
+            lambda draws: (np.quantile(draws, 0.95),), largest.max("layer"), core=[["draw"]], out=[[]]
         )
-        result["squared_smd_low"] = result.squared_smd - 1.96 * result.squared_smd_se
-        result["squared_smd_high"] = result.squared_smd + 1.96 * result.squared_smd_se
+        result["squared_smd_low"] = result.squared_smd - selection.Z95 * result.squared_smd_se
+        result["squared_smd_high"] = result.squared_smd + selection.Z95 * result.squared_smd_se
         result["direction"], result["d"] = direction, d
-        first_seed = splits[:folds]
-        result = result.merge(_baselines(array, embedding, contrast, first_seed))
         counts = {f"n_{names[0]}": (~contrast.labels).sum(), f"n_{names[1]}": contrast.labels.sum()}
         return result.assign({name: int(count) for name, count in counts.items()})
 
@@ -130,52 +146,34 @@ def group_differential(
         "group_differential",
         by=by,
         between=" to ".join(names),
-        cluster=cluster,
         vectors=vectors,
         folds=folds,
         seeds=seeds,
         permutations=permutations,
         seed=seed,
+        **choice.attrs,
+        estimator=estimator,
     )
     return result
 
 
-def _layer_statistics(
-    x: np.ndarray,
-    *,
-    contrast: Contrast,
-    folds: list[probes.Fold],
-    n_folds: int,
-    permuted: np.ndarray,
-    seed: int,
+def _effects(
+    x: np.ndarray, *, contrast: Contrast, permuted: np.ndarray, seed: int
 ) -> tuple[float | np.ndarray, ...]:
-    """Return the `_SUMMARIES`, the permutation draws, the direction and Cohen's d of one layer."""
+    """Return the `_EFFECTS`, the permuted maxima of Cohen's d, the direction and Cohen's d of one layer."""
     if not np.isfinite(x).all():
         undefined = np.full(len(permuted), np.nan)
-        return (*[np.nan] * len(_SUMMARIES), undefined, undefined, *np.full((2, x.shape[1]), np.nan))
+        return (*[np.nan] * len(_EFFECTS), undefined, *np.full((2, x.shape[1]), np.nan))
     is_second, groups = contrast.labels, contrast.groups if contrast.is_grouped else None
-    auroc, accuracy = probes.probe(x, is_second, folds)
-    ridge = probes.ridge_scores(x, np.vstack([is_second, permuted]), folds[:n_folds])
     difference = contrasts.contrast(is_second) @ x.astype(np.float64)
     norm = np.linalg.norm(difference)
     return (
-        auroc.mean(),
-        auroc.std(ddof=1),
-        accuracy.mean(),
         contrasts.squared_smd(x, is_second, groups),
         contrasts.squared_smd_error(x, is_second, groups, seed=seed),
-        ridge[0],
-        ridge[1:],
         contrasts.largest_d(x, permuted),
         difference / norm if norm > 0 else np.full(len(difference), np.nan),
         contrasts.cohens_d(x, is_second),
     )
-
-
-def _null_quantile(draws: xr.DataArray) -> xr.DataArray:
-    """Return the 95% quantile of the draws."""
-    (bound,) = selection.apply(lambda x: (np.quantile(x, 0.95),), draws, core=[["draw"]], out=[[]])
-    return bound
 
 
 def _embedding(cube: xr.Dataset, vectors: selection.Pooling) -> xr.DataArray | None:
@@ -195,33 +193,3 @@ def _means(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray]:
             [rows[included].mean(axis=0, dtype=np.float64) for rows, included in zip(x, mask, strict=True)]
         ),
     )
-
-
-def _baselines(
-    array: xr.DataArray,
-    embedding: xr.DataArray | None,
-    contrast: Contrast,
-    folds: list[probes.Fold],
-) -> xr.Dataset:
-    """Return the AUROC of baselines that do not use the layers: text, length and embedding."""
-    part = array.isel(sample=contrast.places)
-    texts, lengths = part.text.variable, part.n_tokens.variable.astype(np.float64)
-    inputs = [xr.DataArray(texts), xr.DataArray(lengths)]
-    if dask.base.is_dask_collection(array):
-        inputs = [array.chunk() for array in inputs]
-    is_second = contrast.labels
-
-    def text_auroc(texts: np.ndarray) -> tuple[float]:
-        return (probes.probe_texts([str(text) for text in texts], is_second, folds)[0].mean(),)
-
-    def vector_auroc(x: np.ndarray) -> tuple[float]:
-        return (probes.probe(x.reshape(len(is_second), -1), is_second, folds)[0].mean(),)
-
-    result = xr.Dataset()
-    (result["auroc_tfidf"],) = selection.apply(text_auroc, inputs[0], core=[["sample"]], out=[[]])
-    (result["auroc_length"],) = selection.apply(vector_auroc, inputs[1], core=[["sample"]], out=[[]])
-    result["auroc_embedding"] = xr.DataArray(np.nan)
-    if embedding is not None:
-        chosen = embedding.isel(sample=contrast.places)
-        (result["auroc_embedding"],) = selection.apply(vector_auroc, chosen, core=_CORE, out=[[]])
-    return result

@@ -9,14 +9,20 @@ from ..canonical import Cube
 from . import selection
 from .finiteness import finite_cube
 from .group_comparison import contrasts_of
-from .kernels.contrasts import contrast, cosines, halves
+from .kernels.split_halves import PAIR_SUMMARIES, RELIABILITIES, Cells, cluster_halves, half_cosines
+
+_UNDEFINED = (
+    "NaN where a direction cannot be told from sampling noise, because the 95% interval of its reliability "
+    "contains 0, or where the interval of the cosine contains every value from -1 to 1"
+)
+_LANGUAGES = {"cosine": "languages", "cosine_low": "languages_low", "cosine_high": "languages_high"}
 
 
 def direction_cosines(
     cube: Cube,
     *,
     by: str,
-    cluster: str | None = "image_id",
+    cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
     splits: int = 20,
@@ -24,84 +30,131 @@ def direction_cosines(
 ) -> xr.Dataset:
     """Return cosines between the directions that separate two groups, across layers and across languages.
 
+    The two directions of a cosine come from disjoint halves of the clusters, so they share no sampling noise:
+    the cosine of unrelated directions is 0 on average, even between languages that translate the same samples
+    and between adjacent layers.
+
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`.
     by, cluster, between, vectors
-        As for :func:`actkit.group_differential`.
+        As for :func:`actkit.group_differential`. Without a cluster label, samples with the same ``sample_id``
+        form a cluster.
     splits
-        Number of random split-halves from which the reliability of directions is estimated.
+        Number of random divisions of the clusters into halves, over which products are averaged.
     seed
-        Random seed of the splits.
+        Random seed of the divisions.
 
     Returns
     -------
     xarray.Dataset
-        ``layers``, cosines between layers, dims ``(language, layer, layer_2)``; ``languages``, cosines
-        between languages at each layer, dims ``(language, language_2, layer)``, with ``ceiling``, the largest
-        expected cosine given the reliabilities, and ``disattenuated``, the cosine over the ceiling, which may
-        exceed 1; ``reliability`` of each direction, dims ``(language, layer)``. Lazy if the cube is.
+        Across languages, dims ``(language, language_2, layer)``: the cosine ``languages``; its ``ceiling``,
+        the cosine that equal directions would have, given their reliabilities; and ``disattenuated``, the
+        cosine over its ceiling, which estimates the cosine of the true directions. Within a language, dims
+        ``(language, layer, layer_2)``: ``layers`` and ``layers_disattenuated``, correspondingly. With dims
+        ``(language, layer)``: ``reliability``, the cosine between the directions of two halves. The cosines
+        between languages and the reliabilities have 95% intervals, such as ``disattenuated_low`` to
+        ``disattenuated_high``. Lazy if the cube is.
+
+        A ceiling or disattenuated cosine is NaN where the interval of a reliability contains 0; so is a
+        disattenuated cosine whose interval contains every value from -1 to 1 (attribute ``undefined``).
+        Otherwise, values and limits beyond -1 or 1 are set to -1 or 1.
 
     Raises
     ------
     InputError
         As for :func:`actkit.group_differential`.
 
+    Warns
+    -----
+    UserWarning
+        As for :func:`actkit.group_differential`.
+
     Notes
     -----
-    ``reliability`` is the mean cosine between directions of two halves, corrected by the Spearman-Brown
-    formula (Spearman 1910; Brown 1910); ``ceiling`` is the geometric mean of two reliabilities (Spearman, The
-    proof and measurement of association between two things, American Journal of Psychology 1904). If samples
-    of two languages show the same images, their errors are not independent, and the ceiling is approximate.
+    Correction for attenuation: Spearman, The proof and measurement of association between two things,
+    American Journal of Psychology 1904. Intervals: jackknife over clusters.
     """
     selection.check_counts(splits=splits)
     array = selection.vectors(finite_cube(cube), vectors)
-    names, group_contrasts = contrasts_of(array, by=by, cluster=cluster, between=between, folds=2)
-
-    def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
-        group_contrast = group_contrasts[language]
-        weights = halves(group_contrast.labels, group_contrast.groups, splits, seed=seed)
-        full = contrast(group_contrast.labels)
-
-        def kernel(x: np.ndarray) -> tuple[np.ndarray, float]:
-            exact = x.astype(np.float64)
-            exact -= exact.mean(axis=0)
-            first, second = weights @ exact
-            half_cosine = np.mean(cosines(first, second))
-            return full @ exact, 2 * half_cosine / (1 + half_cosine) if half_cosine > -1 else np.nan
-
-        core, out = [["sample", "hidden"]], [["hidden"], []]
-        direction, reliability = selection.apply(
-            kernel, array.isel(sample=group_contrast.places), core=core, out=out
-        )
-        return xr.Dataset({"direction": direction, "reliability": reliability})
-
-    directions = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
-    norm = np.sqrt((directions.direction**2).sum("hidden"))
-    unit = directions.direction / norm.where(norm > 0)
-    if unit.chunks is not None:  # small by now, and needed in full
-        unit = unit.chunk(language=-1, layer=-1)
-    reliability = directions.reliability.where(directions.reliability > 0)
+    choice = selection.cluster_choice(array, cluster, by)
+    names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=2)
+    contrasts = list(group_contrasts.values())
+    shared = selection.codes(np.concatenate([contrast.shared for contrast in contrasts]))
+    ends = np.cumsum([len(contrast.places) for contrast in contrasts])
+    cells = [
+        Cells.of(np.arange(end - len(contrast.places), end), contrast.labels, clusters, int(shared.max()) + 1)
+        for contrast, end, clusters in zip(contrasts, ends, np.split(shared, ends[:-1]), strict=True)
+    ]
+    halves = cluster_halves(cells, splits, seed=seed)
+    pairs, reliabilities, directions = selection.apply(
+        lambda x: half_cosines(x, cells, halves),
+        array.isel(sample=np.concatenate([contrast.places for contrast in contrasts])),
+        core=[["sample", "hidden"]],
+        out=[
+            ["pair", "language", "language_2"],
+            ["summary", "language"],
+            ["half", "split", "language", "hidden"],
+        ],
+        sizes={
+            **{"pair": len(PAIR_SUMMARIES), "summary": len(RELIABILITIES), "half": 2, "split": splits},
+            **dict.fromkeys(("language", "language_2"), len(cells)),
+        },
+    )
     result = xr.Dataset(
         {
-            "layers": xr.dot(unit, unit.rename(layer="layer_2"), dim="hidden"),
-            "languages": xr.dot(unit, unit.rename(language="language_2"), dim="hidden"),
-            "reliability": directions.reliability,
+            **{_LANGUAGES.get(name, name): pairs.isel(pair=at) for at, name in enumerate(PAIR_SUMMARIES)},
+            **{name: reliabilities.isel(summary=at) for at, name in enumerate(RELIABILITIES)},
         }
     )
-    is_other = result.language != result.language_2  # a language shares its errors with itself
-    result["ceiling"] = np.sqrt(reliability * reliability.rename(language="language_2")).where(is_other)
-    result["disattenuated"] = result["languages"] / result["ceiling"]
+    result = result.merge(_layer_cosines(directions, is_reliable=result.reliability_low > 0))
+    languages = np.array(list(group_contrasts), dtype=object)
+    result = result.assign_coords(language=languages, language_2=languages, layer=array.layer.values)
+    result = result.assign_coords(layer_2=array.layer.values)
     result = result.transpose("language", "language_2", "layer", "layer_2")
+    for name in ("ceiling", "disattenuated", "layers_disattenuated"):
+        result[name].attrs["undefined"] = _UNDEFINED
     result.attrs = selection.settings(
         array,
         "direction_cosines",
         by=by,
         between=" to ".join(names),
-        cluster=cluster,
         vectors=vectors,
         splits=splits,
         seed=seed,
+        interval=f"95%, jackknife over {choice.name or 'samples'}",
+        undefined=_UNDEFINED,
+        **choice.attrs,
     )
     return result
+
+
+def _layer_cosines(directions: xr.DataArray, is_reliable: xr.DataArray) -> xr.Dataset:
+    """Return cosines between layers from directions of disjoint halves.
+
+    Parameters
+    ----------
+    directions
+        Dims ``(layer, half, split, language, hidden)``.
+    is_reliable
+        Whether the direction differs from noise, dims ``(layer, language)``.
+    """
+    if directions.chunks is not None:  # small by now, and needed in full
+        directions = directions.chunk(layer=-1)
+    first, second = (directions.isel(half=half) for half in (0, 1))
+    core = ["split", "hidden"]
+    products = xr.dot(first, second.rename(layer="layer_2"), dim=core)
+    products = products + xr.dot(second, first.rename(layer="layer_2"), dim=core)
+    lengths = (directions**2).sum(["half", *core])
+    true = 2 * (first * second).sum(core)
+    true = true.where(is_reliable)
+    is_same = xr.DataArray(np.eye(directions.sizes["layer"], dtype=bool), dims=["layer", "layer_2"])
+    cosines = products / np.sqrt(lengths * lengths.rename(layer="layer_2"))
+    disattenuated = products / np.sqrt(true * true.rename(layer="layer_2"))
+    return xr.Dataset(
+        {
+            "layers": cosines.where(~is_same | cosines.isnull(), 1),
+            "layers_disattenuated": disattenuated.clip(-1, 1),
+        }
+    )

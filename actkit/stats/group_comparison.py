@@ -26,16 +26,25 @@ class Contrast:
         Whether each sample has the second label, dims ``(sample,)``.
     groups
         Cluster of each sample: integers from 0, dims ``(sample,)``.
+    shared
+        Cluster of each sample, numbered alike in all languages, dims ``(sample,)``. Without a cluster label,
+        translations share theirs.
     """
 
     places: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
+    shared: np.ndarray
 
     @property
     def is_grouped(self) -> bool:
         """Whether any cluster has several samples."""
-        return bool(self.groups.max() + 1 < len(self.groups))
+        return self.n_clusters < len(self.groups)
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.groups.max()) + 1
 
 
 def contrasts_of(
@@ -47,8 +56,10 @@ def contrasts_of(
     ----------
     array
         From :func:`~actkit.stats.selection.vectors`.
-    by, cluster, between, folds
+    by, between, folds
         As for :func:`group_differential`.
+    cluster
+        The label that dependent samples share; None if all are independent.
 
     Returns
     -------
@@ -67,11 +78,12 @@ def contrasts_of(
     """
     labels, kept, is_second = two_labels(array, by, between)
     cluster_ids = None if cluster is None else selection.clusters(array, cluster)
+    shared = selection.codes(_sample_ids(array)) if cluster_ids is None else selection.codes(cluster_ids)
     contrasts, faults = {}, []
     for language, samples in selection.languages(array):
         chosen = samples[kept[samples]]
         groups = np.arange(len(chosen)) if cluster_ids is None else selection.codes(cluster_ids[chosen])
-        contrasts[language] = Contrast(chosen, is_second[chosen], groups)
+        contrasts[language] = Contrast(chosen, is_second[chosen], groups, shared[chosen])
         faults += faults_of(language, is_second[chosen], groups, labels, folds)
     if faults:
         raise InputError(faults, f"cannot compare {by}")
@@ -82,6 +94,13 @@ def contrasts_of(
                 stacklevel=3,
             )
     return labels, contrasts
+
+
+def _sample_ids(array: xr.DataArray) -> np.ndarray:
+    """Return what translations of a sample share."""
+    if "sample_id" in array.coords:
+        return array.sample_id.values.astype(str)
+    return np.arange(array.sizes["sample"])
 
 
 def cut_folds(

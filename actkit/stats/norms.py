@@ -10,6 +10,7 @@ from ..canonical import Cube
 from ..errors import Fault, InputError, MissingError
 from ..schema import WIDTH, Component
 from . import selection
+from .cluster_detection import ClusterChoice
 from .finiteness import checked, finite_cube
 from .kernels.norms import NORM_SUMMARIES, empty_summary, largest, lengths, summarize_norms, updates
 
@@ -20,6 +21,7 @@ def layer_norms(
     cube: Cube,
     *,
     by: str | None = None,
+    cluster: str | None = selection.AUTO,
     tokens: selection.Tokens = "content",
     component: Component = "residual",
     resamples: int = 1000,
@@ -33,13 +35,16 @@ def layer_norms(
         From :func:`actkit.open_cube`, with `norm`; or its group ``vision``, with all patches included.
     by
         A label column by which samples are grouped as well; samples without a value are excluded.
+    cluster
+        The label that dependent samples share; by default detected
+        (:func:`~actkit.stats.selection.cluster_choice`). None if all samples are independent.
     tokens
         Tokens included: ``content``, ``special``, ``template``, ``text``, ``image``, ``generated``, ``first``
         (position 0) or ``all``. A cube that keeps only last tokens or means uses those.
     component
         ``residual``, whose norms the cube stores; or ``attention`` or ``mlp``, whose norms are computed.
     resamples
-        Number of bootstrap resamples for ``low`` and ``high``. Samples are resampled, not tokens.
+        Number of bootstrap resamples for ``low`` and ``high``. Clusters are resampled, not samples or tokens.
     seed
         Random seed of the bootstrap.
 
@@ -60,7 +65,9 @@ def layer_norms(
 
     Notes
     -----
-    Percentile bootstrap: Efron, Tibshirani, An introduction to the bootstrap, Chapman & Hall 1993.
+    Cluster bootstrap: Davison, Hinkley, Bootstrap methods and their application, Cambridge 1997, section 3.8.
+    Expanded percentiles: Hesterberg, What teachers should know about the bootstrap, The American Statistician
+    2015. The interval is NaN if all tokens belong to one cluster.
 
     Examples
     --------
@@ -72,9 +79,11 @@ def layer_norms(
     """
     selection.check_counts(resamples=resamples)
     selected, norms = _norms(finite_cube(cube), component)
+    choice = selection.cluster_choice(selected, cluster, by)
+    cluster_ids = _cluster_ids(selected, choice)
     mask = selection.token_mask(selected, tokens)
     is_captured = selected.coords.get(f"has_{component}", True)  # layers without it are all NaN
-    result = _summarize(selected, checked(norms, mask & is_captured), mask, by, resamples, seed)
+    result = _summarize(selected, checked(norms, mask & is_captured), mask, by, cluster_ids, resamples, seed)
     if hidden := selected.sizes.get("hidden"):
         result["rms"] = result["mean"] / np.sqrt(hidden)
     result, group_dim = _name_groups(result, by)
@@ -85,21 +94,29 @@ def layer_norms(
         group_dim=group_dim,
         tokens=selection.counted(selected, tokens),
         component=component,
-        interval="95%, bootstrap over samples",
+        interval=f"95%, bootstrap over {choice.name or 'samples'}",
         resamples=resamples,
         seed=seed,
+        **choice.attrs,
     )
     return result
 
 
-def layer_updates(cube: Cube, *, by: str | None = None, resamples: int = 1000, seed: int = 0) -> xr.Dataset:
+def layer_updates(
+    cube: Cube,
+    *,
+    by: str | None = None,
+    cluster: str | None = selection.AUTO,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
     """Summarise the updates between adjacent layers: how much each token's vector changes.
 
     Parameters
     ----------
     cube
         From :func:`actkit.open_cube`, with `residual`.
-    by, resamples, seed
+    by, cluster, resamples, seed
         As for :func:`layer_norms`.
 
     Returns
@@ -119,8 +136,10 @@ def layer_updates(cube: Cube, *, by: str | None = None, resamples: int = 1000, s
     cube = finite_cube(cube)
     selection.require(cube, "residual")
     available = selection.captured(cube)
+    choice = selection.cluster_choice(available, cluster, by)
     if available.sizes["layer"] < 2:
         raise MissingError("the cube has one layer, and layers are compared; select or extract several")
+    cluster_ids = _cluster_ids(available, choice)
     before = available.residual.isel(layer=slice(None, -1))
     after = available.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
     core = [["hidden"], ["hidden"]]
@@ -129,7 +148,7 @@ def layer_updates(cube: Cube, *, by: str | None = None, resamples: int = 1000, s
     outputs = (checked(outputs[0].rename("update_norm"), mask), *outputs[1:])
     for name, values in zip(("update_norm", "relative", "cosine"), outputs, strict=True):
         summary = _summarize(
-            available, values.transpose("layer", "sample", "token"), mask, by, resamples, seed
+            available, values.transpose("layer", "sample", "token"), mask, by, cluster_ids, resamples, seed
         )
         result[name] = summary["mean"]
         result[f"{name}_low"], result[f"{name}_high"] = summary["low"], summary["high"]
@@ -141,9 +160,10 @@ def layer_updates(cube: Cube, *, by: str | None = None, resamples: int = 1000, s
         by=by,
         group_dim=group_dim,
         tokens=selection.counted(available, "content"),
-        interval="95%, bootstrap over samples",
+        interval=f"95%, bootstrap over {choice.name or 'samples'}",
         resamples=resamples,
         seed=seed,
+        **choice.attrs,
     )
     return result
 
@@ -205,6 +225,10 @@ def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> 
     return result
 
 
+def _cluster_ids(cube: xr.Dataset, choice: ClusterChoice) -> np.ndarray | None:
+    return None if choice.name is None else selection.clusters(cube, choice.name)
+
+
 def _norms(cube: xr.Dataset, component: Component) -> tuple[xr.Dataset, xr.DataArray]:
     is_subset = cube.sizes.get("hidden") != cube.attrs.get(WIDTH, cube.sizes.get("hidden"))
     if component == "residual" and not is_subset:  # `norm` is that of all dimensions
@@ -217,18 +241,25 @@ def _norms(cube: xr.Dataset, component: Component) -> tuple[xr.Dataset, xr.DataA
 
 
 def _summarize(
-    cube: xr.Dataset, norms: xr.DataArray, mask: xr.DataArray, by: str | None, resamples: int, seed: int
+    cube: xr.Dataset,
+    norms: xr.DataArray,
+    mask: xr.DataArray,
+    by: str | None,
+    cluster_ids: np.ndarray | None,
+    resamples: int,
+    seed: int,
 ) -> xr.Dataset:
     groups = None if by is None else selection.column(cube, by, "by")
     if groups is not None and not len(groups.values):
         raise InputError([Fault("by", f"no sample has a value of `{by}`", "choose another label")])
-    kernel = partial(summarize_norms, resamples=resamples, seed=seed)
     core, out = [["layer", "sample", "token"], ["sample", "token"]], [["layer", "summary"]]
 
     empty = xr.DataArray(empty_summary(norms.sizes["layer"]), dims=["layer", "summary"])
 
     def summary_table(samples: np.ndarray) -> xr.DataArray:
         part = norms.isel(sample=samples), mask.isel(sample=samples)
+        members = None if cluster_ids is None else cluster_ids[samples]
+        kernel = partial(summarize_norms, clusters=members, resamples=resamples, seed=seed)
         (table,) = selection.apply(
             lambda *arrays: (kernel(*arrays),),
             *part,

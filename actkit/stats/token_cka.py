@@ -1,6 +1,8 @@
 """Token-level CKA of adjacent layers, computed block by block in bounded memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import dask.array as da
@@ -10,10 +12,11 @@ import xarray as xr
 from dask.delayed import delayed
 
 from ..errors import MissingError
-from . import selection
+from . import lazy_blocks, selection
 from .finiteness import check_values, checked
-from .kernels.moments import Crossing
-from .lazy_blocks import Block, slabs, spans
+from .kernels.cka import standard_error
+from .kernels.token_hsic import TokenSums
+from .lazy_blocks import SLAB, Block
 
 
 def sampled_tokens(cube: xr.Dataset, most: int, seed: int) -> xr.DataArray:
@@ -63,7 +66,7 @@ def token_cka(cube: xr.Dataset, cluster: str | None = None) -> xr.Dataset:
     cube
         From :func:`actkit.open_cube`, with `residual`.
     cluster
-        A label; samples that share its value are not independent.
+        A label; samples that share its value are not independent. By default, each text is a cluster.
 
     Returns
     -------
@@ -72,9 +75,10 @@ def token_cka(cube: xr.Dataset, cluster: str | None = None) -> xr.Dataset:
 
     Notes
     -----
-    In feature space, the unbiased HSIC depends only on sums, which are merged over blocks. The standard error
-    is the infinitesimal jackknife (Efron, The jackknife, the bootstrap and other resampling plans, SIAM 1982)
-    over samples or clusters, for which tokens are read a second time. One pass serves all languages.
+    Only tokens of different clusters are compared, and each cluster has the same weight. In feature space,
+    that HSIC depends only on sums over clusters, which are merged over blocks of whole clusters; memory grows
+    with the largest cluster. The standard error is the jackknife over clusters, for which tokens are read a
+    second time. One pass serves all languages.
     """
     selection.require(cube, "residual")
     available = selection.captured(cube)
@@ -84,126 +88,193 @@ def token_cka(cube: xr.Dataset, cluster: str | None = None) -> xr.Dataset:
     available = available if has.all() else available.isel(sample=np.flatnonzero(has))
     residual = available.residual.transpose("layer", "sample", "token", "hidden")
     is_lazy = dask.base.is_dask_collection(residual)
-    cluster_ids = None if cluster is None else selection.clusters(available, cluster)
+    n_samples = available.sizes["sample"]
+    cluster_ids = np.arange(n_samples) if cluster is None else selection.clusters(available, cluster)
     mask, languages = selection.token_mask(available).values, list(selection.languages(available))
-    names = np.arange(available.sizes["sample"]) if cluster_ids is None else selection.codes(cluster_ids)
-    masks_and_clusters = []
-    for _, samples in languages:
-        included = np.zeros(mask.shape, dtype=bool)
-        included[samples] = mask[samples]
-        members = np.zeros(len(names), dtype=np.int64)
-        members[samples] = selection.codes(names[samples])
-        masks_and_clusters.append((included, members))
-    cka, se = _adjacent(residual, masks_and_clusters)
+    language_of = np.empty(n_samples, dtype=np.int64)
+    for number, (_, samples) in enumerate(languages):
+        language_of[samples] = number
+    parts = _parts(residual, mask, language_of, cluster_ids)
+    cka, se = _adjacent(residual, parts, len(languages))
 
-    def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
+    def summarize(language: str, samples: np.ndarray) -> xr.Dataset:
         number = [name for name, _ in languages].index(language)
-        n_tokens = int(masks_and_clusters[number][0].sum())
+        n_tokens = int(mask[samples].sum())
         return xr.Dataset({"cka": ("layer", cka[:, number]), "se": ("layer", se[:, number]), "n": n_tokens})
 
     result = selection.by_language(available, summarize).assign_coords(layer=available.layer.values[:-1])
     return result if is_lazy else result.compute()
 
 
-def _adjacent(
-    residual: xr.DataArray, languages: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> tuple[da.Array, da.Array]:
+@dataclass(frozen=True)
+class _Part:
+    """Whole clusters that are read at once, sorted by language and cluster.
+
+    Parameters
+    ----------
+    samples
+        Positions of the samples in the cube, ascending.
+    order
+        Order of these samples by cluster.
+    mask
+        Content tokens of the samples in that order, dims ``(sample, token)``.
+    language, cluster
+        Language and cluster of the samples in that order, dims ``(sample,)``.
+    """
+
+    samples: np.ndarray
+    order: np.ndarray
+    mask: np.ndarray
+    language: np.ndarray
+    cluster: np.ndarray
+
+    @property
+    def positions(self) -> np.ndarray | slice:
+        """The samples, as a slice if they are contiguous."""
+        first, last = int(self.samples[0]), int(self.samples[-1])
+        return slice(first, last + 1) if last - first + 1 == len(self.samples) else self.samples
+
+    def tokens(self, values: Sequence[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray], np.ndarray]]:
+        """Yield languages with the tokens of some whole clusters, and the cluster of each token.
+
+        Parameters
+        ----------
+        values
+            Values of each layer, dims ``(sample, token, hidden)``, as read.
+        """
+        for slab in _spans(self.cluster, values[0].nbytes // max(len(values[0]), 1), SLAB):
+            for language in np.unique(self.language[slab]):
+                places = slab.start + np.flatnonzero(self.language[slab] == language)
+                mask = self.mask[places]
+                tokens = [array[self.order[places]][mask] for array in values]
+                yield (
+                    int(language),
+                    tokens,
+                    selection.codes(np.repeat(self.cluster[places], mask.sum(axis=1))),
+                )
+
+
+def _parts(
+    residual: xr.DataArray, mask: np.ndarray, language: np.ndarray, cluster: np.ndarray
+) -> list[_Part]:
+    """Divide samples into parts of whole clusters, which differ between languages."""
+    codes = np.unique(np.column_stack([language, cluster]), axis=0, return_inverse=True)[1].ravel()
+    firsts = np.unique(codes, return_index=True)[1]
+    rank = np.empty(len(firsts), dtype=np.int64)
+    rank[np.argsort(firsts)] = np.arange(len(firsts))  # clusters in the order of the cube
+    by_cluster = np.argsort(rank[codes], kind="stable")
+    item_bytes = residual.dtype.itemsize * residual.sizes["token"] * residual.sizes["hidden"]
+    parts = []
+    for span in _spans(codes[by_cluster], item_bytes, lazy_blocks.READ):
+        samples = by_cluster[span]
+        order = np.argsort(np.argsort(samples))
+        parts.append(_Part(np.sort(samples), order, mask[samples], language[samples], codes[samples]))
+    return parts
+
+
+def _spans(clusters: np.ndarray, item_bytes: int, max_bytes: int) -> list[slice]:
+    """Divide sorted samples into slices of whole clusters, each as large as allowed or a single cluster."""
+    most = max(max_bytes // max(item_bytes, 1), 1)
+    edges = [0]
+    *starts, end = [*np.flatnonzero(np.diff(clusters, prepend=-1)).tolist(), len(clusters)]
+    for start, stop in zip(starts, [*starts[1:], end], strict=True):
+        if stop - edges[-1] > most and start > edges[-1]:
+            edges.append(start)
+    return [slice(*pair) for pair in pairwise([*edges, end])]
+
+
+def _adjacent(residual: xr.DataArray, parts: Sequence[_Part], n_languages: int) -> tuple[da.Array, da.Array]:
     """Return CKA and its standard error for adjacent layers, dims ``(layer, language)``."""
     n_layers = residual.sizes["layer"]
-    slices = spans(residual)
-    masks = [[mask[span] for mask, _ in languages] for span in slices]
-    clusters = [[members[span] for _, members in languages] for span in slices]
-    zeros = [np.zeros((2, int(members.max()) + 1)) for _, members in languages]
-    merge, add_influences, cka_and_error, part = (
-        delayed(function, pure=False) for function in (_merge, _add_influences, _cka_and_error, _part)
+    merge, leave_out, cka_and_error, item = (
+        delayed(function, pure=False) for function in (_merge, _leave_out, _cka_and_error, _item)
     )
-    totals, influences = [], []
+    empty: list[Any] = [None] * n_languages
+    totals, left_out = [], []
     for layer in range(n_layers):
         pair = range(layer, min(layer + 2, n_layers))
-        blocks = [[Block(residual[index, span]) for index in pair] for span in slices]
-        total: Any = None
-        for block, mask in zip(blocks, masks, strict=True):
-            total = merge(total, block, mask)
-        influence: Any = zeros
-        for block, mask, members in zip(blocks, masks, clusters, strict=True):
-            influence = add_influences(influence, block, mask, members, total)
+        blocks = [[Block(residual[index, part.positions]) for index in pair] for part in parts]
+        total: Any = empty
+        for block, part in zip(blocks, parts, strict=True):
+            total = merge(total, block, part)
         totals.append(total)
-        influences.append(influence)
+        left_out.append([leave_out(block, part, total) for block, part in zip(blocks, parts, strict=True)])
     results = [
-        cka_and_error(totals[layer : layer + 2], influences[layer : layer + 2])
-        for layer in range(n_layers - 1)
+        cka_and_error(totals[layer : layer + 2], left_out[layer : layer + 2]) for layer in range(n_layers - 1)
     ]
-    shape = (len(languages),)
+    shape = (n_languages,)
     cka, se = (
         da.stack(  # type: ignore[no-untyped-call]
-            [da.from_delayed(part(pair, number), shape, np.float64) for pair in results]  # type: ignore[no-untyped-call]
+            [da.from_delayed(item(pair, number), shape, np.float64) for pair in results]  # type: ignore[no-untyped-call]
         )
         for number in (0, 1)
     )
     return cka, se
 
 
-Sums = list[list[Crossing]]  # by language: a layer with itself, and with the next one
+Sums = list[TokenSums]  # a layer with itself, and with the next one
+Hsic = dict[int, list[np.ndarray]]  # by language, the HSIC without one cluster at a time, for the same pairs
 
 
-def _merge(total: Sums | None, blocks: Sequence[Block], masks: Sequence[np.ndarray]) -> Sums:
+def _merge(total: Sequence[Sums | None], blocks: Sequence[Block], part: _Part) -> list[Sums | None]:
     values = [block.read() for block in blocks]
-    merged = []
-    for language, mask in enumerate(masks):
-        sums = [] if total is None else total[language]
-        for rows in slabs(values[0]):
-            tokens = [array[rows][mask[rows]] for array in values]
-            check_values(np.stack(tokens), "residual")
-            block_sums = [Crossing.of(tokens[0], other) for other in tokens]
-            pairs = zip(sums, block_sums, strict=True)
-            sums = [before.merge(after) for before, after in pairs] if sums else block_sums
-        merged.append(sums)
+    merged = list(total)
+    for language, tokens, members in part.tokens(values):
+        check_values(np.stack(tokens), "residual")
+        before = merged[language]
+        if before is None:
+            merged[language] = [TokenSums.of((tokens[0], other), members) for other in tokens]
+        else:
+            merged[language] = [
+                sums.merge(TokenSums.of((tokens[0], other), members, like=sums))
+                for sums, other in zip(before, tokens, strict=True)
+            ]
     return merged
 
 
-def _add_influences(
-    influences: Sequence[np.ndarray],
-    blocks: Sequence[Block],
-    masks: Sequence[np.ndarray],
-    members: Sequence[np.ndarray],
-    totals: Sums,
-) -> list[np.ndarray]:
-    """Add each cluster's influence on the unbiased HSIC, up to a factor; dims ``(2, group)`` by language."""
+def _leave_out(blocks: Sequence[Block], part: _Part, totals: Sequence[Sums]) -> Hsic:
+    """Return the HSIC without each of the clusters of a part."""
     values = [block.read() for block in blocks]
-    updated = [before.copy() for before in influences]
-    for sums, mask, clusters, total in zip(updated, masks, members, totals, strict=True):
-        for rows in slabs(values[0]):
-            tokens = [array[rows][mask[rows]] for array in values]
-            cluster_of = np.repeat(clusters[rows], mask[rows].sum(axis=1))
-            for row, (other, crossing) in enumerate(zip(tokens, total, strict=True)):
-                x, y = crossing.centred(tokens[0], 0), crossing.centred(other, 1)
-                influence = np.einsum("th,th->t", x @ crossing.scatter, y)
-                influence -= np.square(x).sum(axis=1) * np.square(y).sum(axis=1)
-                sums[row] += np.bincount(cluster_of, weights=influence, minlength=sums.shape[1])
-    return updated
+    result: Hsic = {}
+    for language, tokens, members in part.tokens(values):
+        hsic = [
+            sums.hsic_without((tokens[0], other), members)
+            for sums, other in zip(totals[language], tokens, strict=True)
+        ]
+        before = result.get(language)
+        result[language] = (
+            hsic if before is None else [np.append(*pair) for pair in zip(before, hsic, strict=True)]
+        )
+    return result
 
 
 def _cka_and_error(
-    totals: Sequence[Sums], influences: Sequence[Sequence[np.ndarray]]
+    totals: Sequence[Sequence[Sums]], left_out: Sequence[Sequence[Hsic]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return CKA and its delta-method standard error, dims ``(language,)``."""
+    """Return CKA and its jackknife standard error, dims ``(language,)``."""
     results = []
     for language, (lower, upper) in enumerate(zip(*totals, strict=True)):
-        hsic_lower, hsic_cross, hsic_upper = lower[0].hsic, lower[1].hsic, upper[0].hsic
-        if not (hsic_lower > 0 and hsic_upper > 0):
-            results.append((np.nan, np.nan))
-            continue
-        value = hsic_cross / np.sqrt(hsic_lower * hsic_upper)
-        n, n_clusters = lower[0].n, influences[0][language].shape[1]
-        d_lower, d_cross = 2 * influences[0][language] / (n * (n - 3))
-        d_upper = 2 * influences[1][language][0] / (n * (n - 3))
-        influence = d_cross / np.sqrt(hsic_lower * hsic_upper)
-        influence -= value / 2 * (d_lower / hsic_lower + d_upper / hsic_upper)
-        error = np.sqrt(n_clusters / max(n_clusters - 1, 1) * np.square(influence - influence.mean()).sum())
-        results.append((value, error))
+        without_lower, without_cross = _joined(left_out[0], language)[:2]
+        without_upper = _joined(left_out[1], language)[0]
+        value = _ratio(lower[1].hsic(), lower[0].hsic(), upper[0].hsic())
+        estimates = _ratio(without_cross, without_lower, without_upper)
+        results.append((float(value), standard_error(estimates).item()))
     cka, se = np.array(results).T
     return cka, se
 
 
-def _part(values: tuple[np.ndarray, np.ndarray], number: int) -> np.ndarray:
+def _joined(parts: Sequence[Hsic], language: int) -> list[np.ndarray]:
+    having = [part[language] for part in parts if language in part]
+    return [np.concatenate(arrays) for arrays in zip(*having, strict=True)]
+
+
+def _ratio(cross: Any, first: Any, second: Any) -> np.ndarray:
+    """Return CKA from three values of the HSIC; NaN where it is undefined."""
+    cross, first, second = np.asarray(cross), np.asarray(first), np.asarray(second)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        norm = np.sqrt(np.where(first > 0, first, np.nan)) * np.sqrt(np.where(second > 0, second, np.nan))
+        return np.asarray(cross / norm)
+
+
+def _item(values: tuple[np.ndarray, np.ndarray], number: int) -> np.ndarray:
     return values[number]

@@ -6,25 +6,17 @@ import numpy as np
 import xarray as xr
 
 from ..canonical import Cube
-from ..errors import Fault, InputError
+from ..errors import MissingError
 from . import selection
 from .finiteness import finite_cube
-from .kernels.change_points import robust_z, segment
-from .kernels.change_points import transitions as detect
-from .kernels.cka import align
-
-STABLE = 0.9  # share of half-samples required to confirm a change point
+from .kernels.change_points import FEWEST_STEPS, contrasts
+from .kernels.cka import align, standard_error
 
 
 def transitions(
-    cube: Cube,
-    *,
-    vectors: selection.Pooling = "pooled",
-    cluster: str | None = None,
-    halves: int = 20,
-    seed: int = 0,
+    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = None
 ) -> xr.Dataset:
-    """Find change points: layers after which the representation changes far more than elsewhere.
+    """Find change points: steps between layers that a smooth trend of the other steps does not explain.
 
     Parameters
     ----------
@@ -33,46 +25,41 @@ def transitions(
     vectors
         ``pooled`` or ``last``.
     cluster
-        A label; samples that share its value are not independent.
-    halves
-        Number of random half-samples on which the stability of a change point is tested.
-    seed
-        Random seed of the half-samples.
+        As for :func:`cka`.
 
     Returns
     -------
     xarray.Dataset
         Dims ``(language, layer)``, where ``layer`` is the lower of the two: ``distance``, 1 minus the
-        debiased CKA, with its 95% interval ``low`` to ``high``; ``z``, its modified z-score over layers;
-        ``change_point``, whether ``z`` reaches 3.5 and ``low`` exceeds the median of the other distances;
-        ``stability``, the share of half-samples in which kernel change-point detection on the layer × layer
-        matrix places a change point there, with as many as were found; ``confirmed``, a change point with a
-        stability of at least 0.9.
+        debiased CKA, with its 95% interval ``low`` to ``high``; ``trend``, the distance that the steps around
+        predict; ``ratio``, the distance divided by the trend, with the interval ``ratio_low`` to
+        ``ratio_high``, which holds for all layers of a language at once with 95% confidence;
+        ``change_point``, whether ``ratio_low`` exceeds 1. ``trend``, ``ratio`` and its interval are NaN for
+        steps that cannot be tested, whose distances are only descriptive; the attribute ``untested`` names
+        these steps and the reason.
 
     Raises
     ------
     InputError, MissingError
-        If there are fewer than 4 layers, or the cube lacks requested data.
+        If there are fewer than 2 layers, or the cube lacks the vectors.
 
     Notes
     -----
-    Modified z-score: Iglewicz, Hoaglin, How to detect and handle outliers, ASQC Quality Press 1993. Kernel
-    change-point detection: Harchaoui, Cappé, Retrospective multiple change-point estimation with kernels,
-    IEEE SSP 2007. The rule of 3.5 is descriptive; it has no calibrated error rate.
+    If steps vary independently around a smooth trend, at least one of a language's steps is called a change
+    point in at most 5% of cases. See docs/methods.md for the profiles on which this was measured, and for the
+    power.
     """
-    selection.check_counts(0, halves=halves)
     array = selection.vectors(finite_cube(cube), vectors)
     n_layers = array.sizes["layer"]
-    if n_layers < 4:
-        raise InputError(
-            [Fault("layer", f"{n_layers} layers are too few to detect change points", "keep at least 4")]
-        )
+    if n_layers < 2:
+        raise MissingError("the cube has one layer, and layers are compared; select or extract several")
     cluster_ids = None if cluster is None else selection.clusters(array, cluster)
-    names = ["distance", "low", "high", "z", "change_point", "stability"]
+    names = ["distance", "low", "high", "trend", "ratio", "ratio_low", "ratio_high"]
+    untested, testable = _untested(array.layer.values)
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
-        groups = np.arange(len(samples)) if cluster_ids is None else selection.codes(cluster_ids[samples])
-        kernel = partial(_change_points, groups=groups, halves=halves, seed=seed)
+        groups = None if cluster_ids is None else selection.codes(cluster_ids[samples])
+        kernel = partial(_steps, groups=groups, testable=testable)
         outputs = selection.apply(
             kernel,
             array.isel(sample=samples),
@@ -88,8 +75,7 @@ def transitions(
         .rename(lower="layer")
         .assign_coords(layer=array.layer.values[:-1])
     )
-    result["change_point"] = result["change_point"] == 1
-    result["confirmed"] = result["change_point"] & (result["stability"] >= STABLE)
+    result["change_point"] = result["ratio_low"] > 1
     result.attrs = selection.settings(
         array,
         "transitions",
@@ -97,25 +83,29 @@ def transitions(
         cluster=cluster,
         estimator="debiased",
         interval="95%, jackknife",
-        halves=halves,
-        seed=seed,
+        ratio_interval="95% for all layers of a language at once",
+        untested=untested,
     )
     return result
 
 
-def _change_points(x: np.ndarray, *, groups: np.ndarray, halves: int, seed: int) -> tuple[np.ndarray, ...]:
-    original = align(x, groups)
-    distance, se = 1 - np.diagonal(original.cka, offset=1), np.diagonal(original.se, offset=1)
-    low, high = distance - selection.Z95 * se, distance + selection.Z95 * se
-    is_change_point = detect(distance, low)
-    stability = np.full(len(distance), np.nan)
-    if is_change_point.any() and halves:
-        stability[:] = 0
-        rng = np.random.default_rng(seed)
-        n_groups = groups.max() + 1
-        for _ in range(halves):
-            in_half = np.isin(groups, rng.permutation(n_groups)[: n_groups // 2])
-            cka = align(x[:, in_half], jackknife=False).cka
-            if np.isfinite(cka).all():
-                stability[segment(cka, int(is_change_point.sum()) + 1)] += 1 / halves
-    return distance, low, high, robust_z(distance), is_change_point.astype(np.float64), stability
+def _untested(layers: np.ndarray) -> tuple[str, bool]:
+    """Return which steps cannot be tested, with the reason, and whether any can."""
+    if len(layers) <= FEWEST_STEPS:
+        problem = f"all steps: {len(layers)} layers are too few to estimate how uneven steps are"
+        return f"{problem}, which takes {FEWEST_STEPS + 1}", False
+    if len(np.unique(np.diff(layers))) > 1:
+        return "all steps: the layers are not equally spaced, so the steps are not comparable", False
+    return "the first and the last step: a trend needs steps on both sides", True
+
+
+def _steps(x: np.ndarray, *, groups: np.ndarray | None, testable: bool) -> tuple[np.ndarray, ...]:
+    alignment = align(x, groups)
+    distance = 1 - np.diagonal(alignment.cka, offset=1)
+    left_out = 1 - np.diagonal(alignment.left_out, offset=1, axis1=1, axis2=2)
+    margin = selection.Z95 * standard_error(left_out)
+    bounds = distance, distance - margin, distance + margin
+    if not testable:
+        return *bounds, *np.full((4, len(distance)), np.nan)
+    result = contrasts(distance, left_out)
+    return *bounds, result.trend, result.ratio, result.low, result.high

@@ -36,7 +36,7 @@ class Whitener:
     inverse_matrix
         Inverse map, dims ``(component, hidden)``.
     rank
-        Numerical rank of the estimated covariance.
+        Numerical rank of the covariance of the vectors, before shrinkage and regularisation.
     condition
         Ratio of the largest regularised variance to the smallest.
     settings
@@ -206,11 +206,7 @@ class Whitener:
         """Create a whitener from moments; parameters and errors are those of :meth:`fit`."""
         hidden = len(moments.mean)
         _check(moments.n, hidden, method, eps_rel, shrinkage, n_components)
-        covariance, shrunk = moments.covariance, 0.0
-        if shrinkage is not None:
-            shrunk = moments.ledoit_wolf
-            covariance = (1 - shrunk) * covariance
-            covariance[np.diag_indices(hidden)] += shrunk * np.trace(moments.covariance) / hidden
+        covariance = moments.covariance
         if not np.isfinite(covariance).all():
             raise InputError([Fault("cube", "contains non-finite values", "exclude those samples first")])
         variances, axes = np.linalg.eigh(covariance)
@@ -218,6 +214,9 @@ class Whitener:
         # the sign of an axis is arbitrary; make its largest entry positive
         axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(hidden)])
         tolerance = variances[0] * max(moments.n, hidden) * np.finfo(np.float64).eps
+        rank = int((variances > tolerance).sum())  # of the data: shrinkage makes every covariance regular
+        shrunk = 0.0 if shrinkage is None else moments.ledoit_wolf
+        variances = (1 - shrunk) * variances + shrunk * variances.mean()
         kept = slice(n_components)
         scales = np.sqrt(variances[kept] + eps_rel * variances.sum() / hidden)
         if not scales.all():
@@ -236,7 +235,7 @@ class Whitener:
             moments,
             transform_matrix,
             inverse_matrix,
-            rank=int((variances > tolerance).sum()),
+            rank=rank,
             condition=float((scales[0] / scales[-1]) ** 2),
             settings=settings,
         )

@@ -1,5 +1,6 @@
 """Interactive explorer of a cube: norms, groups, CKA, updates and samples, with linked layer selection."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -28,7 +29,6 @@ from .summaries import Summaries
 
 _NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
-_FEWEST_FOR_TRANSITIONS = 4
 _WIDTH = 170  # of a widget, so that two fit side by side on a phone
 
 
@@ -46,7 +46,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     layer = param.Integer(0, doc="the selected layer, marked in all plots")
     tab = param.String("norms", doc="the set of plots shown")
     by = param.String("", doc="label that defines the groups")
-    cluster = param.String("", doc="label that identifies clusters of dependent samples")
+    cluster = param.String("", doc="label that dependent samples share; empty for none")
     vectors = param.Selector(
         default="pooled", objects=["pooled", "last"], doc="which vector represents each sample"
     )
@@ -78,7 +78,11 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._cube = open_cube(self.path, partial=True)
         labels = selection.label_names(self._cube)
         chosen.setdefault("by", next((name for name in ("gender", "label") if name in labels), ""))
-        chosen.setdefault("cluster", selection.cluster_choice(self._cube, by=chosen["by"]).name or "")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            detected = selection.cluster_choice(self._cube, by=chosen["by"]).name or ""
+        self._detected, self._uncertainty = detected, " ".join(f"{entry.message}." for entry in caught)
+        chosen.setdefault("cluster", detected)
         known = self._cube.layer.values.tolist()
         chosen["layer"] = chosen["layer"] if chosen.get("layer") in known else known[len(known) // 2]
         super().__init__(**chosen)
@@ -217,7 +221,9 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         """Create placeholders for the current selection, to be drawn later."""
         cube = self._cube
         model = short_model(cube.attrs.get("model", ""))
-        summary = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}"
+        origin = "detected" if self.cluster == self._detected else "chosen"
+        clusters = f"clusters by {self.cluster} ({origin})" if self.cluster else "independent samples"
+        summary = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}, {clusters}"
         name = escape(self.path.name)
         self._what.object = f"<h2>{name} <span class='figures'>{escape(summary)}</span></h2>"
         missing = self._missing()
@@ -226,6 +232,9 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         self._cards = [Card(picture, self._marks.draw) for picture in wanted]
         listed = [self._sample_list()] if self.tab == "samples" else []
         notices = [pmui.Alert(title=missing, severity="info", sizing_mode="stretch_width")] if missing else []
+        if self._uncertainty and self.cluster == self._detected:
+            alert = pmui.Alert(title=self._uncertainty, severity="warning", sizing_mode="stretch_width")
+            notices.append(alert)
         self._plots.objects = [*notices, *listed, *(card.view for card in self._cards)]
 
     def draw(self) -> None:
@@ -307,7 +316,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         return f"import actkit\n\ncube = actkit.open_cube({str(self.path)!r}, partial=True)\n"
 
     def _norms(self) -> list[Picture]:
-        options = {"tokens": self.tokens}
+        options = {"tokens": self.tokens, "cluster": self.cluster or None}
         pictures = [self._picture("norms", "layer_norms", ["layer_norms"], options)]
         if self.by:
             by_group = {"by": self.by, **options}
@@ -324,10 +333,8 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         return pictures
 
     def _cka(self) -> list[Picture]:
-        options = {"vectors": self.vectors, "cluster": self.cluster}
+        options = {"vectors": self.vectors, "cluster": self.cluster or None}
         statistics = ["adjacent_cka", "transitions"]
-        if self._cube.sizes["layer"] < _FEWEST_FOR_TRANSITIONS:
-            statistics.pop()
         how = {} if self.estimator == "cka" else {"variable": self.estimator}
         return [
             self._picture("adjacent_cka", "adjacent_cka", statistics, options),
@@ -335,7 +342,9 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         ]
 
     def _updates(self) -> list[Picture]:
-        return [self._picture("updates", "layer_updates", ["layer_updates"], {})]
+        return [
+            self._picture("updates", "layer_updates", ["layer_updates"], {"cluster": self.cluster or None})
+        ]
 
     def _samples(self) -> list[Picture]:
         cube, layer = self._shown_samples(), self.layer

@@ -28,7 +28,7 @@ from ..store.xarray_copies import COPY
 FOLDER = "summaries"
 _IN_MEMORY = 64
 _MOST_BYTES = 256 * MB  # per file; larger results are not cached on disk
-_VERSION = 4  # of the results; results of other versions are recomputed
+_VERSION = 5  # of the results; results of other versions are recomputed
 _ABOUT = "actkit_summary"
 _Key = tuple[str, tuple[int, ...], str]  # path, version and digest
 _STATISTICS: dict[str, Callable[..., xr.Dataset]] = {

@@ -64,9 +64,7 @@ def test_it_is_shuffled_and_formatted(run: Path, cube: xr.Dataset) -> None:
 def test_workers_divide_it(run: Path, cube: xr.Dataset) -> None:
     rows = layer_dataset(run, layer=2)
     assert rows.num_shards == 5
-    loader = DataLoader(
-        rows.with_format("torch"), batch_size=None, num_workers=2, multiprocessing_context="spawn"
-    )
+    loader = DataLoader(rows.with_format("torch"), batch_size=None, num_workers=2, timeout=240)
     assert sorted(row["text"] for row in loader) == sorted(cube.text.values)
 
 

@@ -41,7 +41,7 @@ def content(cube: xr.Dataset) -> np.ndarray:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_token_is_met_once(run: Path, cube: xr.Dataset, workers: int) -> None:
     tokens = LayerTokens(run, layer=1)
-    loader = DataLoader(tokens, batch_size=50, num_workers=workers, timeout=60 if workers else 0)
+    loader = DataLoader(tokens, batch_size=50, num_workers=workers, timeout=240 if workers else 0)
     epochs = []
     for epoch in (0, 1):
         tokens.set_epoch(epoch)
@@ -59,7 +59,7 @@ def test_workers_read_however_they_are_started(run: Path, cube: xr.Dataset, star
     """Also where their parent has read before; `timeout` makes an error of a hang."""
     tokens = LayerTokens(run, layer=1)
     actkit.open_cube(run).residual.load()
-    loader = DataLoader(tokens, batch_size=50, num_workers=2, multiprocessing_context=start, timeout=60)
+    loader = DataLoader(tokens, batch_size=50, num_workers=1, multiprocessing_context=start, timeout=240)
     np.testing.assert_array_equal(ordered(torch.cat(list(loader)).numpy()), ordered(content(cube)))
 
 

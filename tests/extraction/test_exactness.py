@@ -74,16 +74,16 @@ def test_padded_batches_equal_transformers_one_by_one(
 def test_sentences_of_mtgeneval(
     name: str, architectures: Any, oracle: Any, mtgeneval: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"dtype": "float32", "limit": 80, "window_samples": 32, "listeners": []}
+    options: dict[str, Any] = {"dtype": "float32", "limit": 24, "window_samples": 9, "listeners": []}
     cube = actkit.extract(
         model=str(architectures(name)), data=str(mtgeneval), out=str(tmp_path), **options
     ).load()
     with mtgeneval.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))[:80]
+        rows = list(csv.DictReader(file))[:24]
     for column in ("text", "language", "sample_id", "gender", "pair_group", "split"):
         assert cube[column].values.tolist() == [row[column] for row in rows]
     errors = []
-    for sample in range(3, 80, 7):
+    for sample in range(3, 24, 5):
         states, _, ids = oracle(architectures(name), rows[sample]["text"], dtype="float32")
         assert cube.token_id.values[sample, : len(ids)].tolist() == ids.tolist()
         ours = cube.residual.values[:, sample, : len(ids)]
@@ -119,7 +119,9 @@ def test_the_same_batch_and_threads_give_the_same_bits(name: str, architectures:
             assert np.array_equal(residual[layer, sample, :length], state[sample, :length].float().numpy())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [*ARCHITECTURES[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES[2:])]
+)
 def test_summaries_are_those_of_the_residual(name: str, cube_of: Any) -> None:
     cube = cube_of(name).load()
     residual = cube.residual.values.astype(np.float64)
@@ -186,7 +188,7 @@ def test_text_ids_and_labels_come_back_byte_for_byte(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layers", ["0", "1-2", "-1", "0-3:2", "0 3"])
+@pytest.mark.parametrize("layers", ["1-2", "-1", "0-3:2"])
 def test_a_choice_of_layers_is_a_slice_of_all(
     layers: str, cube_of: Any, architectures: Any, table: Path, tmp_path: Path
 ) -> None:

@@ -16,12 +16,20 @@ from actkit.schema import MOMENTS
 WINDOW = 2
 
 
-@pytest.fixture
-def halved(tiny_model: Path, prompts: Path, tmp_path: Path) -> Path:
-    """A run whose last window is missing."""
-    run = tmp_path / "original"
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
     options: dict[str, Any] = {"model": str(tiny_model), "data": str(prompts), "out": str(run)}
     actkit.extract(**options, listeners=[], window_samples=WINDOW, whiten=True)
+    return run
+
+
+@pytest.fixture
+def halved(whole: Path, tmp_path: Path) -> Path:
+    """A run whose last window is missing."""
+    run = Path(shutil.copytree(whole, tmp_path / "original"))
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(config.replace(str(whole), str(run)), encoding="utf-8")
     (run / "cube.zarr" / "committed" / "c.2").unlink()
     (run / MOMENTS).unlink()
     return run

@@ -55,7 +55,6 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", BAD)
 def test_a_damaged_file_is_one_fault(
     name: str, small_gguf: tuple[Path, dict[str, np.ndarray]], prompts: Path, tmp_path: Path

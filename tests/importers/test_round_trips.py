@@ -129,13 +129,28 @@ def test_a_cube_comes_back_from_chunks_with_its_data(run: Path, cube: xr.Dataset
     np.testing.assert_allclose(back.pooled.values, cube.pooled.values, rtol=1e-6)
 
 
+LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=9)
+
+
 @pytest.mark.slow
-@settings(max_examples=20)
-@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=9), seed=st.integers(0, 99))
+@settings(max_examples=5)
+@given(lengths=LENGTHS, seed=st.integers(0, 99))
 def test_any_lengths_come_back(
     lengths: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("any")
+    check_lengths(lengths, seed, tmp_path_factory.mktemp("any"))
+
+
+@pytest.mark.nightly
+@settings(max_examples=200)
+@given(lengths=LENGTHS, seed=st.integers(0, 99))
+def test_any_lengths_come_back_in_many_trials(
+    lengths: list[int], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    check_lengths(lengths, seed, tmp_path_factory.mktemp("any"))
+
+
+def check_lengths(lengths: list[int], seed: int, folder: Path) -> None:
     values = np.random.default_rng(seed).standard_normal((len(lengths), max(lengths), 3)).astype(np.float32)
     held = np.arange(max(lengths)) < np.array(lengths)[:, None]
     values[~held] = 0

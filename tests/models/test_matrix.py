@@ -1,5 +1,6 @@
 """Every architecture of the matrix is captured exactly or refused, as documented on the page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,28 @@ import pytest
 from tests.models import verdicts
 from tests.models.architectures import ARCHITECTURES
 from tests.models.matrix import PAGE, page
-from tests.models.verdicts import TOLERANCE, verdict
+from tests.models.verdicts import EVERY_WAY, TOLERANCE, verdict
 
-# half of the combinations of the matrix: each side and each batch size, with every attention implementation
-WAYS = (("left", 5), ("right", 1))
+# each side and each batch size, half of the combinations of the matrix
+HALF = (("left", 5), ("right", 1))
+PADDED = (("left", 5),)
 
-
-# what `make test-fast` runs of them
+# run by `make test-fast`
 REPRESENTATIVES = ("Llama", "GPT-2", "Gemma 3", "BERT", "Mixtral", "Mamba")
+
+
+def confirm(name: str, work: Path, ways: Sequence[tuple[str, int]], attention: Sequence[str] = ()) -> None:
+    expected = ARCHITECTURES[name].error
+    result = verdict(name, work, ways, attention)
+    print(result)
+    assert result.status == ("ERROR" if expected else "SUPPORTED"), result.message
+    assert expected in result.message
+    if not expected:
+        parts = {"attention", "mlp"} if ARCHITECTURES[name].parts else set()
+        assert result.errors.keys() == {"residual"} | parts
+        assert max(result.errors.values()) < TOLERANCE
+    # the row, generated again
+    assert page([result]).splitlines()[-1] in PAGE.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize(
@@ -26,17 +41,20 @@ REPRESENTATIVES = ("Llama", "GPT-2", "Gemma 3", "BERT", "Mixtral", "Mamba")
     ],
 )
 def test_captured_exactly_or_refused(name: str, tmp_path: Path) -> None:
-    expected = ARCHITECTURES[name].error
-    result = verdict(name, tmp_path, WAYS)
-    print(result)
-    assert result.status == ("ERROR" if expected else "SUPPORTED"), result.message
-    assert expected in result.message
-    if not expected:
-        parts = {"attention", "mlp"} if ARCHITECTURES[name].parts else set()
-        assert result.errors.keys() == {"residual"} | parts
-        assert max(result.errors.values()) < TOLERANCE
-    # the row, generated again
-    assert page([result]).splitlines()[-1] in PAGE.read_text(encoding="utf-8").splitlines()
+    """In a padded batch, with the attention implementation that transformers prefers."""
+    confirm(name, tmp_path, PADDED, ARCHITECTURES[name].implementations[-1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Llama", "Gemma 3", "BERT"])
+def test_captured_exactly_whatever_the_batch_and_the_attention(name: str, tmp_path: Path) -> None:
+    confirm(name, tmp_path, HALF)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_whole_matrix(name: str, tmp_path: Path) -> None:
+    confirm(name, tmp_path, EVERY_WAY)
 
 
 def test_most_architectures_are_supported() -> None:
@@ -62,6 +80,6 @@ def test_a_wrong_value_is_noticed(
         return cube
 
     monkeypatch.setattr(verdicts, "_extract", tampered)
-    result = verdict("Llama", tmp_path, WAYS[:1])
+    result = verdict("Llama", tmp_path, PADDED, ["sdpa"])
     assert result.status == "SILENTLY_WRONG"
     assert f"{column} is off by" in result.message

@@ -56,7 +56,9 @@ class Verdict:
     sum_rule: float | None = None
 
 
-def verdict(name: str, work: Path, ways: Sequence[tuple[str, int]] = EVERY_WAY) -> Verdict:
+def verdict(
+    name: str, work: Path, ways: Sequence[tuple[str, int]] = EVERY_WAY, implementations: Sequence[str] = ()
+) -> Verdict:
     """Extract with one architecture and compare each stored value.
 
     Parameters
@@ -67,11 +69,13 @@ def verdict(name: str, work: Path, ways: Sequence[tuple[str, int]] = EVERY_WAY) 
         Empty folder.
     ways
         Padding sides and batch sizes for each attention implementation.
+    implementations
+        Attention implementations; all that the architecture has, if empty.
     """
     architecture = ARCHITECTURES[name]
     folder = build(name, work / architecture.model)
     result = Verdict(name)
-    for attention in architecture.implementations:
+    for attention in implementations or architecture.implementations:
         oracle, answers = Oracle(architecture, folder, attention), None
         for side, batch in ways:
             out = work / f"{attention}-{side}-{batch}"

@@ -14,6 +14,7 @@ from PIL import Image
 import actkit
 from actkit import plots
 from actkit.plots.style import LANGUAGES, colours
+from actkit.testing import write_cube
 from tests.stats.conftest import planted
 
 QUICK: dict[str, Any] = {"by": "gender", "permutations": 40, "seeds": 1}
@@ -34,12 +35,19 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "norms by group": lambda cube: plots.layer_norms(actkit.layer_norms(cube, by="gender")),
     "updates": lambda cube: plots.layer_updates(actkit.layer_updates(cube)),
     "differential": lambda cube: plots.group_differential(actkit.group_differential(cube, **QUICK)),
+    "what layers add": lambda cube: plots.auroc_difference(actkit.group_differential(cube, **QUICK)),
     "transfer": lambda cube: plots.transfer(actkit.transfer(cube, by="gender")),
     "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube, by="gender")),
     "cka": lambda cube: plots.cka(actkit.cka(cube)),
     "cka, errors": lambda cube: plots.cka(actkit.cka(cube), "se"),
     "adjacent": lambda cube: plots.adjacent_cka(actkit.adjacent_cka(cube), actkit.transitions(cube)),
     "languages": lambda cube: plots.language_cka(actkit.language_cka(cube)),
+    "dimension": lambda cube: plots.intrinsic_dimension(actkit.intrinsic_dimension(cube)),
+    "anisotropy": lambda cube: plots.anisotropy(actkit.anisotropy(cube, cluster="gender")),
+    "similarity": lambda cube: plots.similarity(actkit.similarity(cube, permutations=3)),
+    "similarity of languages": lambda cube: plots.similarity(
+        actkit.similarity(cube, across="language", measure="rsa", permutations=3), "similarity"
+    ),
     "tokens": lambda cube: plots.tokens(cube, 0),
     "projection": lambda cube: plots.projection(cube, 3, by="gender"),
 }
@@ -65,7 +73,21 @@ def test_both_backends_draw_it(draw: Callable[[str], Any], tmp_path: Path, name:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["norms", "differential", "transfer", "adjacent", "languages", "projection"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "norms",
+        "differential",
+        "what layers add",
+        "transfer",
+        "adjacent",
+        "languages",
+        "dimension",
+        "anisotropy",
+        "similarity of languages",
+        "projection",
+    ],
+)
 def test_axes_say_what_they_show(draw: Callable[[str], Any], name: str) -> None:
     plot = hv.renderer("bokeh").get_plot(draw(name)).state
     labels = [axis.axis_label for axis in (*plot.xaxis, *plot.yaxis)]
@@ -128,15 +150,14 @@ def test_a_samples_tokens_are_its_norms_with_its_text(cube: xr.Dataset) -> None:
 
 
 @pytest.mark.slow
-def test_flagged_transitions_are_marked(cube: xr.Dataset) -> None:
+def test_change_points_are_marked(cube: xr.Dataset) -> None:
     similarity, abrupt = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
-    abrupt["change_point"][:] = abrupt["confirmed"][:] = False
+    abrupt["change_point"][:] = False
     none = plots.adjacent_cka(similarity, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
-    abrupt["change_point"][:, 3] = True
-    abrupt["confirmed"][0, 3] = True
+    abrupt["change_point"][0, 3] = True
     marked = plots.adjacent_cka(similarity, abrupt).traverse(lambda mark: mark.label, [hv.Scatter])
     assert none == []
-    assert marked == ["english: confirmed", "arabic: flagged"]
+    assert marked == ["english: change point"]
 
 
 def test_the_projection_is_that_of_scikit_learn(cube: xr.Dataset) -> None:
@@ -146,3 +167,13 @@ def test_the_projection_is_that_of_scikit_learn(cube: xr.Dataset) -> None:
     points = np.concatenate([part.dframe()[["first", "second"]].to_numpy() for part in picture])
     wanted = PCA(2).fit_transform(cube.pooled.sel(layer=2).values.astype(np.float64))
     np.testing.assert_allclose(np.sort(np.abs(points), axis=0), np.sort(np.abs(wanted), axis=0), atol=1e-6)
+
+
+def test_directions_that_cannot_be_told_from_noise_are_named(tmp_path: Path) -> None:
+    cube = actkit.open_cube(write_cube(tmp_path / "run", n_layers=3, n_samples=48))
+    cosines = actkit.direction_cosines(cube, by="gender")
+    assert cosines.layers_disattenuated.isnull().all()
+    picture = plots.direction_cosines(cosines)
+    hv.render(picture, backend="bokeh")
+    plots.figure(picture, tmp_path / "undefined.png")
+    assert [type(part).__name__ for part in picture] == ["Text", "Text", "Overlay"]

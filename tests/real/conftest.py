@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def reference(smollm2: Path) -> Reference:
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     models: dict[str, Any] = {}
 
+    @cache
     def ask(text: str, dtype: str) -> tuple[dict[str, np.ndarray], list[int]]:
         if dtype not in models:
             models[dtype] = AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype)).eval()

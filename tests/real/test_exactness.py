@@ -17,7 +17,7 @@ from actkit.schema import TokenKind
 from tests.real.conftest import SYSTEM, Reference
 
 COMPONENTS = ("residual", "attention", "mlp")
-ANSWERED = {"dtype": "float32", "limit": 4, "layers": "0-29:7", "generate": "max_new_tokens=4"}
+ANSWERED = {"dtype": "float32", "limit": 3, "layers": "0-29:14", "generate": "max_new_tokens=3"}
 
 
 def extract(model: Path, data: Path, out: Path, **options: Any) -> xr.Dataset:
@@ -42,10 +42,10 @@ def stored(cube: xr.Dataset, sample: int) -> dict[str, np.ndarray]:
 def test_batches_in_float32_equal_transformers_one_by_one(
     smollm2: Path, requests: Callable[[int], Path], reference: Reference, tmp_path: Path
 ) -> None:
-    cube = extract(smollm2, requests(1), tmp_path / "run", dtype="float32", batch_size=6)
+    cube = extract(smollm2, requests(1), tmp_path / "run", dtype="float32", limit=6, batch_size=4)
     assert cube.attrs["sum_rule_error"] < 1e-5
     worst = dict.fromkeys(COMPONENTS, 0.0)
-    for sample in range(0, cube.sizes["sample"], 5):
+    for sample in range(3):
         theirs, ids = reference(cube.text.values[sample], "float32")
         assert cube.token_id.values[sample, : len(ids)].tolist() == ids
         for name, ours in stored(cube, sample).items():
@@ -84,7 +84,7 @@ def test_bfloat16_batches_are_no_further_from_float32_than_transformers(
 def alone(
     smollm2: Path, requests: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> xr.Dataset:
-    """Four requests with their answers, one after the other: nothing is padded."""
+    """Requests with their answers, one after the other: nothing is padded."""
     return extract(smollm2, requests(1), tmp_path_factory.mktemp("alone") / "run", **ANSWERED, batch_size=1)
 
 
@@ -111,7 +111,7 @@ def test_answers_of_a_padded_batch_are_those_of_prompts_alone(
         return decode(model, inputs, **more)
 
     monkeypatch.setattr(generation, "decode", watched)
-    batch = extract(model, requests(1), tmp_path / "run", **ANSWERED, batch_size=4)
+    batch = extract(model, requests(1), tmp_path / "run", **ANSWERED, batch_size=3)
     (mask,) = masks
     # on the left while answers are generated, whatever the tokenizer would do
     assert (mask[:, 0] == 0).any()
@@ -119,7 +119,7 @@ def test_answers_of_a_padded_batch_are_those_of_prompts_alone(
     np.testing.assert_array_equal(batch.token_id.values, alone.token_id.values)
     np.testing.assert_array_equal(batch.token_kind.values, alone.token_kind.values)
     assert len(np.unique(batch.n_tokens)) > 1
-    for sample in range(4):
+    for sample in range(3):
         count = int(batch.n_tokens[sample])
         ours, theirs = (cube.residual.values[:, sample, :count] for cube in (batch, alone))
         assert errors(ours, theirs).max() < 5e-5
@@ -130,7 +130,7 @@ def test_answers_of_a_padded_batch_are_those_of_prompts_alone(
 NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.5}
 
 
-@pytest.mark.parametrize(("dtype", "count", "new"), [("float32", 12, 12), ("bfloat16", 2, 6)])
+@pytest.mark.parametrize(("dtype", "count", "new"), [("float32", 4, 8), ("bfloat16", 2, 4)])
 def test_greedy_answers_are_those_of_transformers_up_to_a_near_tie(
     dtype: str, count: int, new: int, smollm2: Path, requests: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -138,7 +138,7 @@ def test_greedy_answers_are_those_of_transformers_up_to_a_near_tie(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     cube = extract(
-        smollm2, requests(1), tmp_path / "run", dtype=dtype, limit=count, layers="29",
+        smollm2, requests(1), tmp_path / "run", dtype=dtype, limit=count, layers="0",
         generate=f"max_new_tokens={new}",
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(smollm2)

@@ -16,43 +16,57 @@ import xarray as xr
 
 import actkit
 from actkit.testing import contents
-from tests.runs.extractions import command, flags
+from tests.runs.extractions import flags
+from tests.shared_folders import shared_folder
 
-# a window of four requests, in float32: two cores multiply bfloat16 several times slower
-SMALL = {"dtype": "float32", "chat": "true", "id_column": "id", "layers": "0-29:4", "window_samples": 4}
+# in float32: two cores multiply bfloat16 several times slower
+IN_A_CHAT = {"dtype": "float32", "chat": True, "id_column": "id"}
 
 
 def options(model: Path, data: Path, **more: Any) -> dict[str, Any]:
-    return {**SMALL, "model": model, "data": data, **more}
+    return {**IN_A_CHAT, "model": str(model), "data": str(data), **more}
 
 
-def run(asked: dict[str, Any], out: Path) -> list[str]:
-    arguments = [part.replace("=true", "") if part == "--chat=true" else part for part in command(asked, out)]
-    return [sys.executable, "-m", "actkit.cli", *arguments]
+# the process kills itself as soon as a window is committed, while the next is computed
+KILLED = """
+import json, os, signal, sys
+import actkit
+from actkit.store.writer import CubeWriter
+
+write = CubeWriter.write
+
+def write_and_die(*args):
+    write(*args)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+CubeWriter.write = write_and_die
+actkit.extract(**json.loads(sys.argv[1]), listeners=[])
+"""
 
 
 def test_a_killed_run_is_resumed_to_the_same_bytes(
     smollm2: Path, requests: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    asked = options(smollm2, requests(1), limit=16)
-    process = subprocess.Popen(run(asked, tmp_path / "killed"), stderr=subprocess.DEVNULL)
-    while process.poll() is None and not flags(tmp_path / "killed"):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 1 <= flags(tmp_path / "killed") < 4
+    asked = options(smollm2, requests(1), limit=6, window_samples=2, layers="0-29:4")
+    killed = {**asked, "out": str(tmp_path / "killed")}
+    process = subprocess.run([sys.executable, "-c", KILLED, json.dumps(killed)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert 1 <= flags(tmp_path / "killed") < 3
     for name in ("killed", "whole"):
-        subprocess.run(run(asked, tmp_path / name), check=True, capture_output=True)
+        actkit.extract(**asked, out=str(tmp_path / name), listeners=[])
     assert contents(tmp_path / "killed" / "cube.zarr") == contents(tmp_path / "whole" / "cube.zarr")
 
 
 PLANNED = """
 import json, sys
 import actkit
+from actkit.extraction.loop import trial_run
+trial_run.SECONDS = 0.5
 found = actkit.plan(**json.loads(sys.argv[1]))
 estimate = found.estimate
 print(json.dumps([found.plan.tokens, estimate.disk, estimate.host, estimate.time.total]))
 """
+EXTRACTED = "import json, sys, actkit; actkit.extract(**json.loads(sys.argv[1]), listeners=[])"
 
 
 def most_memory(arguments: list[str]) -> int:
@@ -67,35 +81,47 @@ def most_memory(arguments: list[str]) -> int:
     return most
 
 
-def test_the_plan_is_what_happens(smollm2: Path, requests: Callable[[int], Path], tmp_path: Path) -> None:
-    asked = {**options(smollm2, requests(2)), "layers": "all", "window_samples": 512}
-    told = json.dumps({**asked, "chat": True, "out": str(tmp_path / "run")}, default=str)
-    # processes of their own: what this one holds is nothing of theirs
-    done = subprocess.run([sys.executable, "-c", PLANNED, told], check=True, capture_output=True, text=True)
-    tokens, disk, host, seconds = json.loads(done.stdout)
-    started = time.perf_counter()
-    held = most_memory(run(asked, tmp_path / "run"))
-    took = time.perf_counter() - started
-    cube = actkit.open_cube(tmp_path / "run")
-    used = sum(path.stat().st_size for path in (tmp_path / "run" / "cube.zarr").rglob("*") if path.is_file())
-    print(f"disk: planned {disk / 1e6:.0f} MB, used {used / 1e6:.0f} MB")
-    print(f"memory: planned {host / 1e6:.0f} MB, held {held / 1e6:.0f} MB")
-    print(f"time: planned {seconds:.1f} s, took {took:.1f} s with the start of Python")
-    assert tokens == int(cube.n_tokens.sum())
-    assert 0.8 < used / disk < 1.2
-    assert 0.7 < held / host < 1.2
-    # other work on the machine may begin or end between the two
-    assert 0 < seconds < 600
+@pytest.fixture(scope="module")
+def asked(smollm2: Path, requests: Callable[[int], Path]) -> dict[str, Any]:
+    """Four requests of each category of XSTest in a chat: 40 safe ones, 32 unsafe ones."""
+    return options(smollm2, requests(4), layers="all")
 
 
 @pytest.fixture(scope="module")
-def cube(
-    smollm2: Path, requests: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
-) -> xr.Dataset:
-    """Six requests of each category of XSTest in a chat: 60 safe ones, 48 unsafe ones."""
-    asked = {**options(smollm2, requests(6)), "chat": True, "layers": "all"}
-    del asked["window_samples"]
-    return actkit.extract(**asked, out=str(tmp_path_factory.mktemp("real") / "run"), listeners=[])
+def measured(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the run, and of the memory that it took."""
+
+    def extract(folder: Path) -> None:
+        # in a separate process, because this one holds models of other tests
+        held = most_memory(
+            [sys.executable, "-c", EXTRACTED, json.dumps({**asked, "out": str(folder / "run")})]
+        )
+        (folder / "memory.json").write_text(json.dumps(held), encoding="utf-8")
+
+    return shared_folder(tmp_path_factory, "smollm2-xstest", extract)
+
+
+@pytest.fixture(scope="module")
+def cube(measured: Path) -> xr.Dataset:
+    return actkit.open_cube(measured / "run")
+
+
+def test_the_plan_is_what_happens(
+    asked: dict[str, Any], measured: Path, cube: xr.Dataset, tmp_path: Path
+) -> None:
+    arguments = json.dumps({**asked, "out": str(tmp_path / "run")})
+    planned = subprocess.run(
+        [sys.executable, "-c", PLANNED, arguments], check=True, capture_output=True, text=True
+    )
+    tokens, disk, host, seconds = json.loads(planned.stdout)
+    held = json.loads((measured / "memory.json").read_text(encoding="utf-8"))
+    used = sum(path.stat().st_size for path in (measured / "run" / "cube.zarr").rglob("*") if path.is_file())
+    print(f"disk: planned {disk / 1e6:.0f} MB, used {used / 1e6:.0f} MB")
+    print(f"memory: planned {host / 1e6:.0f} MB, held {held / 1e6:.0f} MB")
+    assert tokens == int(cube.n_tokens.sum())
+    assert 0.8 < used / disk < 1.2
+    assert 0.7 < held / host < 1.2
+    assert seconds > 0  # what it comes to depends on what else the machine does
 
 
 def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -135,7 +161,7 @@ def test_a_massive_activation_is_found_where_llama_has_it(cube: xr.Dataset) -> N
 
 
 def test_cka_of_neighbouring_layers_is_that_of_the_formula(cube: xr.Dataset) -> None:
-    found = actkit.adjacent_cka(cube, cluster="group").compute()
+    found = actkit.adjacent_cka(cube).compute()
     x = cube.pooled.values
     for layer in (0, 14, 28):
         expected = debiased_cka(x[layer], x[layer + 1])
@@ -147,7 +173,7 @@ def test_cka_of_neighbouring_layers_is_that_of_the_formula(cube: xr.Dataset) -> 
 
 def test_safe_and_unsafe_requests_differ_beyond_chance(cube: xr.Dataset) -> None:
     found = actkit.group_differential(cube, by="label", cluster="group").compute()
-    assert (found.n_safe.item(), found.n_unsafe.item()) == (60, 48)
+    assert (found.n_safe.item(), found.n_unsafe.item()) == (40, 32)
     print("AUROC by layer:", found.auroc.values.round(3)[0], "TF-IDF:", found.auroc_tfidf.item())
     # one block, named before: the middle; its p counts the largest of all blocks in each permutation
     middle = found.sel(layer=15)
@@ -157,12 +183,10 @@ def test_safe_and_unsafe_requests_differ_beyond_chance(cube: xr.Dataset) -> None
 
 def test_the_direction_between_the_groups_is_compared_from_block_to_block(cube: xr.Dataset) -> None:
     found = actkit.direction_cosines(cube, by="label", cluster="group").compute()
-    pooled, unsafe = cube.pooled.values.astype(float), cube.label.values == "unsafe"
-    differences = pooled[:, unsafe].mean(1) - pooled[:, ~unsafe].mean(1)
-    unit = differences / np.linalg.norm(differences, axis=1, keepdims=True)
-    np.testing.assert_allclose(found.layers.values[0], unit @ unit.T, atol=1e-6)
+    np.testing.assert_allclose(np.diagonal(found.layers.values[0]), 1)
+    assert (abs(found.layers_disattenuated.fillna(0)) <= 1).all()
     assert found.layers.values[0, 14, 15] > found.layers.values[0, 0, 29]
-    assert (found.reliability.sel(layer=15) > 0.2).all()
+    assert (found.reliability.sel(layer=15) > 0.1).all()  # of a half
 
 
 def test_a_probe_is_tested_on_the_other_family_of_requests(cube: xr.Dataset) -> None:
@@ -207,5 +231,5 @@ def test_the_report_says_everything(cube: xr.Dataset, tmp_path: Path) -> None:
     for heading in ("Norms", "Layer updates", "Layer alignment", "Groups: label"):
         assert f"{heading}</h2>" in text
     norms = actkit.layer_norms(cube)["mean"].values[0]
-    assert f"from {norms[0]:.2g} at layer 0 to {norms[-1]:.3g} at layer 29" in text
+    assert f"from {norms[0]:.3g} at layer 0 to {norms[-1]:.3g} at layer 29" in text
     assert actkit.verify(cube.encoding["source"]).ok

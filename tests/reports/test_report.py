@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 import actkit
 from actkit.cli import main
 from actkit.errors import InputError
+from actkit.reports import findings
 from actkit.reports.html_page import csv_of, table_of
 from actkit.testing import write_cube
 from tests.browser import CHROMIUM, FLAGS
@@ -78,13 +79,32 @@ def test_a_browser_shows_it_without_a_network(
 @pytest.mark.slow
 def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     text = written.read_text(encoding="utf-8")
-    assert "Transitions are flagged" in text or "no transition is flagged" in text
-    assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+ ± ", text)
+    assert "no step can be tested, so this is descriptive" in text
+    assert "all steps: 5 layers are too few to estimate how uneven steps are, which takes 6" in text
+    assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+, 95% ", text)
+    assert re.search(
+        r"The layer adds \+0\.\d+ \(95% interval \+0\.\d+ to \+0\.\d+, p .*\) to the strong", text
+    )
+    assert re.search(r"english: the intrinsic dimension is between \d+\.\d \(95% interval", text)
+    assert re.search(r"arabic: the mean cosine of vectors of different clusters is at most 0\.\d\d, at", text)
     assert "TF-IDF of the text" in text
     assert "unbiased HSIC of Song et al. (2012)" in text
     assert "Samples that share a value of image_id are treated as one cluster" in text
+    assert "image_id (detected)" in text
     assert "english has only 60 samples, so its intervals are wide" in text
     assert ": omitted" not in text
+
+
+def test_change_points_are_named_and_untested_steps_are_descriptive(run: Path) -> None:
+    cube = actkit.open_cube(run)
+    adjacent, steps = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
+    assert "no step can be tested, so this is descriptive" in findings.of_neighbours(adjacent, steps)[0]
+    steps["ratio"][:, 1:3] = 1.0
+    assert "; no step is larger than a smooth trend" in findings.of_neighbours(adjacent, steps)[0]
+    steps["change_point"][0, 2] = True
+    sentences = findings.of_neighbours(adjacent, steps)
+    assert ". The step after layer 2 is larger than a smooth trend of the other steps" in sentences[0]
+    assert sentences[-1].startswith("Not tested against a trend: all steps: 5 layers are too few")
 
 
 @pytest.mark.slow
@@ -94,7 +114,15 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
     wanted = actkit.adjacent_cka(actkit.open_cube(run), cluster="image_id").compute()
     np.testing.assert_allclose(table.cka.to_numpy().reshape(2, -1), wanted.cka, atol=1e-12)
     assert table.language.tolist() == ["english"] * 4 + ["arabic"] * 4
-    assert {path.stem for path in folder.iterdir()} >= {"norms", "group_differential", "transfer", "cka"}
+    assert {path.stem for path in folder.iterdir()} >= {
+        "anisotropy",
+        "auroc_difference",
+        "cka",
+        "group_differential",
+        "intrinsic_dimension",
+        "norms",
+        "transfer",
+    }
 
 
 @pytest.mark.slow
@@ -116,8 +144,9 @@ def test_an_unfinished_cube_of_one_language_without_labels(tmp_path: Path) -> No
     assert "24 samples (24 english)" in text
     assert 'id="groups"' not in text
     assert 'id="languages"' not in text
-    # three layers show no transition, which is said and ends nothing
-    assert "Layer alignment: omitted (cannot run: 1 fault - layer: 3 layers are too few" in text
+    # steps between three layers are shown, and the report says that they are descriptive
+    assert "Not tested against a trend: all steps: 3 layers are too few" in text
+    assert "Layer alignment: omitted" not in text
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_an_extraction_whose_folder_is_replaced(
             replace(run)
             before.update(contents(run))
 
-    with pytest.raises(StorageError, match=f"{run}.*: is (another folder now|not there any more)"):
+    with pytest.raises(StorageError, match=f"{run}.*: (is now another folder|no longer exists)"):
         extract(**options, whiten=whiten, out=str(run), listeners=[watch])
     assert before
     assert contents(run) == before

@@ -28,6 +28,7 @@ WITH_UNIT = {
     "layer_updates": {"update_norm", "update_norm_low", "update_norm_high"},
     "massive_activations": {"max", "median"},
     "top_activating": {"value"},
+    "Eraser": {"mean"},
     "Whitener": {"mean", "inverse_matrix"},
     "projection": {"points"},
 }

@@ -249,7 +249,7 @@ def test_samples_without_an_entry_in_cluster_are_independent_and_counted(
         (actkit.cka, {"vectors": "tokens"}),
         (actkit.adjacent_cka, {"vectors": "tokens"}),
         (actkit.language_cka, {}),
-        (actkit.transitions, {"halves": 2}),
+        (actkit.transitions, {}),
         (actkit.group_differential, {"by": "gender", **QUICK}),
         (actkit.direction_cosines, {"by": "gender", "splits": 5}),
         (actkit.transfer, {"by": "gender", "folds": 3}),

@@ -50,12 +50,19 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "adjacent_cka": lambda c: actkit.adjacent_cka(c, cluster="g"),
     "adjacent_cka of tokens": lambda c: actkit.adjacent_cka(c, vectors="tokens", cluster="g"),
     "language_cka": actkit.language_cka,
-    "transitions": lambda c: actkit.transitions(c, cluster="g", halves=2),
+    "transitions": lambda c: actkit.transitions(c, cluster="g"),
     "group_differential": lambda c: actkit.group_differential(
         c, by="g", cluster=None, permutations=5, folds=2, seeds=1
     ),
     "direction_cosines": lambda c: actkit.direction_cosines(c, by="g", cluster=None, splits=2),
     "transfer": lambda c: actkit.transfer(c, by="gender", across="g", cluster=None, folds=2),
+    "Eraser": lambda c: actkit.Eraser.fit(c, by="g", cluster="image_id").transform(c),
+    "similarity": lambda c: actkit.similarity(c, cluster="g", permutations=3),
+    "similarity of languages": lambda c: actkit.similarity(
+        c, across="language", measure="procrustes", cluster=None, permutations=3
+    ),
+    "intrinsic_dimension": lambda c: actkit.intrinsic_dimension(c, cluster="g"),
+    "anisotropy": lambda c: actkit.anisotropy(c, cluster="g"),
     "projection": lambda c: plots.projection(c, 2, by="g"),
     "plot of layer_norms": lambda c: plots.layer_norms(actkit.layer_norms(c, by="g", resamples=5)),
     "plot of layer_updates": lambda c: plots.layer_updates(actkit.layer_updates(c, by="g", resamples=5)),

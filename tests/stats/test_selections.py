@@ -28,17 +28,26 @@ def mean(cube: xr.Dataset) -> xr.DataArray:
 
 
 FEW = {"folds": 2, "seeds": 1}
+
+
+def erased(cube: xr.Dataset) -> xr.DataArray:
+    return actkit.Eraser.fit(cube, by="gender", shrinkage="ledoit-wolf").transform(cube).pooled
+
+
 CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
+    "Eraser": erased,
     "Whitener": white,
     "Whitener.pooled": mean,
     "adjacent_cka": actkit.adjacent_cka,
     "adjacent_cka.tokens": lambda cube: actkit.adjacent_cka(cube, vectors="tokens"),
+    "anisotropy": lambda cube: actkit.anisotropy(cube, cluster="image_id"),
     "cka": actkit.cka,
     "cka.batch": lambda cube: actkit.cka(cube, batch=20),
     "cka.tokens": lambda cube: actkit.cka(cube, vectors="tokens"),
     "cka.two": lambda cube: actkit.cka(cube, cube, match="text"),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
+    "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),
     "language_cka": actkit.language_cka,
     "layer_norms": lambda cube: actkit.layer_norms(cube, resamples=20),
     "layer_norms.by": lambda cube: actkit.layer_norms(cube, by="gender", resamples=20),
@@ -48,10 +57,17 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "layer_subset": lambda cube: actkit.layer_subset(actkit.massive_activations, cube, layers=(0, 3)),
     "plots.projection": lambda cube: plots.projection(cube, 3, by="gender"),
     "plots.tokens": lambda cube: plots.tokens(cube, 4),
+    "similarity": lambda cube: actkit.similarity(cube, permutations=3),
+    "similarity.languages": lambda cube: actkit.similarity(cube, across="language", permutations=3),
+    "similarity.mutual_knn": lambda cube: actkit.similarity(
+        cube, measure="mutual_knn", cluster="image_id", permutations=3
+    ),
+    "similarity.procrustes": lambda cube: actkit.similarity(cube, measure="procrustes", permutations=3),
+    "similarity.two": lambda cube: actkit.similarity(cube, cube, match="text", measure="rsa", permutations=3),
     "token_strings": lambda cube: actkit.token_strings(cube, 4),
     "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=3, count=5),
     "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
-    "transitions": lambda cube: actkit.transitions(cube, halves=3),
+    "transitions": actkit.transitions,
 }
 NO_CUBE = {"Config", "RunPlan", "export", "extract", "import_files", "open_cube", "plan", "report", "verify"}
 
@@ -228,9 +244,10 @@ COUNTS: dict[str, Callable[[xr.Dataset, Any], Any]] = {
     "count": lambda cube, n: actkit.top_activating(cube, layer=3, hidden=3, count=n),
     "folds": lambda cube, n: actkit.transfer(cube, by="gender", folds=n),
     "folds of differences": lambda cube, n: actkit.group_differential(cube, by="gender", folds=n),
-    "halves": lambda cube, n: actkit.transitions(cube, halves=n),
+    "k": lambda cube, n: actkit.similarity(cube, k=n),
     "max_sampled_tokens": lambda cube, n: actkit.cka(cube, vectors="tokens", max_sampled_tokens=n),
     "permutations": lambda cube, n: actkit.group_differential(cube, by="gender", permutations=n),
+    "permutations of samples": lambda cube, n: actkit.similarity(cube, permutations=n),
     "resamples": lambda cube, n: actkit.layer_norms(cube, resamples=n),
     "resamples of updates": lambda cube, n: actkit.layer_updates(cube, resamples=n),
     "seeds": lambda cube, n: actkit.transfer(cube, by="gender", seeds=n),

@@ -33,6 +33,17 @@ def test_whitened_vectors_have_mean_0_and_covariance_1(cube: xr.Dataset) -> None
     assert (np.linalg.eigvalsh(whitener.transform_matrix) > 0).all()
 
 
+@pytest.mark.parametrize("shrinkage", [None, "ledoit-wolf"])
+def test_rank_is_that_of_the_data(cube: xr.Dataset, shrinkage: str | None) -> None:
+    """Shrinkage makes the estimated covariance regular, but adds no information."""
+    few = cube.isel(sample=slice(0, 8))
+    options = {"vectors": "pooled", "shrinkage": shrinkage, "n_components": None if shrinkage else 1}
+    assert actkit.Whitener.fit(few, layer=1, **options).rank == 7
+    copied = cube.compute().copy(deep=True)
+    copied.pooled[..., 5] = copied.pooled[..., 3]
+    assert actkit.Whitener.fit(copied, layer=1, **options).rank == 11
+
+
 @pytest.mark.parametrize("method", ["zca", "pca"])
 @pytest.mark.parametrize("eps_rel", [0.0, 1e-2])
 def test_round_trip_is_exact(cube: xr.Dataset, method: str, eps_rel: float) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import holoviews as hv
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -139,6 +140,33 @@ def test_the_python_that_is_shown_makes_what_is_shown(run: Path, tab: str, langu
         assert tables[0]
         for one, other in zip(*tables, strict=True):
             pd.testing.assert_frame_equal(one, other)
+
+
+def test_the_cluster_label_is_detected_and_shown(run: Path) -> None:
+    explorer = Explorer(run)
+    assert explorer.cluster == "image_id"
+    explorer.lay_out()
+    assert "clusters by image_id (detected)" in explorer._what.object
+    assert all("cluster='image_id'" in picture.code for picture in explorer._wanted())
+    explorer.cluster = ""
+    explorer.lay_out()
+    assert "independent samples" in explorer._what.object
+    assert all("cluster=None" in picture.code for picture in explorer._wanted())
+    assert explorer.chosen == {"layer": explorer.layer, "tab": "norms", "cluster": ""}
+
+
+def test_an_uncertain_cluster_label_is_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cube = open_cube(run)
+    stories = np.array([f"story {number * 7 % 24}" for number in range(48)], dtype=object)
+    crossed = cube.assign_coords(story=("sample", stories, {"label": True}))
+    monkeypatch.setattr(explorer_module, "open_cube", lambda *_path, **_options: crossed)
+    explorer = Explorer(run)
+    explorer.lay_out()
+    alerts = explorer._plots.select(lambda widget: type(widget).__name__ == "Alert")
+    assert "neither contains the other" in alerts[0].title
+    explorer.cluster = ""
+    explorer.lay_out()
+    assert not explorer._plots.select(lambda widget: type(widget).__name__ == "Alert")
 
 
 @pytest.mark.slow

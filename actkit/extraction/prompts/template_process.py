@@ -15,9 +15,10 @@ from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
 
 from ...errors import Fault, InputError
-from .template_worker import SECONDS
 
-# CPU time limit of all renderings: normal templates take 0.1 to 1 ms per text, less than 1e-6 s per character
+# CPU time limits of one rendering and of all: normal templates take 0.1 to 1 ms per text, less than 1e-6 s
+# per character
+_SECONDS = 10
 _TOTAL_SECONDS = 60.0
 _SECONDS_PER_RENDERING = 0.02
 _SECONDS_PER_CHARACTER = 2e-5
@@ -85,14 +86,14 @@ class TemplateProcess:
             return answer
         assert self._process is not None
         code = self._process.wait()
-        timed_out = code == -signal.SIGALRM
-        self._fault = f"it takes more than {SECONDS} s" if timed_out else f"its process ended with {code}"
+        timed_out = code == -signal.SIGPROF
+        self._fault = f"it takes more than {_SECONDS} s" if timed_out else f"its process ended with {code}"
         return {"fault": self._fault}
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             self._process = subprocess.Popen(  # noqa: S603 - a script of this package
-                _COMMAND,
+                [*_COMMAND, str(_SECONDS)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -2,7 +2,8 @@
 
 `template_process` starts this module as a script and sends lines of JSON: the template, then the variables of
 each rendering. The worker answers `{"text": …}` or `{"fault": …}`, with the `seconds` of CPU time used. If a
-rendering takes too long, an alarm ends the process, whatever the template does.
+rendering uses more CPU time than the argument of the script allows, a signal ends the process, whatever the
+template does.
 """
 
 import json
@@ -12,13 +13,13 @@ import sys
 import time
 from typing import Any
 
-SECONDS = 10
 MEMORY_MB = 512  # in addition to the memory of the process at its start
 _MAX_CHARACTERS = 2**20  # in addition to the length of the input
 
 
 def main() -> None:
     """Render templates until the input ends."""
+    seconds = float(sys.argv[1])
     lines, answers = (os.fdopen(os.dup(at), mode, encoding="utf-8") for at, mode in enumerate("rw"))
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -26,11 +27,11 @@ def main() -> None:
     template = json.loads(lines.readline())
     for line in lines:
         start = time.process_time()
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         answer: dict[str, Any] = dict(_render(_compile_jinja_template, template, line))
         answer["seconds"] = time.process_time() - start
         print(json.dumps(answer), file=answers, flush=True)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _render(compiled: Any, template: str, line: str) -> dict[str, str]:

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
+from .hsic import FEWEST, DistinctSums, gram_sums
 from .magnitude import unit_scale
 
-FEWEST = 4  # samples; with fewer, HSIC has no unbiased estimate
 TOP = 3  # number of dimensions that may dominate a representation
-_BLOCK_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -27,30 +25,20 @@ class Alignment:
         The biased estimate, which has a floor far above 0.
     participation
         Participation ratio of each representation, dims ``(layer,)``.
+    left_out
+        Debiased CKA without one cluster at a time, dims ``(cluster, layer, layer_2)``; empty without a
+        jackknife.
+
+    Notes
+    -----
+    ``biased`` and ``participation`` give every cluster the same weight.
     """
 
     cka: np.ndarray
     se: np.ndarray
     biased: np.ndarray
     participation: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Sums that make up the unbiased HSIC, dims ``(..., layer, layer_2)`` and ``(..., layer)``."""
-
-    n: np.ndarray
-    products: np.ndarray  # tr(Kt Lt)
-    rows: np.ndarray  # 1ᵀ Kt Lt 1
-    totals: np.ndarray  # 1ᵀ Kt 1
-
-    def hsic(self) -> np.ndarray:
-        n = self.n[..., None, None]
-        means = self.totals[..., :, None] * self.totals[..., None, :] / ((n - 1) * (n - 2))
-        return np.asarray((self.products + means - 2 / (n - 2) * self.rows) / (n * (n - 3)))
-
-    def cka(self) -> np.ndarray:
-        return normalize(self.hsic())
+    left_out: np.ndarray
 
 
 def normalize(hsic: np.ndarray) -> np.ndarray:
@@ -69,15 +57,16 @@ def align(vectors: np.ndarray, groups: np.ndarray | None = None, *, jackknife: b
     vectors
         Dims ``(layer, sample, hidden)``; narrower representations are padded with zeros.
     groups
-        Cluster of each sample, dims ``(sample,)``; the jackknife deletes one whole cluster at a time.
+        Cluster of each sample, dims ``(sample,)``. The estimate compares samples of different clusters only,
+        and the jackknife deletes one whole cluster at a time. By default, each sample is its own cluster.
     jackknife
         Whether to compute ``se``; it is NaN otherwise.
 
     Notes
     -----
-    The unbiased HSIC of [1]_, normalised as in [2]_ and [3]_. It is invariant to constants added to rows and
-    columns of a Gram matrix, so a single centring serves all samples and every leave-one-out estimate. Time
-    grows with ``layer * sample**2 * hidden``; memory, excluding the vectors, with ``layer * sample``.
+    The unbiased HSIC of [1]_, averaged over all draws of one sample per cluster, and normalised as in [2]_
+    and [3]_. The average is the HSIC itself where every cluster has one sample; see
+    :func:`~actkit.stats.kernels.hsic.gram_sums`.
 
     References
     ----------
@@ -86,113 +75,22 @@ def align(vectors: np.ndarray, groups: np.ndarray | None = None, *, jackknife: b
     .. [3] Nguyen, Raghu, Kornblith, Do wide and deep networks learn the same things?, ICLR 2021.
     """
     n_layers, n = vectors.shape[:2]
-    if n < FEWEST:
+    if (n if groups is None else len(np.unique(groups))) < FEWEST:
         undefined = np.full((n_layers, n_layers), np.nan)
-        return Alignment(undefined, undefined, undefined, np.full(n_layers, np.nan))
-    order = np.arange(n) if groups is None else np.argsort(groups, kind="stable")
-    members = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1][order]
-    squares = np.empty((n_layers, n))
-    for layer in range(n_layers):
-        squares[layer] = np.square(_centred(vectors[layer]))[order].sum(axis=1)
-    rows = -squares  # row sums without the diagonal; those of a centred Gram matrix are 0
-    parts = [
-        _block(gram, rows, members[block], block.start, jackknife=jackknife)
-        for block, gram in _grams(vectors, order, members)
-    ]
-    products = sum(part.products.sum(axis=0) for part in parts)
-    total = _Sums(np.array(n), np.asarray(products), rows @ rows.T, rows.sum(axis=1))
-    diagonal_included = total.products + squares @ squares.T
-    norm = np.sqrt(np.diagonal(diagonal_included))
+        return Alignment(undefined, undefined, undefined, np.full(n_layers, np.nan), undefined[None][:0])
+    sums = gram_sums(vectors, groups, jackknife=jackknife)
+    norm = np.sqrt(np.diagonal(sums.squares))
     with np.errstate(invalid="ignore", divide="ignore"):
-        biased = diagonal_included / np.outer(norm, norm)
-        participation = squares.sum(axis=1) ** 2 / np.diagonal(diagonal_included)
-    cka = total.cka()
-    se = np.full_like(cka, np.nan)
-    if jackknife:
-        se = _standard_error(_leave_one_out(total, rows, members, parts))
-    return Alignment(cka, se, biased, participation)
+        biased = sums.squares / np.outer(norm, norm)
+        participation = sums.traces**2 / np.diagonal(sums.squares)
+    cka = normalize(sums.total.hsic())
+    left_out = np.empty((0, n_layers, n_layers))
+    if sums.remaining is not None:
+        left_out = normalize(sums.remaining.hsic())
+    return Alignment(cka, standard_error(left_out), biased, participation, left_out)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Contributions of clusters to the sums, dims ``(group, layer, layer_2)`` and ``(group, layer)``."""
-
-    products: np.ndarray  # products of the cluster's rows with all rows
-    inside: np.ndarray | None = None  # products within the cluster
-    totals: np.ndarray | None = None  # sum of the cluster's Gram matrix
-    crossing: np.ndarray | None = None  # summed rows times the row sums of the other samples
-    summed: np.ndarray | None = None  # products of the summed rows, over the other samples
-
-
-def _centred(matrix: np.ndarray) -> np.ndarray:
-    """Return centred vectors as float64, scaled so that no product overflows or underflows."""
-    exact = matrix * unit_scale(matrix)
-    exact -= exact.mean(axis=0)
-    return np.asarray(exact)
-
-
-def _grams(vectors: np.ndarray, order: np.ndarray, members: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield rows of centred Gram matrices with zero diagonal, ``(row, layer, sample)``, by whole clusters."""
-    n_layers, n = vectors.shape[:2]
-    n_rows = max(_BLOCK_BYTES // (8 * n_layers * n), 1)
-    starts = np.flatnonzero(np.diff(members, prepend=-1))
-    edges = [0]
-    for start in [*starts[1:].tolist(), n]:
-        if start - edges[-1] >= n_rows or start == n:
-            edges.append(start)
-    for begin, end in pairwise(edges):
-        gram = np.empty((end - begin, n_layers, n))
-        for layer in range(n_layers):
-            centred = _centred(vectors[layer])[order]
-            gram[:, layer] = centred[begin:end] @ centred.T
-        gram[np.arange(end - begin), :, np.arange(begin, end)] = 0
-        yield slice(begin, end), gram
-
-
-def _block(gram: np.ndarray, rows: np.ndarray, members: np.ndarray, begin: int, *, jackknife: bool) -> _Block:
-    starts = np.flatnonzero(np.diff(members, prepend=-1))
-    row_products = gram @ gram.transpose(0, 2, 1)
-    products = np.add.reduceat(row_products, starts)
-    if not jackknife:
-        return _Block(products)
-    single = len(starts) == len(members)
-    sums = gram if single else np.add.reduceat(gram, starts)
-    summed = row_products if single else sums @ sums.transpose(0, 2, 1)
-    crossing = sums @ rows.T
-    inside, totals = np.zeros_like(products), np.zeros(products.shape[:2])
-    for group, (first, last) in enumerate(zip(starts, [*starts[1:], len(members)], strict=True)):
-        if last - first == 1:  # the diagonal is 0
-            continue
-        columns = slice(begin + first, begin + last)
-        entries = gram[first:last, :, columns].transpose(1, 0, 2).reshape(gram.shape[1], -1)
-        inside[group] = entries @ entries.T
-        totals[group] = entries.sum(axis=1)
-        within = sums[group][:, columns]
-        crossing[group] -= within @ rows[:, columns].T
-        summed[group] -= within @ within.T
-    return _Block(products, inside, totals, crossing, summed)
-
-
-def _leave_one_out(total: _Sums, rows: np.ndarray, members: np.ndarray, parts: list[_Block]) -> np.ndarray:
-    """Return the leave-one-cluster-out CKA, dims ``(group, layer, layer_2)``."""
-    starts = np.flatnonzero(np.diff(members, prepend=-1))
-    sizes = np.diff([*starts, len(members)])
-    inside, totals, crossing, summed, products = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("inside", "totals", "crossing", "summed", "products")
-    )
-    group_rows = np.add.reduceat(rows[:, None] * rows[None], starts, axis=2).transpose(2, 0, 1)
-    remaining = _Sums(
-        total.n - sizes,
-        total.products - 2 * products + inside,
-        total.rows - group_rows - crossing - crossing.transpose(0, 2, 1) + summed,
-        total.totals - 2 * np.add.reduceat(rows, starts, axis=1).T + totals,
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return remaining.cka()
-
-
-def _standard_error(estimates: np.ndarray) -> np.ndarray:
+def standard_error(estimates: np.ndarray) -> np.ndarray:
     """Return the jackknife standard error from leave-one-out estimates."""
     count = len(estimates)
     if count < 2:
@@ -201,38 +99,56 @@ def _standard_error(estimates: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt((count - 1) / count * deviations))
 
 
-def minibatch_cka(vectors: np.ndarray, *, batch: int, seed: int = 0) -> np.ndarray:
+def minibatch_cka(
+    vectors: np.ndarray, groups: np.ndarray | None = None, *, batch: int, seed: int = 0
+) -> np.ndarray:
     """Return minibatch CKA, which sums the unbiased HSIC over random batches, dims ``(layer, layer_2)``.
 
     Parameters
     ----------
     vectors
         Dims ``(layer, sample, hidden)``.
+    groups
+        Cluster of each sample, dims ``(sample,)``. A batch holds one random sample of each of its clusters.
     batch
         Number of samples per batch. Batches are random, because a batch of sorted samples is not
-        representative; the last one is dropped if it has fewer than 4 samples.
+        representative; those with fewer than 4 samples are dropped.
     seed
-        Random seed of the sample order.
+        Random seed of the batches.
 
     Notes
     -----
-    Nguyen, Raghu, Kornblith, Do wide and deep networks learn the same things?, ICLR 2021.
+    Nguyen, Raghu, Kornblith, Do wide and deep networks learn the same things?, ICLR 2021. Every cluster is
+    drawn as many times as clusters have samples on average, so the work is that of all samples.
     """
-    n_layers, n = vectors.shape[:2]
-    order = np.random.default_rng(seed).permutation(n)
+    n_layers = len(vectors)
     total, scale = np.zeros((n_layers, n_layers)), unit_scale(vectors, axis=(1, 2))
-    for start in range(0, n, batch):
-        part = vectors[:, order[start : start + batch]] * scale
-        if part.shape[1] < FEWEST:
+    for samples in _batches(vectors.shape[1], groups, batch, np.random.default_rng(seed)):
+        if len(samples) < FEWEST:
             continue
+        part = vectors[:, samples] * scale
         part -= part.mean(axis=1, keepdims=True)
         gram = part @ part.transpose(0, 2, 1)
-        rows = -np.square(part).sum(axis=2)
-        gram[:, np.arange(part.shape[1]), np.arange(part.shape[1])] = 0
-        flat = gram.reshape(n_layers, -1)
-        sums = _Sums(np.array(part.shape[1]), flat @ flat.T, rows @ rows.T, rows.sum(axis=1))
-        total += sums.hsic()
+        gram[:, np.arange(len(samples)), np.arange(len(samples))] = 0
+        rows, flat = -np.square(part).sum(axis=2), gram.reshape(n_layers, -1)
+        pairs, crossing, totals = flat @ flat.T, rows @ rows.T, rows.sum(axis=1)
+        quadruples = np.outer(totals, totals) - 4 * crossing + 2 * pairs
+        total += DistinctSums(np.array(len(samples)), pairs, crossing - pairs, quadruples).hsic()
     return normalize(total)
+
+
+def _batches(n: int, groups: np.ndarray | None, batch: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield random batches of samples of different clusters."""
+    order = rng.permutation(n)
+    members = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1][order]
+    by_cluster = order[np.argsort(members, kind="stable")]
+    sizes = np.bincount(members)
+    starts, n_clusters = np.cumsum(sizes) - sizes, len(sizes)
+    for number in range(-(-n // n_clusters)):
+        drawn = by_cluster[starts + number % sizes]
+        drawn = order if groups is None else drawn[rng.permutation(n_clusters)]
+        for start in range(0, n_clusters, batch):
+            yield drawn[start : start + batch]
 
 
 def top_share(vectors: np.ndarray) -> np.ndarray:

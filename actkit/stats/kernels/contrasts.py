@@ -80,23 +80,58 @@ def squared_smd(vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray | No
         The squared distance between the means, minus its expectation under no difference, over the total
         within-group variance. It may be negative; NaN if the variance is 0.
     """
-    positive, negative = vectors[labels].astype(np.float64), vectors[~labels].astype(np.float64)
-    means = positive.mean(axis=0), negative.mean(axis=0)
-    scatters = np.square(positive - means[0]).sum(), np.square(negative - means[1]).sum()
-    counts = len(positive), len(negative)
-    within = (scatters[0] + scatters[1]) / (sum(counts) - 2)
-    difference = means[0] - means[1]
-    if groups is None:
-        chance = sum(spread / (count * (count - 1)) for spread, count in zip(scatters, counts, strict=True))
-    else:
-        residuals = np.empty(vectors.shape)
-        residuals[labels] = (positive - means[0]) / counts[0]
-        residuals[~labels] = (means[1] - negative) / counts[1]
-        order = np.argsort(groups, kind="stable")
-        starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1))
-        cluster_sums = np.add.reduceat(residuals[order], starts)
-        chance = np.square(cluster_sums).sum() * len(starts) / max(len(starts) - 1, 1)
+    sides = vectors[~labels].astype(np.float64), vectors[labels].astype(np.float64)
+    residuals = [side - side.mean(axis=0) for side in sides]
+    within = sum(np.square(side).sum() for side in residuals) / (len(vectors) - 2)
+    difference = sides[1].mean(axis=0) - sides[0].mean(axis=0)
+    ids = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    chance = _expected_square(residuals, [ids[~labels], ids[labels]])
     return float((difference @ difference - chance) / within) if within > 0 else float("nan")
+
+
+def _expected_square(residuals: list[np.ndarray], groups: list[np.ndarray]) -> float:
+    """Return the expected squared distance between two means whose expectations are equal.
+
+    It is the trace of the covariance of their difference, estimated without bias for clusters of any size,
+    with any variance, in one class or both. For classes of equal clusters, it is the sum of the squared
+    cluster sums of each class times its own ``G / (G - 1)``.
+
+    Parameters
+    ----------
+    residuals
+        Differences from the class mean, dims ``(sample, hidden)``, for the two classes.
+    groups
+        Cluster of each sample, dims ``(sample,)``, for the two classes.
+
+    Notes
+    -----
+    With ``p`` the share of a cluster in its class and ``V = sum(v)`` the variance of the class mean, the
+    squared cluster sum of residuals has expectation ``(1 - 2 p) v + p**2 V``, which is solved for ``V``.
+    """
+    n_groups = 1 + max(int(ids.max()) for ids in groups)
+    shares = [np.bincount(ids, minlength=n_groups) / len(ids) for ids in groups]
+    if any(share.max() == 1 for share in shares):
+        return float("nan")  # a single cluster says nothing about the variance between clusters
+    order = [np.argsort(ids, kind="stable") for ids in groups]
+    sums = [
+        np.add.reduceat(side[rows], np.flatnonzero(np.diff(ids[rows], prepend=-1))) / len(ids)
+        for side, ids, rows in zip(residuals, groups, order, strict=True)
+    ]
+    members = [np.flatnonzero(share) for share in shares]
+    variances = [
+        _total(np.square(part).sum(axis=1), share[rows], share[rows])
+        for part, share, rows in zip(sums, shares, members, strict=True)
+    ]
+    shared, first, second = np.intersect1d(members[0], members[1], assume_unique=True, return_indices=True)
+    products = (sums[0][first] * sums[1][second]).sum(axis=1)
+    return sum(variances) - 2 * _total(products, shares[0][shared], shares[1][shared])
+
+
+def _total(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    """Return the sum of the (co)variances of clusters from products of their residuals."""
+    rest = 1 - first - second
+    rest = np.where(np.abs(rest) < 1e-9, 1e-9, rest)  # two equal clusters
+    return float((products / rest).sum() / (1 + (first * second / rest).sum()))
 
 
 def squared_smd_error(
@@ -163,43 +198,3 @@ def largest_d(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
         for start in range(0, len(labels), rows)
     ]
     return np.concatenate(parts)
-
-
-def halves(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Return the weights of differences between group means in random halves of the clusters.
-
-    Parameters
-    ----------
-    labels
-        Boolean, dims ``(sample,)``.
-    groups
-        Cluster of each sample, integers from 0, dims ``(sample,)``; clusters are never split.
-    count
-        Number of random splits.
-    seed
-        Random seed of the splits.
-
-    Returns
-    -------
-    numpy.ndarray
-        Dims ``(half, split, sample)``, with 2 halves; 0 for samples in the other half.
-    """
-    rng = np.random.default_rng(seed)
-    weights = np.zeros((2, count, len(labels)))
-    n_groups = int(groups.max()) + 1
-    # both halves get equally many groups of each kind, so that neither lacks a label
-    kind = np.bincount(groups, weights=labels) > 0
-    for split in range(count):
-        rank = np.empty(n_groups, dtype=np.int64)
-        rank[np.lexsort((rng.random(n_groups), kind))] = np.arange(n_groups) + split
-        for half in (0, 1):
-            chosen = rank[groups] % 2 == half
-            weights[half, split, chosen] = contrast(labels[chosen])
-    return weights
-
-
-def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return cosine similarities of vectors, dims ``(..., hidden)``; NaN if a vector is 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lengths = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-        return np.asarray((x * y).sum(axis=-1) / lengths)

@@ -1,6 +1,7 @@
 """Norms of token vectors by layer, and their summaries."""
 
 import numpy as np
+from scipy import stats
 
 QUANTILES = {"median": 0.5, "p5": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
 NORM_SUMMARIES = ("mean", "sample_mean", *QUANTILES, "low", "high", "n_tokens", "n_outliers")
@@ -9,7 +10,13 @@ _ROWS = 4096  # number of rows held in float64 at once
 
 
 def summarize_norms(
-    norms: np.ndarray, mask: np.ndarray, *, resamples: int, seed: int, level: float = 0.95
+    norms: np.ndarray,
+    mask: np.ndarray,
+    clusters: np.ndarray | None = None,
+    *,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
 ) -> np.ndarray:
     """Summarise token norms by layer.
 
@@ -19,18 +26,21 @@ def summarize_norms(
         Dims ``(layer, sample, token)``.
     mask
         Boolean, dims ``(sample, token)``: the tokens included.
+    clusters
+        Cluster of each sample, integers, dims ``(sample,)``; by default, samples are independent.
     resamples
-        Number of bootstrap resamples. Samples are resampled, not tokens: tokens of one text are dependent.
+        Number of bootstrap resamples. Clusters are resampled, with all of their samples and tokens.
     seed
         Random seed of the bootstrap.
     level
-        Nominal coverage of the percentile interval of ``mean``, from ``low`` to ``high``.
+        Nominal coverage of the interval of ``mean``, from ``low`` to ``high``.
 
     Returns
     -------
     numpy.ndarray
         Dims ``(layer, summary)``, in the order of ``NORM_SUMMARIES``. ``mean`` weights tokens
-        equally, ``sample_mean`` weights samples equally. NaN if no token is included.
+        equally, ``sample_mean`` weights samples equally. NaN if no token is included; the interval is NaN if
+        all tokens belong to one cluster.
     """
     tokens = norms[:, mask].astype(np.float64)
     counts = mask.sum(axis=1)
@@ -39,12 +49,8 @@ def summarize_norms(
         return empty_summary(len(norms))
     sums = np.where(mask, norms, 0).sum(axis=2, dtype=np.float64)[:, kept]
     counts = counts[kept]
-    weights = np.random.default_rng(seed).multinomial(
-        len(counts), np.full(len(counts), 1 / len(counts)), resamples
-    )
-    means = (sums @ weights.T) / (weights @ counts)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=1)
+    members = np.arange(len(counts)) if clusters is None else clusters[kept]
+    low, high = _cluster_bootstrap(sums, counts, members, resamples=resamples, seed=seed, level=level)
     quantiles = np.quantile(tokens, list(QUANTILES.values()), axis=1)
     medians = quantiles[list(QUANTILES).index("median"), :, None]
     return np.stack(
@@ -59,6 +65,41 @@ def summarize_norms(
         ],
         axis=1,
     )
+
+
+def _cluster_bootstrap(
+    sums: np.ndarray, counts: np.ndarray, clusters: np.ndarray, *, resamples: int, seed: int, level: float
+) -> np.ndarray:
+    """Return the interval of a mean over tokens, dims ``(2, layer)``.
+
+    The percentiles are those of Hesterberg's expanded percentile interval (What teachers should know about
+    the bootstrap, The American Statistician 2015), which makes up for few clusters.
+
+    Parameters
+    ----------
+    sums
+        Sums over the tokens of each sample, dims ``(layer, sample)``.
+    counts
+        Number of tokens of each sample, dims ``(sample,)``.
+    clusters
+        Cluster of each sample, dims ``(sample,)``.
+    resamples, seed, level
+        As for :func:`summarize_norms`.
+    """
+    codes = np.unique(clusters, return_inverse=True)[1]
+    n_clusters = int(codes.max()) + 1
+    if n_clusters < 2:
+        return np.full((2, len(sums)), np.nan)
+    if n_clusters < len(codes):
+        order = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+        sums, counts = np.add.reduceat(sums[:, order], starts, axis=1), np.bincount(codes, weights=counts)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), resamples)
+    means = (sums @ weights.T) / (weights @ counts)
+    t = stats.t.ppf((1 + level) / 2, n_clusters - 1)
+    tail = stats.norm.cdf(-np.sqrt(n_clusters / (n_clusters - 1)) * t)
+    return np.asarray(np.quantile(means, [tail, 1 - tail], axis=1))
 
 
 def empty_summary(n_layers: int) -> np.ndarray:

@@ -1,20 +1,23 @@
 """Linear probes that predict a label from vectors, texts or lengths, tested on held-out samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from scipy.stats import rankdata
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from .auroc import auroc_gradient, column_aurocs
 from .blas_threads import one_thread
+from .logistic import fit_logistic, fit_sparse_logistic
+from .probe_fit import FittedProbe, fit_ridge
 
 Fold = tuple[np.ndarray, np.ndarray]
+Estimator = Literal["ridge", "logistic"]
+_TEXT_PENALTY = 0.1
+_DECIMALS = 10  # of scores, so that those that differ by rounding errors are ties
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seeds: int) -> list[Fold]:
@@ -45,151 +48,219 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seeds: 
     return cuts
 
 
-def linear_probe() -> Pipeline:
-    """Return the probe: standardisation on the training samples, then L2-penalised logistic regression."""
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+def standardized(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    """Return vectors with the mean of the training samples removed and their standard deviation set to 1.
+
+    Parameters
+    ----------
+    train
+        Training samples, dims ``(sample, hidden)``, float64.
+    *others
+        Further samples, which do not affect the mean and the standard deviation.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        The training samples, then the others; dimensions that are constant in training are 0.
+    """
+    mean = train.mean(axis=0)
+    centred = [x - mean for x in (train, *others)]
+    scale = np.sqrt(np.einsum("sh,sh->h", centred[0], centred[0]) / len(train))
+    constant = scale <= len(train) * np.finfo(np.float64).eps * np.abs(mean)
+    factor = np.where(constant, 0.0, 1 / np.where(constant, 1.0, scale))
+    for x in centred:
+        x *= factor
+    return centred
+
+
+def fit(x: np.ndarray, labels: np.ndarray, estimator: Estimator) -> FittedProbe:
+    """Return a probe for several labellings.
+
+    Parameters
+    ----------
+    x
+        Standardised training samples, dims ``(sample, hidden)``.
+    labels
+        Boolean, dims ``(labelling, sample)``; the first labelling has both labels. Weights are NaN for others
+        that lack one.
+    estimator
+        ``ridge`` or ``logistic``.
+    """
+    if estimator == "ridge":
+        return fit_ridge(x, labels)
+    first = fit_logistic(x, labels[0])
+    weights, intercepts = np.full((x.shape[1], len(labels)), np.nan), np.full(len(labels), np.nan)
+    weights[:, :1], intercepts[:1] = first.weights, first.intercepts
+    for number, row in enumerate(labels[1:], start=1):
+        if 0 < row.sum() < len(row):
+            fitted = fit_logistic(x, row)
+            weights[:, number], intercepts[number] = fitted.weights[:, 0], fitted.intercepts[0]
+    return replace(first, weights=weights, intercepts=intercepts)
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Scores of test samples in each fold, and the part that each training sample has in their AUROC.
+
+    Parameters
+    ----------
+    scores
+        Dims ``(fold, sample)``: above 0 if the second label is predicted; NaN for samples that the fold does
+        not test, and if values are not finite.
+    effects
+        Dims ``(fold, sample)``: the change of the fold's AUROC if a training sample is added, to first order;
+        0 for other samples.
+    """
+
+    scores: np.ndarray
+    effects: np.ndarray
+
+    @classmethod
+    def undefined(cls, n_folds: int, n_samples: int) -> "HeldOutScores":
+        """Return scores that are all NaN."""
+        return cls(np.full((n_folds, n_samples), np.nan), np.zeros((n_folds, n_samples)))
 
 
 @one_thread()
-def probe(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
-    """Return the cross-validated scores of the probe.
+def probe(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    folds: Sequence[Fold],
+    *,
+    permuted: np.ndarray | None = None,
+    estimator: Estimator = "ridge",
+) -> tuple[HeldOutScores, np.ndarray]:
+    """Return the held-out scores of a probe, and its AUROC for permuted labels.
 
     Parameters
     ----------
     vectors
-        Dims ``(sample, hidden)``.
+        Dims ``(sample, hidden)``; standardised with the mean and standard deviation of each training part.
     labels
         Boolean, dims ``(sample,)``.
     folds
         From :func:`grouped_folds`.
+    permuted
+        Labels permuted under the null hypothesis, dims ``(permutation, sample)``; none by default.
+    estimator
+        ``ridge`` or ``logistic``, for the labels and for the permutations.
 
     Returns
     -------
-    numpy.ndarray
-        AUROC and balanced accuracy, dims ``(2, fold)``; NaN if a value is not finite.
+    tuple
+        Held-out scores, and the mean AUROC over folds, dims ``(permutation,)``; NaN if a value is not finite.
     """
+    labellings = labels[None] if permuted is None else np.vstack([labels, permuted])
+    held_out = HeldOutScores.undefined(len(folds), len(labels))
+    aurocs = np.full((len(labellings), len(folds)), np.nan)
     exact = vectors.astype(np.float64)
     if not np.isfinite(exact).all():
-        return np.full((2, len(folds)), np.nan)
-    return _scores(lambda train: linear_probe().fit(exact[train], labels[train]), exact, labels, folds)
+        return held_out, aurocs[1:, 0]
+    exact -= exact.mean(axis=0)  # changes nothing but rounding errors
+    for number, (train, test) in enumerate(folds):
+        x, tested = standardized(exact[train], exact[test])
+        fitted = fit(x, labellings[:, train], estimator)
+        scores = np.round(tested @ fitted.weights + fitted.intercepts, _DECIMALS)
+        held_out.scores[number, test] = scores[:, 0]
+        gradient = auroc_gradient(scores[:, 0], labels[test])
+        held_out.effects[number, train] = fitted.effects(tested.T @ gradient)
+        aurocs[1:, number] = column_aurocs(scores[:, 1:], labellings[1:, test].T)
+    return held_out, np.asarray(np.nanmean(aurocs[1:], axis=1))
 
 
-def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
-    """Return the scores of :func:`probe` for TF-IDF features of character n-grams, a text-only baseline.
+def balanced_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the balanced accuracy of held-out scores, dims ``(fold, sample)``, averaged over folds."""
+    each = []
+    for row in scores:
+        tested = ~np.isnan(row)
+        correct = (row > 0) == labels
+        each.append((correct[tested & labels].mean() + correct[tested & ~labels].mean()) / 2)
+    return float(np.mean(each))
 
-    NaN if all texts are empty.
+
+def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold]) -> HeldOutScores:
+    """Return the held-out scores of a text-only baseline: TF-IDF features of character n-grams.
+
+    Parameters
+    ----------
+    texts
+        Dims ``(sample,)``.
+    labels, folds
+        As for :func:`probe`.
+
+    Returns
+    -------
+    HeldOutScores
+        Scores of a logistic regression; NaN if all texts are empty.
     """
-    array = np.array(texts, dtype=object)
+    held_out = HeldOutScores.undefined(len(folds), len(labels))
     if not any(text.strip() for text in texts):
-        return np.full((2, len(folds)), np.nan)
-
-    def fit(train: np.ndarray) -> Pipeline:
-        counts = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True)
-        return make_pipeline(counts, LogisticRegression(max_iter=1000, C=10)).fit(array[train], labels[train])
-
-    return _scores(fit, array, labels, folds)
+        return held_out
+    array = np.array(texts, dtype=object)
+    counts = CountVectorizer(analyzer="char_wb", ngram_range=(1, 5)).fit_transform(array)
+    for number, (train, test) in enumerate(folds):
+        in_training = counts[train].getnnz(axis=0) > 0  # the vocabulary, as if only these texts were known
+        weighting = TfidfTransformer(sublinear_tf=True)
+        x = weighting.fit_transform(counts[train][:, in_training])
+        tested = weighting.transform(counts[test][:, in_training])
+        fitted = fit_sparse_logistic(x, labels[train], penalty=_TEXT_PENALTY)
+        scores = np.round((tested @ fitted.weights + fitted.intercepts)[:, 0], _DECIMALS)
+        held_out.scores[number, test] = scores
+        gradient = auroc_gradient(scores, labels[test])
+        held_out.effects[number, train] = fitted.effects(tested.T @ gradient)
+    return held_out
 
 
 @one_thread()
 def transfer_probe(
-    vectors: np.ndarray, labels: np.ndarray, sides: np.ndarray, folds: Sequence[Fold]
-) -> np.ndarray:
-    """Return the AUROC of probes trained on one domain and tested on each.
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    domains: np.ndarray,
+    folds: Sequence[Fold],
+    *,
+    estimator: Estimator = "ridge",
+) -> list[list[HeldOutScores]]:
+    """Return the held-out scores of probes trained on one domain and tested on each.
 
     Parameters
     ----------
     vectors
-        Dims ``(sample, hidden)``.
+        Dims ``(sample, hidden)``; standardised with the mean and standard deviation of each training part.
     labels
         Boolean, dims ``(sample,)``.
-    sides
+    domains
         Domain of each sample, such as its language: integers from 0, dims ``(sample,)``.
     folds
         From :func:`grouped_folds`, over all domains: no domain trains on a test cluster.
+    estimator
+        ``ridge`` or ``logistic``.
 
     Returns
     -------
-    numpy.ndarray
-        AUROC, dims ``(train, test, fold)``; NaN if a domain lacks a label.
+    list of list of HeldOutScores
+        For each training domain, and each test domain; NaN in folds in which either lacks a label.
     """
     exact = vectors.astype(np.float64)
-    count = int(sides.max()) + 1
-    aurocs = np.full((count, count, len(folds)), np.nan)
+    n_domains = int(domains.max()) + 1
+    results = [
+        [HeldOutScores.undefined(len(folds), len(labels)) for _ in range(n_domains)] for _ in range(n_domains)
+    ]
     if not np.isfinite(exact).all():
-        return aurocs
-    for fold, (train, test) in enumerate(folds):
-        for source in range(count):
-            own_train = train[sides[train] == source]
-            if not 0 < labels[own_train].sum() < len(own_train):
+        return results
+    exact -= exact.mean(axis=0)
+    for number, (train, test) in enumerate(folds):
+        for source, row in enumerate(results):
+            of_source = train[domains[train] == source]
+            if not 0 < labels[of_source].sum() < len(of_source):
                 continue
-            fitted = linear_probe().fit(exact[own_train], labels[own_train])
-            for target in range(count):
-                own_test = test[sides[test] == target]
-                if 0 < labels[own_test].sum() < len(own_test):
-                    scores = fitted.decision_function(exact[own_test])
-                    aurocs[source, target, fold] = roc_auc_score(labels[own_test], scores)
-    return aurocs
-
-
-@one_thread()
-def ridge_scores(vectors: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
-    """Return the AUROC of a ridge-regression probe for many permutations of the labels at once.
-
-    Parameters
-    ----------
-    vectors
-        Dims ``(sample, hidden)``; standardised over all samples, which uses no labels.
-    labels
-        Boolean, dims ``(permutation, sample)``.
-    folds
-        From :func:`grouped_folds`.
-
-    Returns
-    -------
-    numpy.ndarray
-        Mean over folds, dims ``(permutation,)``; NaN if a value is not finite.
-
-    Notes
-    -----
-    With labels -1 and 1, ridge regression finds the direction of a regularised linear discriminant (Hastie,
-    Tibshirani, Friedman, The elements of statistical learning, Springer 2009, exercise 4.2). One
-    factorisation per fold serves all permutations. The penalty is the mean eigenvalue of the Gram matrix of
-    the samples.
-    """
-    exact = vectors.astype(np.float64)
-    if not np.isfinite(exact).all():
-        return np.full(len(labels), np.nan)
-    scaled = StandardScaler().fit_transform(exact)
-    targets = np.where(labels, 1.0, -1.0).T
-    aurocs = []
-    for train, test in folds:
-        x, centred = scaled[train], targets[train] - targets[train].mean(axis=0)
-        penalty = max(np.square(x).sum() / len(x), 1e-12)
-        is_wide = x.shape[1] > len(x)  # primal and dual give the same weights; solve the smaller system
-        gram = x @ x.T if is_wide else x.T @ x
-        gram[np.diag_indices_from(gram)] += penalty
-        coefficients = cho_solve(cho_factor(gram, overwrite_a=True), centred if is_wide else x.T @ centred)
-        weights = x.T @ coefficients if is_wide else coefficients
-        aurocs.append(_aurocs(scaled[test] @ weights, labels[:, test].T))
-    return np.asarray(np.nanmean(aurocs, axis=0))
-
-
-def _aurocs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the AUROC of each column: the Mann-Whitney U statistic over the number of pairs."""
-    ranks = rankdata(scores, axis=0)
-    positive = labels.sum(axis=0)
-    negative = len(labels) - positive
-    with np.errstate(invalid="ignore", divide="ignore"):
-        above = (ranks * labels).sum(axis=0) - positive * (positive + 1) / 2
-        return np.asarray(above / (positive * negative))
-
-
-def _scores(fit, inputs: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """Return the AUROC and balanced accuracy of the model fitted in each fold."""
-
-    def tested() -> Iterator[tuple[float, float]]:
-        for train, test in folds:
-            scores = fit(train).decision_function(inputs[test])
-            yield roc_auc_score(labels[test], scores), balanced_accuracy_score(labels[test], scores > 0)
-
-    return np.array(list(tested())).T.reshape(2, len(folds))
+            x, tested = standardized(exact[of_source], exact[test])
+            fitted = fit(x, labels[None, of_source], estimator)
+            scores = np.round(tested @ fitted.weights + fitted.intercepts, _DECIMALS)[:, 0]
+            for target, held_out in enumerate(row):
+                of_target = np.flatnonzero(domains[test] == target)
+                is_second = labels[test[of_target]]
+                if 0 < is_second.sum() < len(is_second):
+                    held_out.scores[number, test[of_target]] = scores[of_target]
+                    gradient = auroc_gradient(scores[of_target], is_second)
+                    held_out.effects[number, of_source] = fitted.effects(tested[of_target].T @ gradient)
+    return results

@@ -60,7 +60,7 @@ def cubes(architectures: Any, table: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", "llama", "minilm"])
+@pytest.mark.parametrize("name", ["llama", "minilm", pytest.param("demo", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("tokens", ["last", "content"])
 def test_kept_states_are_those_of_the_whole_prompt(cubes: Any, name: str, tokens: str) -> None:
     whole, part = cubes(name, "all"), cubes(name, tokens)
@@ -83,7 +83,7 @@ def test_kept_states_are_those_of_the_whole_prompt(cubes: Any, name: str, tokens
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", "minilm"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("minilm", marks=pytest.mark.nightly)])
 def test_the_mean_is_that_of_content_tokens(cubes: Any, name: str) -> None:
     whole, part = cubes(name, "all"), cubes(name, "mean")
     assert part.sizes["token"] == 1
@@ -101,7 +101,7 @@ def test_the_mean_is_that_of_content_tokens(cubes: Any, name: str) -> None:
 
 @pytest.mark.parametrize("tokens", ["all", "last", "content", "mean"])
 def test_norms_can_be_summarised_for_any_keep_tokens(cubes: Any, tokens: str) -> None:
-    cube = cubes("demo", tokens)
+    cube = cubes("llama", tokens)
     norms = actkit.layer_norms(cube, resamples=10).load()
     assert norms.attrs["tokens"] == {"all": "content", "content": "content"}.get(tokens, tokens)
     content = cube.token_kind.isin([TokenKind.TEXT, TokenKind.MEAN])

@@ -20,7 +20,7 @@ from tests.models.vlms import VISION_LAYERS, VLMS, ask
 
 # square, wide, tall, small: Qwen2.5-VL uses a different number of tokens for each
 SIZES = [(96, 96), (140, 56), (56, 168), (60, 64)]
-SCENES = 3
+SCENES = 2
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_text_and_vision_are_those_of_transformers(name: str, seen: Any, vlm: An
     assert cube.sizes["sample"] == 4 * SCENES
     assert vision.layer.values.tolist() == list(range(VISION_LAYERS))
     errors = []
-    for sample in range(0, 4 * SCENES, 3):
+    for sample in range(1, 4 * SCENES, 3):
         one, patches = cube.isel(sample=sample), vision.isel(sample=sample)
         with Image.open(scenes.parent / one.image.item()) as image:
             expected = ask(name, vlm(name), one.text.item(), image, "You describe pictures.")
@@ -102,7 +102,9 @@ def test_image_tokens_are_counted_right(seen: Any, scenes: Path) -> None:
     assert len(set(grids)) > 2
 
 
-@pytest.mark.parametrize("name", VLMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "gemma3" else pytest.mark.slow) for name in VLMS]
+)
 def test_template_tokens_are_not_content(name: str, seen: Any) -> None:
     cube = actkit.open_cube(seen(name)).load()
     assert cube.attrs["sum_rule"] == "holds"
@@ -140,7 +142,7 @@ def test_only_what_is_saved_of_the_tower_is_stored(vlm: Any, scenes: Path, tmp_p
 
 
 def test_norms_of_patches_can_be_summarised(seen: Any) -> None:
-    vision = actkit.open_cube(seen("qwen2_5_vl"), group="vision")
+    vision = actkit.open_cube(seen("gemma3"), group="vision")
     norms = actkit.layer_norms(vision, resamples=10).load()
     assert norms.attrs["tokens"] == "patches"
     assert int(norms.n_tokens.isel(layer=0).sum()) == int(vision.n_tokens.sum())
@@ -172,7 +174,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(vlm: Any, scenes: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VLMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "qwen2_5_vl" else pytest.mark.nightly) for name in VLMS]
+)
 def test_generated_text_about_an_image_matches_transformers(
     name: str, vlm: Any, scenes: Path, tmp_path: Path
 ) -> None:

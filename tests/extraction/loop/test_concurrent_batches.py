@@ -43,18 +43,34 @@ def loaded(folder: Path, data: Path, out: Path) -> tuple[LoadedModel, dict[str, 
     return load_model(prepared.spec.checkpoint, prepared.spec.architecture, prepared.config), inputs
 
 
+NAMES = ("demo", "minilm", "gemma3", "gpt2")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", "minilm", "gemma3", "gpt2"])
-@pytest.mark.parametrize("batches", [2, 5])
+@pytest.mark.parametrize(
+    ("name", "batches", "limit"),
+    [
+        ("demo", 2, 24),
+        ("minilm", 5, 24),
+        ("gemma3", 2, 24),
+        ("gpt2", 5, 24),
+        *(pytest.param(name, batches, 90, marks=pytest.mark.nightly) for name in NAMES for batches in (2, 5)),
+    ],
+)
 def test_a_cube_is_the_same_however_many_batches_are_computed_at_once(
-    architectures: Callable[[str], Path], mtgeneval: Path, extract: Extract, name: str, batches: int
+    architectures: Callable[[str], Path],
+    mtgeneval: Path,
+    extract: Extract,
+    name: str,
+    batches: int,
+    limit: int,
 ) -> None:
     options = {
         "model": str(architectures(name)),
         "data": str(mtgeneval),
-        "limit": 90,
+        "limit": limit,
         "batch_size": 4,
-        "window_samples": 32,
+        "window_samples": limit // 3,
         "layers": "residual_all attention_all mlp_all",
         "storage": "bfloat16",
     }
@@ -77,7 +93,7 @@ def test_batches_are_under_way_at_the_same_time(
     together, run = threading.Barrier(3), Capture.run
 
     def meets(self: Capture, *args: Any) -> None:
-        together.wait(timeout=30)
+        together.wait(timeout=200)
         run(self, *args)
 
     monkeypatch.setattr(Capture, "run", meets)

@@ -31,7 +31,7 @@ class Visitor(threading.Thread):
     """Thread that holds a device, and signals while it waits."""
 
     def __init__(self, queue: Path, device: str, order: list[str], name: str) -> None:
-        super().__init__(name=name)
+        super().__init__(name=name, daemon=True)
         self.queue, self.device, self.order = queue, device, order
         self.waits, self.may_leave = threading.Event(), threading.Event()
         self.start()
@@ -39,13 +39,11 @@ class Visitor(threading.Thread):
     def run(self) -> None:
         with hold_device(self.queue, self.device, self.waits.set):
             self.order.append(self.name)
-            assert self.may_leave.wait(60)
+            self.may_leave.wait()
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -63,9 +61,9 @@ def test_first_come_first_served(tmp_path: Path) -> None:
         until(lambda count=count: len(order) == count)
         assert order == names[:count]
         visitor.may_leave.set()
-        visitor.join(60)
+        visitor.join()
     elsewhere.may_leave.set()
-    elsewhere.join(60)
+    elsewhere.join()
     assert [path.name for path in (tmp_path / "queue").iterdir()] == ["guard.lock"]
 
 
@@ -83,7 +81,7 @@ def test_a_clock_set_back_does_not_change_the_order(
     assert order == ["first"]
     for visitor in (first, second):
         visitor.may_leave.set()
-        visitor.join(60)
+        visitor.join()
     assert order == ["first", "second"]
 
 
@@ -102,7 +100,7 @@ def test_all_waits_for_every_device_and_blocks_later_runs(tmp_path: Path) -> Non
     until(lambda: order == ["first", "everything", "later"])
     later.may_leave.set()
     for visitor in (first, everything, later):
-        visitor.join(60)
+        visitor.join()
 
 
 @pytest.mark.slow
@@ -120,7 +118,7 @@ def test_a_killed_process_releases_its_device(tmp_path: Path) -> None:
         holder.kill()
         until(lambda: order == ["waiting"])
         waiting.may_leave.set()
-        waiting.join(60)
+        waiting.join()
     finally:
         holder.kill()
         holder.communicate()
@@ -148,7 +146,7 @@ def test_a_queued_run_reports_that_it_waits(tmp_path: Path) -> None:
         queue=tmp_path / "queue",
         listeners=[listen],
     )
-    ahead.join(60)
+    ahead.join()
     assert list(dict.fromkeys(states)) == ["queued", "loading", "running", "done"]
     assert set(seen) <= {"starting", "queued"}
 

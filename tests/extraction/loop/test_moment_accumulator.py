@@ -31,6 +31,20 @@ def extract(tiny_model: Path, prompts: Path, out: Path, **options: Any) -> xr.Da
     return actkit.extract(**{**defaults, "whiten": True, **options})
 
 
+@pytest.fixture(scope="module")
+def accumulated(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Complete run with moments, which no test may change."""
+    run = tmp_path_factory.mktemp("accumulated") / "run"
+    extract(tiny_model, prompts, run)
+    return run
+
+
+@pytest.fixture
+def run(accumulated: Path, tmp_path: Path) -> Path:
+    """A copy of it for tests to change."""
+    return Path(shutil.copytree(accumulated, tmp_path / "run"))
+
+
 def check_moments(run: Path) -> None:
     """Compare the accumulated moments with those computed from the cube."""
     cube = actkit.open_cube(run)
@@ -68,12 +82,12 @@ def test_moments_match_the_cube(
 
 
 @pytest.mark.slow
-def test_whiten_does_not_change_the_cube(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
-    with_, without = (
-        extract(tiny_model, prompts, tmp_path / str(whiten), whiten=whiten).load() for whiten in (True, False)
-    )
-    xr.testing.assert_identical(with_, without)
-    assert not (tmp_path / "False" / MOMENTS).exists()
+def test_whiten_does_not_change_the_cube(
+    accumulated: Path, tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    without = extract(tiny_model, prompts, tmp_path / "run", whiten=False).load()
+    xr.testing.assert_identical(actkit.open_cube(accumulated).load(), without)
+    assert not (tmp_path / "run" / MOMENTS).exists()
 
 
 @pytest.mark.slow
@@ -142,18 +156,15 @@ def test_a_run_whose_folder_is_replaced_writes_moments_into_its_own(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 20], ids=["empty", "nonsense"])
-def test_a_damaged_file_is_replaced(tiny_model: Path, prompts: Path, tmp_path: Path, content: bytes) -> None:
-    run = tmp_path / "run"
-    extract(tiny_model, prompts, run)
+def test_a_damaged_file_is_replaced(tiny_model: Path, prompts: Path, run: Path, content: bytes) -> None:
     (run / MOMENTS).write_bytes(content)
     extract(tiny_model, prompts, run)
     check_moments(run)
 
 
 @pytest.mark.slow
-def test_a_whitener_needs_only_the_moments(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    cube = extract(tiny_model, prompts, run)
+def test_a_whitener_needs_only_the_moments(accumulated: Path, tmp_path: Path) -> None:
+    run, cube = accumulated, actkit.open_cube(accumulated)
     options = {"layer": 1, "shrinkage": "ledoit-wolf"}
     from_moments, wanted = actkit.Whitener.of_run(run, **options), actkit.Whitener.fit(cube, **options)
     np.testing.assert_allclose(from_moments.transform_matrix, wanted.transform_matrix, rtol=1e-6, atol=1e-6)
@@ -168,17 +179,17 @@ OPTIONS: dict[str, Any] = {"layer": 1, "shrinkage": "ledoit-wolf"}
 
 
 @pytest.mark.slow
-def test_each_damaged_bit_of_a_layer_is_found(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
-    extract(tiny_model, prompts, tmp_path / "run", layers="1")
-    path = tmp_path / "run" / MOMENTS
-    whole, wanted = path.read_bytes(), actkit.Whitener.of_run(tmp_path / "run", **OPTIONS)
+@pytest.mark.parametrize("count", [10, pytest.param(500, marks=pytest.mark.nightly)])
+def test_each_damaged_bit_of_a_layer_is_found(run: Path, count: int) -> None:
+    path = run / MOMENTS
+    whole, wanted = path.read_bytes(), actkit.Whitener.of_run(run, **OPTIONS)
     rng = np.random.default_rng(0)
-    for bit in rng.integers(0, 8 * len(whole), 60).tolist():
+    for bit in rng.integers(0, 8 * len(whole), count).tolist():
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         try:
-            whitener = actkit.Whitener.of_run(tmp_path / "run", **OPTIONS)
+            whitener = actkit.Whitener.of_run(run, **OPTIONS)
         except InputError:
             continue
         np.testing.assert_array_equal(
@@ -187,11 +198,7 @@ def test_each_damaged_bit_of_a_layer_is_found(tiny_model: Path, prompts: Path, t
 
 
 @pytest.mark.slow
-def test_moments_are_of_their_cube_and_of_all_its_samples(
-    tiny_model: Path, prompts: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    extract(tiny_model, prompts, run)
+def test_moments_are_of_their_cube_and_of_all_its_samples(tiny_model: Path, prompts: Path, run: Path) -> None:
     shutil.rmtree(run / "cube.zarr")
     actkit.Whitener.of_run(run, **OPTIONS)  # alone, they say what they are
     extract(tiny_model, prompts, run, whiten=False, layers="0 1")
@@ -208,10 +215,8 @@ def test_moments_are_of_their_cube_and_of_all_its_samples(
     ["{}", "[]", '{"entries": "x"}', '{"entries": [{"language": "a", "layer": 1, "n": "many"}]}', "7"],
 )
 def test_invalid_moments_are_an_error_or_replaced(
-    tiny_model: Path, prompts: Path, tmp_path: Path, about: str
+    tiny_model: Path, prompts: Path, run: Path, about: str
 ) -> None:
-    run = tmp_path / "run"
-    extract(tiny_model, prompts, run)
     wanted = actkit.Whitener.of_run(run, **OPTIONS).transform_matrix
     save_file({"0.mean": np.zeros(3)}, run / MOMENTS, {"actkit_moments": about})
     with pytest.raises(InputError, match="contains no moments"):

@@ -71,15 +71,17 @@ def test_a_trial_measures_everything_and_leaves_nothing(asked: dict[str, Any], t
     assert list(tmp_path.iterdir()) == []
 
 
+SIZED = [
+    ("minilm", {"limit": 60, "storage": "bfloat16", "batch_size": 7, "window_samples": 20}),
+    ("demo", {"limit": 150}),
+    ("demo", {"limit": 150, "keep_tokens": "content", "layers": "0-4 mlp_2 attention_7"}),
+]
+LARGER = [(model, {**options, "limit": 600}) for model, options in (*SIZED, ("minilm", {}))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "options"),
-    [
-        ("minilm", {"limit": 300}),
-        ("demo", {"limit": 600}),
-        ("demo", {"limit": 600, "keep_tokens": "content", "layers": "0-4 mlp_2 attention_7"}),
-        ("minilm", {"limit": 300, "storage": "bfloat16", "batch_size": 7, "window_samples": 100}),
-    ],
+    ("model", "options"), [*SIZED, *(pytest.param(*case, marks=pytest.mark.nightly) for case in LARGER)]
 )
 def test_the_disk_estimate_matches_the_cube(
     model: str,
@@ -89,7 +91,7 @@ def test_the_disk_estimate_matches_the_cube(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trial_run, "SECONDS", 2.0)
+    monkeypatch.setattr(trial_run, "SECONDS", 0.5)
     asked = {"model": str(architectures(model)), "data": str(mtgeneval), "out": str(tmp_path), **options}
     predicted = actkit.plan(**asked).estimate.disk
     actkit.extract(**asked, listeners=[])

@@ -225,6 +225,26 @@ def test_loaded_keys_are_compared_with_the_tensors_of_the_file(
     assert checked == [{tensor.name for tensor in gguf.GGUFReader(small_gguf[0]).tensors}]
 
 
+def test_the_table_of_tensor_names_is_built_once_for_all_modules(
+    small_gguf: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, calls = gguf.get_tensor_name_map, []
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return build(*args)
+
+    monkeypatch.setattr(gguf, "get_tensor_name_map", counted)
+    checkpoint, _ = find_checkpoint(str(small_gguf[0]), None)
+    assert checkpoint is not None
+    architecture, _ = read_architecture(checkpoint)
+    assert architecture is not None
+    assert len(calls) == 1
+    load_model(checkpoint, architecture, options(tmp_path))
+    assert len(calls) == 2
+    assert gguf.get_tensor_name_map is counted
+
+
 @pytest.mark.real
 @pytest.mark.timeout(900)  # parses a vocabulary several times, and bfloat16 is slow on most CPUs
 def test_a_real_file_equals_its_converted_folder(smollm2: Path, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_heads_raise_no_false_alarm(name: str, tmp_path: Path) -> None:
             assert "pooler" in key or torch.equal(tensor, parameters[key])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_transformers_hides_no_keys_of_quantized_weights() -> None:
     """transformers hides unexpected keys by patterns of each class, none of which match quantized weights."""
     names = {

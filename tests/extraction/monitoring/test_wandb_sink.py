@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -93,8 +94,13 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def running(samples: int) -> Progress:
-    return Progress("running", samples=samples, total_samples=100, languages={"english": samples})
+def running(samples: int, **languages: int) -> Progress:
+    languages = languages or {"english": samples}
+    return Progress("running", samples=samples, total_samples=100, languages=languages)
+
+
+def line_of(event: Progress) -> dict[str, Any]:
+    return {"state": event.state, "metrics": metrics(event) if event.languages else {}}
 
 
 @pytest.mark.slow
@@ -110,13 +116,21 @@ def test_a_run_is_tracked_correctly(
     monkeypatch.setenv("WANDB_MODE", "offline")
     events: list[Progress] = []
     seen: set[psutil.Process] = set()
+    write, written = wandb_sink._write, []
+
+    def noted(stdin: Any, line: Any) -> None:
+        write(stdin, line)
+        written.append(line)
 
     def listen(event: Progress) -> None:
-        events.append(event)
         if event.state == "running":
             wait_until_told(options["out"])
-            time.sleep(0.1)
+            while written[-1] != line_of(events[-1]):  # each event is sent before the next
+                time.sleep(0.01)
             seen.update(processes())
+        events.append(event)
+
+    monkeypatch.setattr(wandb_sink, "_write", noted)
 
     cube = extract(**options, wandb={"project": "test"}, listeners=[listen])
     [run] = tracked_runs()
@@ -148,8 +162,7 @@ def test_a_run_is_tracked_correctly(
     assert run.config == asked.model_dump(mode="json", exclude={"wandb"})
     # nothing of it remains
     assert len(seen) >= 2
-    assert psutil.wait_procs(seen, timeout=20)[1] == []
-    assert len(seen) >= 2
+    psutil.wait_procs(seen)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert str(tmp_path / "told") in (options["out"] / LOG).read_text()
 
@@ -161,7 +174,6 @@ def test_each_session_is_a_run_of_one_group(
     def interrupt(event: Progress) -> None:
         if event.state == "running":
             wait_until_told(options["out"])
-            time.sleep(0.1)
             if event.committed:
                 raise KeyboardInterrupt
 
@@ -201,14 +213,13 @@ def test_an_unreachable_service_does_not_delay_a_run(
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
-        monkeypatch.setattr(wandb_sink, "PATIENCE", 5)
-        started = time.monotonic()
+        monkeypatch.setattr(wandb_sink, "PATIENCE", 2)
         cube = extract(**options, wandb={"project": "test"}, listeners=[])
-        assert time.monotonic() - started < 30
     assert cube.sizes["sample"] == 6
-    assert len(warnings(caplog)) == 1
-    assert warnings(caplog)[0].startswith("Weights & Biases: ")
-    assert psutil.wait_procs(processes(), timeout=20)[1] == []
+    # the run ended first: its process was still trying
+    (warning,) = warnings(caplog)
+    assert warning.startswith("Weights & Biases: had not finished 2 s after the run, and was ended")
+    psutil.wait_procs(processes())
     assert KEY not in (options["out"] / LOG).read_text()
 
 
@@ -237,11 +248,11 @@ def test_the_package_is_missing(
 @pytest.mark.parametrize(
     ("environment", "mode", "fault"),
     [
-        ({}, "offline", ""),
+        pytest.param({}, "offline", "", marks=pytest.mark.nightly),
         ({}, None, "No API key configured"),
         ({"WANDB_MODE": "offline"}, None, ""),
-        ({"WANDB_MODE": "disabled"}, None, ""),
-        ({"WANDB_MODE": "offline"}, "online", "No API key configured"),
+        pytest.param({"WANDB_MODE": "disabled"}, None, "", marks=pytest.mark.nightly),
+        pytest.param({"WANDB_MODE": "offline"}, "online", "No API key configured", marks=pytest.mark.nightly),
         ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "online", ""),
         ({"WANDB_API_KEY": "short"}, None, "WANDB_API_KEY invalid"),
     ],
@@ -264,21 +275,16 @@ def test_only_the_latest_event_is_sent_and_always_the_last(
     tracked_runs: Callable[[], list[Told]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "actkit")
-    monkeypatch.setattr(wandb_sink, "INTERVAL", 0.3)
+    monkeypatch.setattr(wandb_sink, "INTERVAL", 3600)  # ends when the tracker is closed
     tracker = Tracker(OFFLINE, {})
     wait_until_it_says_where(caplog)
-    started = time.monotonic()
     tracker(Progress("loading", total_samples=100))
     for samples in range(60):
         tracker(running(samples))
-        time.sleep(0.05)
     tracker(Progress("failed", samples=100, total_samples=100))
     tracker.close()
     [run] = tracked_runs()
-    counted = [row["samples"] for row in run.rows]
-    assert 3 <= len(counted) <= (time.monotonic() - started) / 0.3 + 1
-    assert counted == sorted(counted)
-    assert counted[-1] == 100
+    assert [row["samples"] for row in run.rows] == [100]
     assert (run.summary["state"], run.exit_code) == ("failed", 1)
 
 
@@ -301,23 +307,23 @@ def test_a_process_that_dies_or_hangs_is_abandoned(
         assert os.getsid(process.pid) != os.getsid(0)  # Ctrl-C in a terminal does not reach it
         if process.pid != child.pid:  # which another process would keep open
             assert pipes.isdisjoint(opened(process.pid, number) for number in range(3))
-    monkeypatch.setattr(wandb_sink, "PATIENCE", 1)
+    if sent == signal.SIGSTOP:
+        monkeypatch.setattr(wandb_sink, "PATIENCE", 1)
     os.kill(child.pid, sent)
-    for samples in range(20):
-        started = time.monotonic()
+    assert child.stdin is not None
+    tracker(running(1, **{f"language_{number}": number for number in range(5000)}))
+    while sent == signal.SIGSTOP and select.select([], [child.stdin], [], 0)[1]:
+        time.sleep(0.01)  # until the pipe is full
+    for samples in range(20):  # would wait for ever if it wrote to the pipe itself
         tracker(running(samples))
-        assert time.monotonic() - started < 0.01
-        time.sleep(0.05)
-    started = time.monotonic()
     tracker.close()
-    assert time.monotonic() - started < 2
     what = {
         signal.SIGKILL: "its process ended with -9; the run continues without it",
         signal.SIGSTOP: "had not finished 1 s after the run, and was ended",
     }
     [warning] = warnings(caplog)
     assert warning.startswith(f"Weights & Biases: {what[sent]}")
-    assert psutil.wait_procs(children, timeout=20)[1] == []
+    psutil.wait_procs(children)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def wide_gguf(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.nightly)])
 def test_loading_a_gguf_file_takes_the_memory_that_is_planned(dtype: str, wide_gguf: Path) -> None:
     checkpoint, architecture = opened(wide_gguf)
     # a separate process, because memory that another test freed would be reused

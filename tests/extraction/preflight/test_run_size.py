@@ -32,7 +32,7 @@ def asked(tiny_model: Path, prompts: Path, tmp_path: Path) -> dict[str, Any]:
 def test_a_dedicated_device_has_larger_batches(
     asked: dict[str, Any], mtgeneval: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sentences = {**asked, "data": str(mtgeneval), "window_samples": 512}
+    sentences = {**asked, "data": str(mtgeneval), "window_samples": 512, "limit": 1024}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # so that no passes are concurrent
     small = prepare(None, sentences)
     for module in (run_size, suggestions):

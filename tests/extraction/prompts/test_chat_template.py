@@ -1,7 +1,7 @@
 """Templates and chats: template tokens are distinguished from text, or a clear fault is reported."""
 
 import re
-import time
+import subprocess
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -232,25 +232,35 @@ ENDLESS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_a_template_that_does_not_terminate_is_a_fault(kind: str, chat_model: Callable[..., Path]) -> None:
+def test_a_template_that_does_not_terminate_is_a_fault(
+    kind: str, chat_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_process, "_SECONDS", 1)
     folder = chat_model(ENDLESS[kind] + CHATML, "<|im_start|>", "<|im_end|>")
-    before = time.monotonic()
     encoder, faults = load(folder, chat=True)
     assert encoder is None
     assert [str(fault).startswith("chat: the chat template fails: ") for fault in faults] == [True]
-    assert time.monotonic() - before < 60  # seconds, with a margin for busy machines
 
 
 @pytest.mark.slow
-def test_a_text_that_stalls_the_template_is_tried_once(chat_model: Callable[..., Path]) -> None:
+def test_a_text_that_stalls_the_template_is_tried_once(
+    chat_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, commands = subprocess.Popen, []
+
+    def counted(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return start(command, **options)
+
+    monkeypatch.setattr(template_process, "_SECONDS", 1)
+    monkeypatch.setattr(template_process.subprocess, "Popen", counted)
     power = "{% set x = 10 ** (10 ** (messages | length * 10)) %}"
     trap = "{% if 'trap' in messages[0]['content'] %}" + power + "{% endif %}"
     encoder = loaded(chat_model(trap + CHATML, "<|im_start|>", "<|im_end|>"), chat=True)
     assert isinstance(encoder.encode(["a word"])[0], Prompt)
-    before = time.monotonic()
     for text in ["a trap", "a word"] * 3:
-        assert encoder.encode([text])[0] == "is rejected by the chat template: it takes more than 10 s"
-    assert time.monotonic() - before < 60
+        assert encoder.encode([text])[0] == "is rejected by the chat template: it takes more than 1 s"
+    assert len(commands) == 1
 
 
 SLOW = (
@@ -262,16 +272,18 @@ SLOW = (
 def test_a_template_that_is_slow_at_every_text_is_one_fault(
     chat_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_process, "_TOTAL_SECONDS", 0.5)
+    # a million iterations take more than that on any computer, and far more than the 2 ms that a text earns
+    monkeypatch.setattr(template_process, "_TOTAL_SECONDS", 0.1)
+    monkeypatch.setattr(template_process, "_SECONDS_PER_RENDERING", 0.0)
     encoder = loaded(chat_model(SLOW, "<|im_start|>", "<|im_end|>"), chat=True)
-    texts = [f"trap {number}" for number in range(2000)]
+    texts = [f"trap {number}" for number in range(200)]
     for _ in range(2):  # the template is not tried again
         with pytest.raises(InputError) as caught:
             encoder.encode(texts)
         (fault,) = caught.value.faults
         match = re.fullmatch(r"the chat template is too slow: \d s for (\d+) texts", fault.what)
         assert match is not None
-        assert int(match[1]) < 200
+        assert int(match[1]) < 100
         assert (fault.where, fault.hint) == ("chat", "correct the template, or use another model")
 
 

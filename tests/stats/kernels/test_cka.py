@@ -1,5 +1,7 @@
 """CKA against two other implementations, its definition and its invariances."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,8 @@ def layers(seed: int = 0, n_layers: int = 3, n: int = 40, hidden: int = 12) -> n
     return np.stack(found)
 
 
-def defined(vectors: np.ndarray) -> np.ndarray:
-    """Return debiased CKA by its definition, with explicit matrices."""
+def hsic_table(vectors: np.ndarray) -> np.ndarray:
+    """Return the unbiased HSIC by its definition, with explicit matrices."""
     grams = [x @ x.T for x in vectors]
     n = len(grams[0])
     for gram in grams:
@@ -35,7 +37,19 @@ def defined(vectors: np.ndarray) -> np.ndarray:
         means = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
         return (np.trace(k @ l) + means - 2 / (n - 2) * one @ k @ l @ one) / (n * (n - 3))
 
-    table = np.array([[hsic(k, l) for l in grams] for k in grams])  # noqa: E741
+    return np.array([[hsic(k, l) for l in grams] for k in grams])  # noqa: E741
+
+
+def defined(vectors: np.ndarray) -> np.ndarray:
+    """Return debiased CKA by its definition."""
+    table = hsic_table(vectors)
+    return table / np.sqrt(np.outer(np.diagonal(table), np.diagonal(table)))
+
+
+def drawn(vectors: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return debiased CKA from the HSIC averaged over every draw of one sample per cluster."""
+    clusters = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    table = np.mean([hsic_table(vectors[:, list(draw)]) for draw in product(*clusters)], axis=0)
     return table / np.sqrt(np.outer(np.diagonal(table), np.diagonal(table)))
 
 
@@ -74,17 +88,19 @@ def test_debiased_cka_equals_ckatorch_and_the_definition() -> None:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_standard_error_equals_an_explicit_jackknife(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = layers(n=30)
-    groups = np.random.default_rng(1).integers(0, 11, 30) if grouped else np.arange(30)
-    left = np.array([defined(vectors[:, groups != name]) for name in np.unique(groups)])
+    vectors = layers(n=14)
+    groups = np.random.default_rng(1).permutation([0, 1, 1, 2, 3, 3, 3, 4, 5, 5, 6, 7, 8, 8])
+    groups = groups if grouped else np.arange(14)
+    left = np.array([drawn(vectors[:, groups != name], groups[groups != name]) for name in np.unique(groups)])
     spread = np.square(left - left.mean(axis=0)).sum(axis=0)
     wanted = np.sqrt((len(left) - 1) / len(left) * spread)
     np.testing.assert_allclose(align(vectors, groups if grouped else None).se, wanted, atol=1e-12)
     # the same result in blocks of a few clusters
-    monkeypatch.setattr("actkit.stats.kernels.cka._BLOCK_BYTES", 1)
+    monkeypatch.setattr("actkit.stats.kernels.hsic._BLOCK_BYTES", 1)
     found = align(vectors, groups if grouped else None)
     np.testing.assert_allclose(found.se, wanted, atol=1e-12)
-    np.testing.assert_allclose(found.cka, defined(vectors), atol=1e-12)
+    np.testing.assert_allclose(found.left_out, left, atol=1e-12)
+    np.testing.assert_allclose(found.cka, drawn(vectors, groups), atol=1e-12)
 
 
 @given(st.integers(0, 2**31), st.floats(1e-3, 1e3))
@@ -136,12 +152,55 @@ def test_interval_has_nominal_coverage() -> None:
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
-def test_repeated_samples_in_clusters_do_not_shrink_the_error() -> None:
+@given(st.integers(0, 2**31))
+def test_cka_by_cluster_is_the_average_over_all_draws(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n_clusters = int(rng.integers(4, 7))
+    groups = rng.permutation(np.concatenate([np.arange(n_clusters), rng.integers(0, n_clusters, 5)]))
+    vectors = layers(seed % 1000, n=len(groups), hidden=3)
+    np.testing.assert_allclose(align(vectors, groups).cka, drawn(vectors, groups), atol=1e-10)
+    np.testing.assert_allclose(align(vectors, groups, jackknife=False).cka, align(vectors, groups).cka)
+
+
+def test_clusters_of_one_sample_are_no_clusters() -> None:
+    vectors = layers(n=30)
+    apart, grouped = align(vectors), align(vectors, np.random.default_rng(0).permutation(30))
+    for name in ("cka", "se", "biased", "participation"):
+        np.testing.assert_allclose(getattr(grouped, name), getattr(apart, name), atol=1e-12)
+    # a cluster more often makes the paths differ, and a copy of a sample changes nothing
+    repeated = np.concatenate([vectors, vectors[:, :1]], axis=1)
+    copied = align(repeated, np.append(np.arange(30), 0))
+    for name in ("cka", "se", "biased", "participation", "left_out"):
+        np.testing.assert_allclose(getattr(copied, name), getattr(apart, name), atol=1e-12)
+
+
+def test_repeated_samples_in_clusters_change_nothing() -> None:
     once = layers(n=30)
-    twice = np.concatenate([once, once + 1e-9], axis=1)
+    twice = np.concatenate([once, once], axis=1)
     groups = np.tile(np.arange(30), 2)
     assert align(twice).se[0, 1] < 0.8 * align(once).se[0, 1]
-    assert align(twice, groups).se[0, 1] == pytest.approx(align(once).se[0, 1], rel=0.35)
+    np.testing.assert_allclose(align(twice, groups).se, align(once).se, atol=1e-12)
+    np.testing.assert_allclose(align(twice, groups).cka, align(once).cka, atol=1e-12)
+
+
+def test_fewer_than_four_clusters_are_undefined() -> None:
+    result = align(layers(n=30), np.arange(30) % 3)
+    assert np.isnan(result.cka).all()
+    assert np.isnan(result.se).all()
+    four = align(layers(n=30), np.arange(30) % 4)
+    assert np.isfinite(four.cka).all()
+    assert np.isnan(four.se).all()  # three clusters remain
+
+
+def test_minibatches_by_cluster_agree_with_all_clusters_on_average() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.repeat(np.arange(40), rng.integers(1, 6, 40)))
+    vectors = 3 * rng.standard_normal((3, 40, 60))[:, groups] + rng.standard_normal((3, len(groups), 60))
+    whole = align(vectors, groups, jackknife=False).cka
+    batches = np.array([minibatch_cka(vectors, groups, batch=20, seed=seed) for seed in range(40)])
+    np.testing.assert_allclose(batches.mean(axis=0), whole, atol=0.03)
+    # layers are unrelated, but samples of a cluster are not
+    assert abs(align(vectors, jackknife=False).cka - whole)[0, 1] > 0.2
 
 
 def test_minibatches_of_all_are_the_whole_and_small_ones_agree_on_average() -> None:

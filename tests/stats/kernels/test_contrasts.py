@@ -1,15 +1,11 @@
-"""Permutations that respect clusters, unbiased effect sizes, Cohen's d and split-halves."""
+"""Permutations that respect clusters, unbiased effect sizes and Cohen's d."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from actkit.stats.kernels.contrasts import (
     cohens_d,
     contrast,
-    cosines,
-    halves,
     largest_d,
     permuted,
     squared_smd,
@@ -95,21 +91,48 @@ def test_d_equals_cohens_d() -> None:
     assert (cohens_d(np.ones((30, 2)), labels) == 0).all()
 
 
-@given(st.integers(0, 2**31))
-def test_halves_share_no_group_and_make_differences_of_means(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    groups = np.sort(rng.integers(0, 12, 40))
-    groups = np.unique(groups, return_inverse=True)[1]
-    labels = rng.random(40) < 0.5
-    weights = halves(labels, groups, 5, seed=seed)
-    for split in range(5):
-        one, two = (weights[half, split] != 0 for half in (0, 1))
-        assert not (set(groups[one]) & set(groups[two]))
-        assert (one | two).all()
+def test_difference_weights_sum_to_one_and_minus_one() -> None:
+    labels = np.arange(40) % 3 == 0
     np.testing.assert_allclose((contrast(labels) * labels).sum(), 1)
     np.testing.assert_allclose((contrast(labels) * ~labels).sum(), -1)
 
 
-def test_cosines() -> None:
-    one, two = np.array([[1.0, 0], [1, 1], [0, 0]]), np.array([[0.0, 2], [3, 3], [1, 1]])
-    np.testing.assert_allclose(cosines(one, two), [0, 1, np.nan])
+CLUSTER_SIZES = {
+    "few large clusters in one class": ([1, 2, 3] * 10, [4, 6, 8, 2]),
+    "very unequal": ([20, 1, 1, 1, 1, 1, 5, 5], [10, 1, 1, 1, 2, 3]),
+    "two clusters": ([4, 4], [4] * 6),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CLUSTER_SIZES)
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_the_effect_of_clusters_of_any_size_is_unbiased(kind: str, is_mixed: bool) -> None:
+    sizes = [np.array(part) for part in CLUSTER_SIZES[kind]]
+    groups = np.repeat(np.arange(len(sizes[0]) + len(sizes[1])), np.concatenate(sizes))
+    rng = np.random.default_rng(0)
+    effects = []
+    for _ in range(500):
+        labels = rng.random(len(groups)) < 0.4 if is_mixed else groups >= len(sizes[0])
+        vectors = 1.5 * rng.standard_normal((groups.max() + 1, 10))[groups]
+        vectors += rng.standard_normal((len(groups), 10))
+        effects.append(squared_smd(vectors, labels, groups))
+    assert abs(np.mean(effects)) < 3 * np.std(effects, ddof=1) / np.sqrt(500)
+
+
+def test_one_cluster_says_nothing_about_a_difference() -> None:
+    vectors, groups = np.random.default_rng(0).standard_normal((12, 3)), np.repeat([0, 1, 2], 4)
+    assert np.isnan(squared_smd(vectors, groups == 0, groups))
+
+
+def test_clusters_of_one_are_independent_samples() -> None:
+    rng = np.random.default_rng(0)
+    vectors, labels = rng.standard_normal((30, 4)), np.arange(30) < 11
+    alone = squared_smd(vectors, labels, rng.permutation(30))
+    assert alone == pytest.approx(squared_smd(vectors, labels), rel=1e-12)
+    traces = [np.trace(np.cov(vectors[side].T)) / side.sum() for side in (labels, ~labels)]
+    difference = vectors[labels].mean(axis=0) - vectors[~labels].mean(axis=0)
+    scatter = sum(
+        (side.sum() - 1) * side.sum() * t for side, t in zip((labels, ~labels), traces, strict=True)
+    )
+    assert alone == pytest.approx((difference @ difference - sum(traces)) / (scatter / 28), rel=1e-12)

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.covariance import ledoit_wolf
 
-from actkit.stats.kernels.cka import align
-from actkit.stats.kernels.moments import Crossing, Moments
+from actkit.stats.kernels.moments import Moments
 
 FIELDS = ("mean", "scatter", "fourth", "third")
 
@@ -43,35 +42,3 @@ def test_float32_is_summed_in_float64() -> None:
     vectors = draw(0, n=5000, offset=1e4).astype(np.float32)
     wanted = np.cov(vectors.astype(np.float64).T)
     np.testing.assert_allclose(Moments.of(vectors).covariance, wanted, rtol=1e-10)
-
-
-@given(st.integers(0, 2**31), st.lists(st.integers(0, 60), max_size=5))
-def test_hsic_of_parts_is_that_of_gram_matrices(seed: int, cuts: list[int]) -> None:
-    both = np.stack([draw(seed, offset=1e3), draw(seed + 1)])
-    both[1] += both[0] - 1e3
-    parts = np.split(both, sorted(cuts), axis=1)
-
-    def hsic(one: int, two: int) -> float:
-        merged = Crossing.of(parts[0][one], parts[0][two])
-        for part in parts[1:]:
-            merged = Crossing.of(part[one], part[two]).merge(merged)
-        return merged.hsic
-
-    cka = hsic(0, 1) / np.sqrt(hsic(0, 0) * hsic(1, 1))
-    assert cka == pytest.approx(align(both, jackknife=False).cka[0, 1], abs=1e-9)
-
-
-def test_fewer_than_four_have_no_hsic() -> None:
-    assert np.isnan(Crossing.of(draw(0, n=3), draw(1, n=3)).hsic)
-
-
-def test_parts_of_other_magnitudes_have_the_hsic_of_the_whole() -> None:
-    parts = [draw(seed) * factor for seed, factor in enumerate((1e-200, 1e200, 0.0, 1.0))]
-    merged = Crossing.of(parts[0], parts[0])
-    for part in parts[1:]:
-        merged = merged.merge(Crossing.of(part, part))
-    whole = Crossing.of(np.concatenate(parts), np.concatenate(parts))
-    assert merged.scales == whole.scales
-    assert merged.hsic == pytest.approx(whole.hsic, rel=1e-9)
-    tiny = Crossing.of(parts[2], parts[2]).merge(Crossing.of(parts[0], parts[0]))
-    assert tiny.hsic > 0
