@@ -99,7 +99,7 @@ def contrasts_of(
 def _sample_ids(array: xr.DataArray) -> np.ndarray:
     """Return what translations of a sample share."""
     if "sample_id" in array.coords:
-        return array.sample_id.values.astype(str)
+        return np.asarray(array.sample_id.values.astype(str))
     return np.arange(array.sizes["sample"])
 
 
