@@ -61,8 +61,8 @@ def report(
         Label column that defines the two groups; by default `gender`, or else the first label with two
         values; "" for none.
     cluster
-        The label that dependent samples share; by default detected
-        (:func:`~actkit.stats.selection.cluster_choice`). None if all samples are independent.
+        The label that dependent samples share; by default detected (see "Dependent
+        samples" in the methods). None if all samples are independent.
     vectors
         ``pooled`` or ``last``.
     figures

@@ -40,8 +40,8 @@ def group_differential(
         The label column that defines the groups, such as ``gender``.
     cluster
         The label that dependent samples share, such as a scene or a template, which are never split between
-        training and test; by default detected (:func:`~actkit.stats.selection.cluster_choice`). None if all
-        samples are independent.
+        training and test; by default detected (see "Dependent samples" in the methods). None if
+        all samples are independent.
     between
         Two values of ``by``, the reference first, as values or text; by default, its only two values in
         ascending order. Samples without a value are excluded.

@@ -36,8 +36,8 @@ def layer_norms(
     by
         A label column by which samples are grouped as well; samples without a value are excluded.
     cluster
-        The label that dependent samples share; by default detected
-        (:func:`~actkit.stats.selection.cluster_choice`). None if all samples are independent.
+        The label that dependent samples share; by default detected (see "Dependent
+        samples" in the methods). None if all samples are independent.
     tokens
         Tokens included: ``content``, ``special``, ``template``, ``text``, ``image``, ``generated``, ``first``
         (position 0) or ``all``. A cube that keeps only last tokens or means uses those.
