@@ -30,7 +30,7 @@ def cka(
     *,
     vectors: selection.Vectors = "pooled",
     match: Match = "ids",
-    cluster: str | None = None,
+    cluster: str | None = selection.AUTO,
     batch: int | None = None,
     max_sampled_tokens: int = 4096,
     seed: int = 0,
@@ -51,9 +51,10 @@ def cka(
         no ids, so that these are row numbers, the texts of each pair must be equal. ``text``: by text, which
         must be unique within a cube.
     cluster
-        A label; samples that share its value, such as twins, are not independent. They are never compared
-        with each other, each cluster has the same weight, and the jackknife deletes whole clusters. By
-        default, each sample is its own cluster, and so is each text if ``vectors`` is ``tokens``.
+        The label that dependent samples share, such as twins; by default detected (see "Dependent samples" in
+        the methods). Samples of a cluster are never compared with each other, each cluster has the same
+        weight, and the jackknife deletes whole clusters. None if all samples are independent; tokens of a
+        text are a cluster even then.
     batch
         Number of vectors per batch for minibatch CKA, which has no ``se``; by default, there is one batch. A
         batch holds one random vector of each of its clusters.
@@ -101,7 +102,8 @@ def cka(
     arrays = [_vectors(cube, vectors, max_sampled_tokens, seed) for cube in cubes]
     if b is not None:
         arrays = list(_matched(arrays[0], arrays[1], match))
-    cluster_ids = _clusters(arrays[0], vectors, cluster)
+    choice = selection.cluster_choice(arrays[0], cluster)
+    cluster_ids = _clusters(arrays[0], vectors, choice.name)
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
         parts = [array.isel(sample=samples) for array in arrays]
@@ -126,7 +128,7 @@ def cka(
         vectors=vectors,
         match=None if b is None else match,
         estimator=estimator,
-        cluster=cluster,
+        **choice.attrs,
         model=cubes[0].attrs.get("model", ""),
         model_2=None if b is None else cubes[1].attrs.get("model", ""),
     )
@@ -137,7 +139,7 @@ def adjacent_cka(
     cube: Cube,
     *,
     vectors: selection.Vectors = "pooled",
-    cluster: str | None = None,
+    cluster: str | None = selection.AUTO,
     variants: bool = True,
 ) -> xr.Dataset:
     """Return the debiased CKA of adjacent layers.
@@ -174,7 +176,12 @@ def adjacent_cka(
     their squares.
     """
     cube = finite_cube(cube)
-    result = token_cka(cube, cluster) if vectors == "tokens" else _adjacent(cube, vectors, cluster, variants)
+    selection.require(cube)
+    choice = selection.cluster_choice(cube, cluster)
+    if vectors == "tokens":
+        result = token_cka(cube, choice.name)
+    else:
+        result = _adjacent(cube, vectors, choice.name, variants)
     result["low"], result["high"] = (
         result["cka"] - selection.Z95 * result["se"],
         result["cka"] + selection.Z95 * result["se"],
@@ -184,14 +191,14 @@ def adjacent_cka(
         "adjacent_cka",
         vectors=vectors,
         estimator="debiased",
-        cluster=cluster,
-        interval="95%, jackknife over samples" if cluster is None else f"95%, jackknife over {cluster}",
+        **choice.attrs,
+        interval=f"95%, jackknife over {choice.name or 'samples'}",
     )
     return result
 
 
 def language_cka(
-    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = None
+    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = selection.AUTO
 ) -> xr.Dataset:
     """Return the debiased CKA between languages at each layer, on samples matched by ``sample_id``.
 
@@ -216,7 +223,8 @@ def language_cka(
     """
     array = selection.vectors(finite_cube(cube), vectors)
     check_languages(array, "name samples by an id: `id_column`, or `data` of an import")
-    cluster_ids = _clusters(array, vectors, cluster)
+    choice = selection.cluster_choice(array, cluster)
+    cluster_ids = _clusters(array, vectors, choice.name)
     ids = array.sample_id.values.astype(str)
     positions = dict(selection.languages(array))
     common = {
@@ -252,8 +260,8 @@ def language_cka(
         "language_cka",
         vectors=vectors,
         estimator="debiased",
-        cluster=cluster,
-        interval="95%, jackknife over samples" if cluster is None else f"95%, jackknife over {cluster}",
+        **choice.attrs,
+        interval=f"95%, jackknife over {choice.name or 'samples'}",
     )
     return result
 

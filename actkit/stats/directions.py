@@ -148,7 +148,7 @@ def _layer_cosines(directions: xr.DataArray, is_reliable: xr.DataArray) -> xr.Da
     products = products + xr.dot(second, first.rename(layer="layer_2"), dim=core)
     lengths = (directions**2).sum(["half", *core])
     true = 2 * (first * second).sum(core)
-    true = true.where(is_reliable)
+    true = true.where(is_reliable if is_reliable.chunks is None else is_reliable.chunk(layer=-1))
     is_same = xr.DataArray(np.eye(directions.sizes["layer"], dtype=bool), dims=["layer", "layer_2"])
     cosines = products / np.sqrt(lengths * lengths.rename(layer="layer_2"))
     disattenuated = products / np.sqrt(true * true.rename(layer="layer_2"))

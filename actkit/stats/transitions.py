@@ -14,7 +14,7 @@ from .kernels.cka import align, standard_error
 
 
 def transitions(
-    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = None
+    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = selection.AUTO
 ) -> xr.Dataset:
     """Find change points: steps between layers that a smooth trend of the other steps does not explain.
 
@@ -53,7 +53,8 @@ def transitions(
     n_layers = array.sizes["layer"]
     if n_layers < 2:
         raise MissingError("the cube has one layer, and layers are compared; select or extract several")
-    cluster_ids = None if cluster is None else selection.clusters(array, cluster)
+    choice = selection.cluster_choice(array, cluster)
+    cluster_ids = None if choice.name is None else selection.clusters(array, choice.name)
     names = ["distance", "low", "high", "trend", "ratio", "ratio_low", "ratio_high"]
     untested, testable = _untested(array.layer.values)
 
@@ -80,9 +81,9 @@ def transitions(
         array,
         "transitions",
         vectors=vectors,
-        cluster=cluster,
+        **choice.attrs,
         estimator="debiased",
-        interval="95%, jackknife",
+        interval=f"95%, jackknife over {choice.name or 'samples'}",
         ratio_interval="95% for all layers of a language at once",
         untested=untested,
     )

@@ -146,10 +146,10 @@ def test_norms_and_updates_are_those_of_the_stored_vectors(cube: xr.Dataset) -> 
     content = (cube.token_kind == 3).values
     residual = cube.residual.values.astype(float)
     lengths = np.sqrt((residual**2).sum(-1))
-    norms = actkit.layer_norms(cube).compute()
+    norms = actkit.layer_norms(cube, cluster="group").compute()
     np.testing.assert_allclose(norms["mean"].values[0], lengths[:, content].mean(-1), rtol=1e-6)
     np.testing.assert_allclose(norms["median"].values[0], np.median(lengths[:, content], axis=-1), rtol=1e-6)
-    updates = actkit.layer_updates(cube).compute()
+    updates = actkit.layer_updates(cube, cluster="group").compute()
     assert all(np.isfinite(updates[name].values).all() for name in updates.data_vars)
 
 
@@ -161,14 +161,14 @@ def test_a_massive_activation_is_found_where_llama_has_it(cube: xr.Dataset) -> N
 
 
 def test_cka_of_neighbouring_layers_is_that_of_the_formula(cube: xr.Dataset) -> None:
-    found = actkit.adjacent_cka(cube).compute()
+    found = actkit.adjacent_cka(cube, cluster=None).compute()
     x = cube.pooled.values
     for layer in (0, 14, 28):
         expected = debiased_cka(x[layer], x[layer + 1])
         np.testing.assert_allclose(found.cka.sel(layer=layer).item(), expected, rtol=1e-6)
     assert (found.low < found.cka).all()
     assert np.isfinite(actkit.transitions(cube, cluster="group").compute().distance.values[:, :-1]).all()
-    np.testing.assert_allclose(np.diag(actkit.cka(cube).cka.values[0]), 1, atol=1e-9)
+    np.testing.assert_allclose(np.diag(actkit.cka(cube, cluster="group").cka.values[0]), 1, atol=1e-9)
 
 
 def test_safe_and_unsafe_requests_differ_beyond_chance(cube: xr.Dataset) -> None:
@@ -210,8 +210,8 @@ def test_the_most_active_tokens_are_those_of_the_stored_vectors(cube: xr.Dataset
 
 def test_a_few_blocks_are_compared_with_all(cube: xr.Dataset) -> None:
     few = [0, 10, 20, 29]
-    found = actkit.layer_subset(actkit.layer_norms, cube, layers=few).compute()
-    mean = actkit.layer_norms(cube)["mean"].values[0]
+    found = actkit.layer_subset(actkit.layer_norms, cube, layers=few, cluster="group").compute()
+    mean = actkit.layer_norms(cube, cluster="group")["mean"].values[0]
     np.testing.assert_allclose(found["mean"].values[0], mean)
     np.testing.assert_allclose(found["mean_few"].sel(layer=few).values[0], mean[few])
     missed = np.abs(mean - np.interp(np.arange(30), few, mean[few]))
@@ -230,6 +230,6 @@ def test_the_report_says_everything(cube: xr.Dataset, tmp_path: Path) -> None:
     text = Path(page).read_text(encoding="utf-8")
     for heading in ("Norms", "Layer updates", "Layer alignment", "Groups: label"):
         assert f"{heading}</h2>" in text
-    norms = actkit.layer_norms(cube)["mean"].values[0]
+    norms = actkit.layer_norms(cube, cluster="group")["mean"].values[0]
     assert f"from {norms[0]:.3g} at layer 0 to {norms[-1]:.3g} at layer 29" in text
     assert actkit.verify(cube.encoding["source"]).ok

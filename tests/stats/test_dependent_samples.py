@@ -15,6 +15,7 @@ from actkit.demo.captions import captions
 from actkit.schema import TokenKind
 from actkit.stats import selection
 from actkit.stats.group_comparison import contrasts_of, cut_folds
+from actkit.testing import write_cube
 
 LONG = [pytest.param(3000, marks=[pytest.mark.nightly, pytest.mark.timeout(3600)])]
 QUICK: dict[str, Any] = {"folds": 2, "seeds": 1, "permutations": 1}
@@ -266,3 +267,11 @@ def test_an_uncertain_choice_warns_once() -> None:
         norms = actkit.layer_updates(cube, resamples=9)
     assert norms.attrs["cluster"] == "story"
     assert [str(entry.filename) for entry in caught] == [__file__]
+
+
+def test_directions_of_many_layers_are_compared_lazily() -> None:
+    """One chunk per layer would be multiplied with every other; dask warns of that."""
+    cube = actkit.open_cube(write_cube(n_layers=16, n_samples=40, n_tokens=2, hidden=4))
+    result = actkit.direction_cosines(cube, by="gender", splits=2)
+    assert result.layers_disattenuated.chunks is not None
+    assert result.compute().layers.shape == (2, 16, 16)
