@@ -241,7 +241,7 @@ def cluster_choice(
         If several labels qualify, or the only one lacks entries.
     """
     labels = label_names(cube)
-    if cluster != AUTO or AUTO in labels:
+    if cluster != AUTO or (AUTO in labels and by != AUTO):
         if cluster is not None:
             column(cube, cluster, "cluster")
         return ClusterChoice(cluster, is_detected=False)

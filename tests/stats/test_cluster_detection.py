@@ -148,3 +148,11 @@ def test_an_explicit_choice_is_kept() -> None:
     assert selection.cluster_choice(named).attrs == {"cluster": "auto", "cluster_origin": "chosen"}
     with pytest.raises(InputError, match="cluster: the cube has no label `twins`"):
         selection.cluster_choice(cube, "twins")
+
+
+def test_groups_by_a_label_named_auto_are_not_its_clusters() -> None:
+    labels = {"auto": np.arange(40) % 2, "pair": np.arange(40) // 2}
+    cube = xr.Dataset(coords={name: ("sample", values, {"label": True}) for name, values in labels.items()})
+    cube = cube.assign_coords(language=("sample", np.full(40, "english", dtype=object)))
+    assert selection.cluster_choice(cube, by="auto").name == "pair"
+    assert selection.cluster_choice(cube, by="pair").name == "auto"
