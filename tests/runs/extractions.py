@@ -56,7 +56,10 @@ class Stop:
 
 def is_stopped(pid: int) -> bool:
     """Return whether the kernel has stopped every thread of a process."""
-    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):  # a thread has just ended, so the process is running
+        return False
     return {stat.rpartition(") ")[2][0] for stat in stats} == {"T"}
 
 
