@@ -13,6 +13,8 @@ def of_norms(norms: xr.Dataset) -> list[str]:
     sentences = []
     for name, norm in _each(norms):
         mean = norm["mean"].values
+        if not norm["n_tokens"].any():
+            sentences.append(f"{name}: no content tokens.")
         if not np.isfinite(mean).all():
             continue
         at = int(np.abs(np.diff(np.log(mean))).argmax()) if len(mean) > 1 and (mean > 0).all() else 0
