@@ -37,7 +37,7 @@ def offset_in_float32() -> Pitfall:
     shared = rng.standard_normal((2000, 8))
     x, y = (shared @ rng.standard_normal((8, 64)) + 4 * rng.standard_normal((2000, 64)) for _ in range(2))
     truth = align(np.stack([x, y])).cka[0, 1]
-    x, y = (values.astype(np.float32) + np.float32(1e4) for values in (x, y))
+    a, b = (values.astype(np.float32) + np.float32(1e4) for values in (x, y))
 
     def hsic(first: np.ndarray, second: np.ndarray) -> float:
         n = np.float32(len(first))
@@ -45,8 +45,8 @@ def offset_in_float32() -> Pitfall:
         cross = first.T @ second - n * centring[0] @ centring[1].T
         return float((cross**2).sum())
 
-    naive = hsic(x, y) / np.sqrt(hsic(x, x) * hsic(y, y))
-    return Pitfall("CKA, offset of 1e4, products in float32", truth, naive, align(np.stack([x, y])).cka[0, 1])
+    naive = hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
+    return Pitfall("CKA, offset of 1e4, products in float32", truth, naive, align(np.stack([a, b])).cka[0, 1])
 
 
 def floor_of_cka() -> Pitfall:

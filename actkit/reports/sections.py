@@ -180,8 +180,8 @@ def _massive(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
         at = int(np.nanargmax(language.ratio.values))
         count = int(language.n_massive.max())
         section.sentences.append(
-            f"{name}: the largest absolute activation is {float(language.ratio[at]):,.3g} times the median, at "
-            f"layer {language.layer.values[at]}, token {int(language.at_token[at])}, dimension "
+            f"{name}: the largest absolute activation is {float(language.ratio[at]):,.3g} times the median, "
+            f"at layer {language.layer.values[at]}, token {int(language.at_token[at])}, dimension "
             f"{int(language.at_hidden[at])}. "
             + (f"At most {count:,} activations per layer are massive." if count else "None is massive.")
         )
