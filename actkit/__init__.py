@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .exporters.run_export import export
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
+    from .extraction.seal import seal
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -48,6 +49,7 @@ __all__ = [
     "open_cube",
     "plan",
     "report",
+    "seal",
     "similarity",
     "token_strings",
     "top_activating",
@@ -81,6 +83,7 @@ _MODULES = {
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "report": ".reports",
+    "seal": ".extraction.seal",
     "similarity": ".stats.similarity",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
