@@ -14,16 +14,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .cli_output import (
-    Rows,
-    bytes_on_disk,
-    counts,
-    cube_info,
-    print_cube,
-    print_extraction,
-    print_pairs,
-    shape,
-)
+from .cli_output import Rows, counts, cube_info, print_cube, print_extraction, print_pairs
 from .config import Config
 from .errors import ActkitError, Fault, FaultsError, InputError
 from .estimates import readable_bytes
@@ -387,15 +378,8 @@ def _import(folder: str, languages: str | None, **options: Any) -> int:
     with _terminable():
         cube = import_files(folder, languages=languages.split(",") if languages else None, **options)
     path, empty = cube_path(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
-    print_pairs(
-        [
-            ("cube", str(path)),
-            ("shape", shape(cube)),
-            ("languages", counts(cube.language.values.tolist())),
-            *([("empty", f"{empty:,} samples without tokens")] if empty else []),
-            ("on disk", readable_bytes(bytes_on_disk(path))),
-        ]
-    )
+    rows = [("languages", counts(cube.language.values.tolist()))]
+    print_cube(cube, rows + [("empty", f"{empty:,} samples without tokens")] * bool(empty))
     print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
     return 0
 

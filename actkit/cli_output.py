@@ -112,11 +112,11 @@ def print_extraction(cube: xr.Dataset, event: Any, part: str | None) -> None:
     print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
 
 
-def print_cube(cube: xr.Dataset, speed: Sequence[tuple[str, str]] = ()) -> None:
-    """Print where a complete cube is, what it holds, and how fast it was computed."""
+def print_cube(cube: xr.Dataset, more: Sequence[tuple[str, str]] = ()) -> None:
+    """Print where a complete cube is and what it holds, with more names and values."""
     path = cube_path(cube.encoding["source"])
     size = readable_bytes(bytes_on_disk(path))
-    print_pairs([("cube", str(path)), ("shape", shape(cube)), ("on disk", size), *speed, *losses(cube)])
+    print_pairs([("cube", str(path)), ("shape", shape(cube)), ("on disk", size), *more, *losses(cube)])
 
 
 def print_pairs(rows: Rows) -> None:

@@ -6,9 +6,10 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .folders import Folder
 from .run_folder import LOCK, PARTS, locked_error, read_status, write_status
 from .writer import storage_errors
 
+MOST_PARTS = 4096
 SILENT = 120  # seconds without heartbeat after which a process on another machine counts as ended
 _NAME = re.compile(r"([1-9]\d{0,5})-of-([1-9]\d{0,5})")
 _SPEC = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
@@ -125,14 +127,24 @@ def locked_part(run: Path, part: Part) -> Iterator[Folder]:
         folder.close()
 
 
-def read_parts(run: Path) -> dict[Part, dict[str, Any]]:
-    """Return the heartbeats of the parts that were started, of the division that was used last."""
+def read_parts(
+    run: Path, read: Callable[[Path], tuple[dict[str, Any], list[Fault]]] = read_status
+) -> dict[Part, dict[str, Any]]:
+    """Return the heartbeats of the parts that were started, of the division that was used last.
+
+    Parameters
+    ----------
+    run
+        The run folder; at most ``MOST_PARTS`` parts in it are read.
+    read
+        Returns the heartbeat in a folder, as :func:`read_status` does.
+    """
     statuses: dict[Part, dict[str, Any]] = {}
     with suppress(OSError), os.scandir(run / PARTS) as entries:
-        for entry in entries:
+        for entry in islice(entries, MOST_PARTS):
             match = _NAME.fullmatch(entry.name)
             if match and int(match[1]) <= int(match[2]) and entry.is_dir(follow_symlinks=False):
-                status, _ = read_status(Path(entry.path))
+                status, _ = read(Path(entry.path))
                 if status:
                     statuses[Part(int(match[2]), int(match[1]))] = status
     if not statuses:
