@@ -22,6 +22,7 @@ from ..store.layout import CUBE
 from ..store.parts import Part, locked_part
 from ..store.reader import open_cube, open_windows
 from ..store.run_folder import CONFIG, SKIPPED, locked
+from ..store.settings import check_unchanged
 from ..store.shared_writer import SharedWriter
 from ..store.writer import CubeWriter, create_cube, storage_errors
 from .capture.hooks import call
@@ -38,7 +39,6 @@ from .monitoring.progress import Bar, Listener, Meter, StatusFile
 from .monitoring.run_log import log_file, logger
 from .monitoring.wandb_sink import tracked
 from .preflight.preparation import RunPlan, prepare
-from .settings import check_unchanged
 
 
 def plan(
@@ -176,7 +176,7 @@ def _run(prepared: RunPlan, folder: Folder, meter: Meter, windows: range | None)
     model = None
     is_part = windows is not None
     if path.exists():
-        check_unchanged(path, prepared, same_machine=is_part)
+        check_unchanged(path, prepared.attrs, same_machine=is_part)
     else:
         model = _load(prepared)
         sum_rule = _check_sum_rule(prepared, model)
@@ -193,7 +193,7 @@ def _run(prepared: RunPlan, folder: Folder, meter: Meter, windows: range | None)
             shared=is_part,
         )
     if is_part:  # another part may have created the cube
-        check_unchanged(path, prepared, same_machine=True)
+        check_unchanged(path, prepared.attrs, same_machine=True)
         if folder.size(CONFIG) < 0:
             _write_settings(prepared, folder)
     threads = _threads()
