@@ -1,5 +1,6 @@
 """Writing of one cube by processes that share no lock, such as those of several machines."""
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 
 from ..batch_plan import Plan
 from ..errors import StorageError
-from .folders import Partial
+from .folders import PARTIAL, Folder, Partial
+from .layout import CUBE
 from .ragged import Ragged
 from .receipts import Receipt, receipt_name
-from .writer import CubeWriter, storage_errors
+from .writer import CREATING, CubeWriter, storage_errors
 
 
 class _ConflictError(StorageError):
@@ -77,7 +79,7 @@ class SharedWriter(CubeWriter):
     def _commit(self, window: int, files: list[Partial]) -> int:
         """Rename the files of a window into place, between its receipt and its flags."""
         receipt, flags = receipt_name(window), self._flag_files[window]
-        content = Receipt.of(self._seal, files).content()
+        content = Receipt.of(self.seal, files).content()
         with self._written({receipt: content, flags: self._flags_of(window)}) as (receipt_file, flags_file):
             self._check()
             if not receipt_file.place_new() and self._folder.read(receipt, len(content) + 1) != content:
@@ -95,3 +97,19 @@ class SharedWriter(CubeWriter):
             flags_file.place()
             self._folder.sync("committed")
         return sum(file.size for file in files)
+
+
+def remove_unfinished(run: Path, folder: Folder) -> None:
+    """Remove the unfinished files of a cube whose windows are all committed, whoever writes them.
+
+    Parameters
+    ----------
+    run, folder
+        The run folder, and the same, held open.
+    """
+    for path, _, files in os.walk(run / CUBE):
+        for name in files:
+            if name.endswith(PARTIAL):
+                with suppress(FileNotFoundError), storage_errors("cannot remove an unfinished file"):
+                    os.unlink(os.path.join(path, name))
+    folder.remove_tree(CREATING)

@@ -198,7 +198,7 @@ class CubeWriter:
         with storage_errors("cannot open"):
             self._folder = Folder(path)
         self._group = open_group(path)
-        self._seal = str(self._group.attrs[CHECKSUM])
+        self.seal = str(self._group.attrs[CHECKSUM])
         self._root = self._folder.read(METADATA, -1)
         self._check()
         self._arrays = {
@@ -273,9 +273,9 @@ class CubeWriter:
                     for file in files:
                         file.place()
                     self._folder.sync(name)
-                entries = {**entries, **Receipt.of(self._seal, files).files}
+                entries = {**entries, **Receipt.of(self.seal, files).files}
             if receipt and damaged:
-                with self._written({receipt_name(None): Receipt(self._seal, entries).content()}) as (file,):
+                with self._written({receipt_name(None): Receipt(self.seal, entries).content()}) as (file,):
                     file.place()
                     self._folder.sync("committed")
         return damaged
@@ -330,7 +330,7 @@ class CubeWriter:
     def _commit(self, window: int, files: list[Partial]) -> int:
         """Rename the files of a window into place, its receipt and its flags last."""
         contents = {
-            receipt_name(window): Receipt.of(self._seal, files).content(),
+            receipt_name(window): Receipt.of(self.seal, files).content(),
             self._flag_files[window]: self._flags_of(window),
         }
         with self._written(contents) as (receipt_file, flags_file), self._committing():
@@ -378,7 +378,7 @@ class CubeWriter:
     def _receipt(self, window: int | None) -> Receipt | Fault | None:
         """Return the receipt of a window or of the coordinates, or a fault if it is damaged or foreign."""
         receipt = read_receipt(self._folder, window, promised=bool(self._group.attrs.get(RECEIPTS)))
-        return receipt.fault(self._seal, window) or receipt if isinstance(receipt, Receipt) else receipt
+        return receipt.fault(self.seal, window) or receipt if isinstance(receipt, Receipt) else receipt
 
     def _is_whole(self, window: int) -> bool:
         """Return whether a window has all the files that its receipt lists, in the sizes listed."""
