@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .stats.erasure import Eraser
     from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.layer_subset import layer_subset
+    from .stats.multiple_results import holm
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.similarity import similarity
     from .stats.top_activations import top_activating
@@ -38,6 +39,7 @@ __all__ = [
     "export",
     "extract",
     "group_differential",
+    "holm",
     "import_files",
     "intrinsic_dimension",
     "language_cka",
@@ -71,6 +73,7 @@ _MODULES = {
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
+    "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
     "language_cka": ".stats.cka",

@@ -1,0 +1,133 @@
+"""Control tasks of probes: random labels by type, and what a probe of the real label has beyond them."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import t
+
+from .auroc import cluster_influence, fold_aurocs
+from .probes import HeldOutScores
+
+_LEVEL = 0.05
+
+
+def characteristic_words(texts: Sequence[str], groups: np.ndarray, fewest: int) -> np.ndarray:
+    """Return the rarest word of each text among those that occur in several clusters.
+
+    Parameters
+    ----------
+    texts
+        Dims ``(sample,)``.
+    groups
+        Cluster of each sample, dims ``(sample,)``.
+    fewest
+        Number of clusters in which the word occurs at least.
+
+    Returns
+    -------
+    numpy.ndarray
+        Words in lower case, "" where a text has none, dims ``(sample,)``. Of equally rare words, the first
+        in the text. Words are separated by white space, and punctuation is removed.
+    """
+    words = [_words(text) for text in texts]
+    occurrences = {
+        (word, group) for found, group in zip(words, groups.tolist(), strict=True) for word in found
+    }
+    counts = Counter(word for word, _ in occurrences)
+    kept = [[word for word in found if counts[word] >= fewest] for found in words]
+    rarest = [min(found, key=counts.__getitem__) if found else "" for found in kept]
+    return np.array(rarest, dtype=object)
+
+
+def _words(text: str) -> list[str]:
+    kept = "".join(
+        character for character in text.casefold() if unicodedata.category(character)[0] not in "PS"
+    )
+    return kept.split()
+
+
+def is_shared(types: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return whether the type of each sample also occurs in another cluster, dims ``(sample,)``."""
+    pairs = np.unique(np.column_stack([types, groups]), axis=0)
+    return np.asarray(np.bincount(pairs[:, 0], minlength=types.max() + 1)[types] > 1)
+
+
+def control_labels(types: np.ndarray, n_second: int, draws: int, *, seed: int) -> np.ndarray:
+    """Draw labels that are random for each type and equal for all samples of a type.
+
+    Parameters
+    ----------
+    types
+        Type of each sample: integers from 0, at least two of them, dims ``(sample,)``.
+    n_second
+        Number of samples that have the second label, as nearly as whole types allow.
+    draws
+        Number of labellings.
+    seed
+        Random seed.
+
+    Returns
+    -------
+    numpy.ndarray
+        Boolean, dims ``(draw, sample)``; both labels occur.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.bincount(types)
+    labels = np.empty((draws, len(types)), dtype=bool)
+    for row in labels:
+        order = rng.permutation(len(sizes))
+        distance = np.abs(np.cumsum(sizes[order]) - n_second)[:-1]
+        row[:] = np.isin(types, order[: int(distance.argmin()) + 1])
+    return labels
+
+
+def selectivity(
+    held_out: HeldOutScores, influence: np.ndarray, labels: np.ndarray, control: np.ndarray, groups: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Return the AUROC of control tasks, and how much higher that of the label is.
+
+    Parameters
+    ----------
+    held_out
+        From :func:`~actkit.stats.kernels.probes.probe`.
+    influence
+        Influence of each cluster on the AUROC of the label, dims ``(role, cluster)``.
+    labels
+        Boolean, dims ``(sample,)``.
+    control
+        From :func:`control_labels`, dims ``(draw, sample)``.
+    groups
+        Cluster of each sample: integers from 0, dims ``(sample,)``.
+
+    Returns
+    -------
+    tuple of float
+        The mean AUROC over draws; the selectivity, which is the AUROC of the label minus this mean; and the
+        ends of its 95% interval. NaN if scores are, and without an interval if every draw has a fold in which
+        a label occurs in one cluster only.
+
+    Notes
+    -----
+    The variance is the sum over clusters of the squared difference between their influence on the AUROC of
+    the label and on the mean over draws, plus the variance of the mean over draws. Influences in training on
+    control tasks have random signs, which cancel over draws, and are taken to be 0.
+    """
+    if held_out.control is None or np.isnan(held_out.scores).all():
+        return (float("nan"),) * 4
+    no_effects = np.zeros_like(held_out.effects)
+    aurocs, influences = [], []
+    for scores, drawn in zip(held_out.control, control, strict=True):
+        aurocs.append(np.nanmean(fold_aurocs(scores, drawn)))
+        influences.append(cluster_influence(scores, no_effects, drawn, groups)[0])
+    mean = float(np.mean(aurocs))
+    difference = float(fold_aurocs(held_out.scores, labels).mean()) - mean
+    defined = [values for values in influences if np.isfinite(values).all()]
+    if not defined or np.isnan(influence).any():
+        return mean, difference, float("nan"), float("nan")
+    paired = influence.copy()
+    paired[0] -= np.mean(defined, axis=0)
+    error = np.sqrt(np.square(paired).sum() + np.var(aurocs, ddof=1) / len(aurocs))
+    half = float(t.ppf(1 - _LEVEL / 2, influence.shape[-1] - 1) * error)
+    return mean, difference, difference - half, difference + half
