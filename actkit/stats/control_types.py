@@ -57,7 +57,7 @@ def control_tasks_of(
     """
     if control == WORD and WORD not in selection.label_names(part):
         texts = [str(text) for text in part.text.values]
-        words = control_tasks.characteristic_words(texts, contrast.groups, fewest)
+        words = control_tasks.content_words(texts, contrast.groups, fewest)
         codes, has_type = np.unique(words, return_inverse=True)[1], words != ""
     else:
         codes = selection.column(part, control, "control").codes

@@ -70,8 +70,9 @@ def group_differential(
         which needs minutes per layer for 200 permutations.
     control
         The type of a sample in control tasks, which give each type a random label: a label column, such as
-        a template or a noun; or ``word`` (unless a label column has that name), the rarest word of the text
-        that occurs in at least as many clusters as there are folds. No control tasks by default.
+        a template or a noun; or ``word`` (unless a label column has that name), the most frequent word of the
+        text among those that occur in at least as many clusters as there are folds and in at most a tenth of
+        all clusters (or twice the folds), so that it is a content word that recurs. None by default.
 
     Returns
     -------

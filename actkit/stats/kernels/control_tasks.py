@@ -13,32 +13,34 @@ from .probes import HeldOutScores
 _LEVEL = 0.05
 
 
-def characteristic_words(texts: Sequence[str], groups: np.ndarray, fewest: int) -> np.ndarray:
-    """Return the rarest word of each text among those that occur in several clusters.
+def content_words(texts: Sequence[str], groups: np.ndarray, fewest: int) -> np.ndarray:
+    """Return the most frequent word of each text that is not a function word.
 
     Parameters
     ----------
     texts
         Dims ``(sample,)``.
     groups
-        Cluster of each sample, dims ``(sample,)``.
+        Cluster of each sample: integers from 0, dims ``(sample,)``.
     fewest
         Number of clusters in which the word occurs at least.
 
     Returns
     -------
     numpy.ndarray
-        Words in lower case, "" where a text has none, dims ``(sample,)``. Of equally rare words, the first
-        in the text. Words are separated by white space, and punctuation is removed.
+        Words in lower case, "" where a text has none, dims ``(sample,)``. Function words are those that occur
+        in more than a tenth of the clusters, and in more than twice ``fewest``. Of equally frequent words,
+        the first in the text is taken. Words are separated by white space, and punctuation is removed.
     """
     words = [_words(text) for text in texts]
     occurrences = {
         (word, group) for found, group in zip(words, groups.tolist(), strict=True) for word in found
     }
     counts = Counter(word for word, _ in occurrences)
-    kept = [[word for word in found if counts[word] >= fewest] for found in words]
-    rarest = [min(found, key=counts.__getitem__) if found else "" for found in kept]
-    return np.array(rarest, dtype=object)
+    most = max((groups.max() + 1) / 10, 2 * fewest)
+    kept = [[word for word in found if fewest <= counts[word] <= most] for found in words]
+    frequent = [max(found, key=counts.__getitem__) if found else "" for found in kept]
+    return np.array(frequent, dtype=object)
 
 
 def _words(text: str) -> list[str]:
