@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import rankdata, t
 
-from .auroc import cluster_influence, fold_aurocs
+from .auroc import fold_aurocs
 from .probes import HeldOutScores
 
 _LEVEL = 0.05
@@ -118,18 +118,57 @@ def selectivity(
     """
     if held_out.control is None or np.isnan(held_out.scores).all():
         return (float("nan"),) * 4
-    no_effects = np.zeros_like(held_out.effects)
-    aurocs, influences = [], []
-    for scores, drawn in zip(held_out.control, control, strict=True):
-        aurocs.append(np.nanmean(fold_aurocs(scores, drawn)))
-        influences.append(cluster_influence(scores, no_effects, drawn, groups)[0])
-    mean = float(np.mean(aurocs))
+    aurocs, influences = control_influence(held_out.control, control, groups)
+    mean = float(aurocs.mean())
     difference = float(fold_aurocs(held_out.scores, labels).mean()) - mean
-    defined = [values for values in influences if np.isfinite(values).all()]
-    if not defined or np.isnan(influence).any():
+    is_defined = np.isfinite(influences).all(axis=1)
+    if not is_defined.any() or np.isnan(influence).any():
         return mean, difference, float("nan"), float("nan")
     paired = influence.copy()
-    paired[0] -= np.mean(defined, axis=0)
-    error = np.sqrt(np.square(paired).sum() + np.var(aurocs, ddof=1) / len(aurocs))
+    paired[0] -= influences[is_defined].mean(axis=0)
+    error = np.sqrt(np.square(paired).sum() + aurocs.var(ddof=1) / len(aurocs))
     half = float(t.ppf(1 - _LEVEL / 2, influence.shape[-1] - 1) * error)
     return mean, difference, difference - half, difference + half
+
+
+def control_influence(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean AUROC over folds of each draw, and how much each cluster moves it in testing.
+
+    Parameters
+    ----------
+    scores
+        Dims ``(draw, fold, sample)``; NaN for samples that the fold does not test.
+    labels
+        Boolean, dims ``(draw, sample)``.
+    groups
+        Cluster of each sample: integers from 0, dims ``(sample,)``.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Dims ``(draw,)`` and ``(draw, cluster)``: for each draw, what
+        :func:`~actkit.stats.kernels.auroc.cluster_influence` returns, without folds that lack a label.
+    """
+    n_draws, n_folds, _ = scores.shape
+    aurocs, total = np.full((n_draws, n_folds), np.nan), np.zeros((n_draws, groups.max() + 1))
+    for fold in range(n_folds):
+        tested = np.flatnonzero(np.isfinite(scores[:, fold]).any(axis=0))
+        tested = tested[np.argsort(groups[tested], kind="stable")]
+        starts = np.flatnonzero(np.diff(groups[tested], prepend=-1))
+        each, is_second = scores[:, fold, tested], labels[:, tested]
+        overall = rankdata(each, axis=1)
+        valid = is_second.any(axis=1) & ~is_second.all(axis=1) & np.isfinite(each).all(axis=1)
+        for chosen, sign in ((~is_second, -1), (is_second, 1)):
+            count = chosen.sum(axis=1, keepdims=True)
+            present = (np.add.reduceat(chosen.astype(int), starts, axis=1) > 0).sum(axis=1, keepdims=True)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                below = (overall - rankdata(np.where(chosen, each, np.inf), axis=1)) / (len(tested) - count)
+                mean = np.where(chosen, below, 0).sum(axis=1, keepdims=True) / count
+                correction = np.where(present > 1, np.sqrt(present / (present - 1)), np.nan)
+                deviation = np.where(chosen, below - mean, 0) * sign * correction / count
+            sums = np.add.reduceat(deviation, starts, axis=1)
+            total[:, groups[tested][starts]] += np.where(valid[:, None], sums, 0)
+        aurocs[valid, fold] = mean[valid, 0]  # of the second label
+    return np.nanmean(aurocs, axis=1), total / np.isfinite(aurocs).sum(axis=1, keepdims=True)

@@ -8,7 +8,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from actkit.stats.kernels.auroc import cluster_influence, fold_aurocs
-from actkit.stats.kernels.control_tasks import content_words, control_labels, is_shared, selectivity
+from actkit.stats.kernels.control_tasks import (
+    content_words,
+    control_influence,
+    control_labels,
+    is_shared,
+    selectivity,
+)
 from actkit.stats.kernels.probes import Estimator, grouped_folds, probe
 
 
@@ -73,6 +79,23 @@ def test_control_aurocs_are_scikit_learns(estimator: Estimator) -> None:
     alone = probe(vectors, labels, folds, estimator=estimator)[0]
     np.testing.assert_allclose(alone.scores, held_out.scores)  # the label's probe is unchanged
     assert alone.control is None
+
+
+def test_the_influence_is_that_of_the_aurocs_of_the_label() -> None:
+    rng = np.random.default_rng(0)
+    groups, labels = rng.permutation(np.arange(60) % 25), rng.random((5, 60)) < 0.4
+    scores = np.full((5, 3, 60), np.nan)
+    for fold in range(3):
+        tested = groups % 3 == fold
+        scores[:, fold, tested] = np.round(rng.standard_normal((5, tested.sum())), 1)  # with ties
+    labels[0, groups % 3 == 1] = False  # a fold without the second label
+    scores[1, 2] = np.nan
+    aurocs, influences = control_influence(scores, labels, groups)
+    for number in range(5):
+        expected = cluster_influence(scores[number], np.zeros((3, 60)), labels[number], groups)[0]
+        np.testing.assert_allclose(influences[number], expected, atol=1e-12)
+        each = fold_aurocs(scores[number], labels[number])
+        assert aurocs[number] == pytest.approx(np.nanmean(each))
 
 
 def test_undefined_scores_have_no_selectivity() -> None:
