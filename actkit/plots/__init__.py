@@ -8,9 +8,10 @@ from .lines import (
     intrinsic_dimension,
     layer_norms,
     layer_updates,
+    selectivity,
     transfer,
 )
-from .maps import cka, direction_cosines, language_cka, similarity, tokens
+from .maps import cka, direction_cosines, language_cka, layer_difference, similarity, tokens
 from .points import projection
 from .style import figure, load_matplotlib
 
@@ -24,10 +25,12 @@ __all__ = [
     "group_differential",
     "intrinsic_dimension",
     "language_cka",
+    "layer_difference",
     "layer_norms",
     "layer_updates",
     "load_matplotlib",
     "projection",
+    "selectivity",
     "similarity",
     "tokens",
     "transfer",
