@@ -51,8 +51,6 @@ def holm(results: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     >>> number = actkit.group_differential(cube, by="number")  # doctest: +SKIP
     >>> gender, number = actkit.holm([gender, number])  # doctest: +SKIP
     """
-    if isinstance(results, xr.Dataset):
-        results = [results]
     faults = [
         Fault(f"results[{number}]", "is not a result of group_differential", "correct only such results")
         for number, result in enumerate(results)

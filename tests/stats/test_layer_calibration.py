@@ -54,7 +54,7 @@ def test_pairs_of_languages_keep_their_level() -> None:
 
 
 @pytest.mark.parametrize("n_pairs", [100, pytest.param(400, marks=FOREVER)])
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", CHECKED)
 def test_intervals_cover_cosines_between_layers(design: Design, n_pairs: int) -> None:
     """Each pair of layers is a data set in which directions have a cosine of 0.6."""
     cube = simulate(design, 1, 100, 1.5, n_layers=2 * n_pairs)
@@ -70,5 +70,4 @@ def test_intervals_cover_cosines_between_layers(design: Design, n_pairs: int) ->
     for name, truth in (("layers_disattenuated", cosine), ("layers", float(pairs.layers.mean()))):
         assert float(pairs[name].mean()) == pytest.approx(truth, abs=0.05)
         covered = (pairs[f"{name}_low"] <= truth) & (truth <= pairs[f"{name}_high"])
-        assert 0.90 <= float(covered.mean()) <= 1, name
-        print(design, name, float(covered.mean()), float(pairs[name].mean()))
+        assert (0.92 if n_pairs > 100 else 0.88) <= float(covered.mean()) <= 0.98

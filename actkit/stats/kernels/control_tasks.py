@@ -107,8 +107,8 @@ def selectivity(
     -------
     tuple of float
         The mean AUROC over draws; the selectivity, which is the AUROC of the label minus this mean; and the
-        ends of its 95% interval. NaN if scores are, and without an interval if every draw has a fold in which
-        a label occurs in one cluster only.
+        ends of its 95% interval. NaN if scores are. Without an interval if there is no standard error, as if
+        all AUROCs are 1, or if every draw has a fold in which a label occurs in one cluster only.
 
     Notes
     -----
@@ -127,7 +127,7 @@ def selectivity(
     paired = influence.copy()
     paired[0] -= influences[is_defined].mean(axis=0)
     error = np.sqrt(np.square(paired).sum() + aurocs.var(ddof=1) / len(aurocs))
-    half = float(t.ppf(1 - _LEVEL / 2, influence.shape[-1] - 1) * error)
+    half = float(t.ppf(1 - _LEVEL / 2, influence.shape[-1] - 1) * error) if error else float("nan")
     return mean, difference, difference - half, difference + half
 
 
