@@ -222,7 +222,9 @@ def selectivity(differential: xr.Dataset) -> Any:
         If the result has no control tasks.
     """
     if "selectivity" not in differential:
-        raise MissingError("the result has no control tasks; compute it with group_differential(…, control=…)")
+        raise MissingError(
+            "the result has no control tasks; compute it with group_differential(…, control=…)"
+        )
     table = differential.drop_dims("hidden", errors="ignore").compute()
     parts = []
     for line in _lines(table):

@@ -190,7 +190,9 @@ def test_layers_that_cannot_be_told_apart_are_left_out(cube: xr.Dataset) -> None
     assert np.isnan(values).any()
     none = plots.layer_difference(result.isel(layer=[0, 1], layer_2=[0, 1]))
     assert [type(part).__name__ for part in none] == ["Text", "Text"]
-    with pytest.raises(MissingError, match=r"no control tasks; compute it with group_differential\(…, control"):
+    with pytest.raises(
+        MissingError, match=r"no control tasks; compute it with group_differential\(…, control"
+    ):
         plots.selectivity(result)
 
 

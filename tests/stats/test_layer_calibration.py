@@ -64,7 +64,9 @@ def test_intervals_cover_cosines_between_layers(design: Design, n_pairs: int) ->
     turned[1::2, :, 1] = sine * cube.pooled[1::2, :, 0] + cosine * cube.pooled[1::2, :, 1]
     # layers of a pair share half of their noise
     turned[1::2, :, 2:] += turned[::2, :, 2:].values
-    result = actkit.direction_cosines(cube.assign(pooled=turned), by="gender", cluster="scene").isel(language=0)
+    result = actkit.direction_cosines(cube.assign(pooled=turned), by="gender", cluster="scene").isel(
+        language=0
+    )
     first, second = (xr.DataArray(np.arange(side, 2 * n_pairs, 2), dims="pair") for side in (0, 1))
     pairs = result.isel(layer=first, layer_2=second)
     for name, truth in (("layers_disattenuated", cosine), ("layers", float(pairs.layers.mean()))):

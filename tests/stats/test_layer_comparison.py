@@ -70,8 +70,12 @@ def test_types_that_do_not_recur_have_no_control_task(cube: xr.Dataset) -> None:
         assert result[name].dims == ("language", "layer")
         assert result[name].isnull().all()
     assert (result.control_shared == 0).all()
-    alike = cube.assign_coords(kind=("sample", np.full(cube.sizes["sample"], "a", dtype=object), {"label": True}))
-    with pytest.warns(UserWarning, match="because all samples have the same `kind`; name a label whose values"):
+    alike = cube.assign_coords(
+        kind=("sample", np.full(cube.sizes["sample"], "a", dtype=object), {"label": True})
+    )
+    with pytest.warns(
+        UserWarning, match="because all samples have the same `kind`; name a label whose values"
+    ):
         actkit.group_differential(alike, **QUICK, control="kind")
 
 
@@ -97,7 +101,9 @@ def test_layers_are_compared_with_each_other(result: xr.Dataset) -> None:
     assert (planted.layer_difference_low > 0).all()
     assert (result.layer_difference_p.sel(layer=2, layer_2=3) > 0.05).all()
     turned = result.layer_difference_low.rename(layer="layer_2", layer_2="layer")
-    xr.testing.assert_allclose(turned.transpose("language", "layer", "layer_2"), -result.layer_difference_high)
+    xr.testing.assert_allclose(
+        turned.transpose("language", "layer", "layer_2"), -result.layer_difference_high
+    )
 
 
 def test_p_is_corrected_over_languages_and_results(result: xr.Dataset) -> None:

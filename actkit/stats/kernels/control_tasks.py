@@ -86,7 +86,11 @@ def control_labels(types: np.ndarray, n_second: int, draws: int, *, seed: int) -
 
 
 def selectivity(
-    held_out: HeldOutScores, influence: np.ndarray, labels: np.ndarray, control: np.ndarray, groups: np.ndarray
+    held_out: HeldOutScores,
+    influence: np.ndarray,
+    labels: np.ndarray,
+    control: np.ndarray,
+    groups: np.ndarray,
 ) -> tuple[float, float, float, float]:
     """Return the AUROC of control tasks, and how much higher that of the label is.
 

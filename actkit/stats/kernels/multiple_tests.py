@@ -92,9 +92,7 @@ def pairwise_differences(
     n_pairs = len(known) * (len(known) - 1) / 2
     by_sign = np.where(np.abs(differences) < _NO_ERROR, 1, min(2 * 0.5**fewest * n_pairs, 1))
     p = np.where(np.isnan(errors), by_sign, (1 + exceeding) / (1 + len(largest)))
-    for result, values in zip(
-        results, (differences, differences - half, differences + half, p), strict=True
-    ):
+    for result, values in zip(results, (differences, differences - half, differences + half, p), strict=True):
         result[np.ix_(known, known)] = values
     return results[0], results[1], results[2], results[3]
 

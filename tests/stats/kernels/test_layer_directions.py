@@ -9,7 +9,9 @@ from actkit.stats.kernels.split_halves import Cells, cluster_halves, deletion_we
 N_CLUSTERS, N_SPLITS, N_LAYERS = 15, 6, 3
 
 
-def computed(layers: np.ndarray, samples: list[tuple[np.ndarray, ...]], language: int) -> dict[str, np.ndarray]:
+def computed(
+    layers: np.ndarray, samples: list[tuple[np.ndarray, ...]], language: int
+) -> dict[str, np.ndarray]:
     cells = [Cells.of(*part, N_CLUSTERS) for part in samples]
     halves = cluster_halves(cells, N_SPLITS, seed=0)
     results = [half_cosines(x, cells, halves) for x in layers]
@@ -40,7 +42,12 @@ def data(seed: int, effect: float = 3.0) -> tuple[np.ndarray, list[tuple[np.ndar
 
 
 def plain(
-    pair: np.ndarray, rows: np.ndarray, labels: np.ndarray, clusters: np.ndarray, halves: np.ndarray, deleted: int
+    pair: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    clusters: np.ndarray,
+    halves: np.ndarray,
+    deleted: int,
 ) -> tuple[float, float]:
     """Cosine and disattenuated cosine of two layers, from the formulas."""
     product, true, lengths = 0.0, np.zeros(2), np.zeros(2)
