@@ -96,14 +96,17 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         sentence += (
             f" The layer adds {float(added.auroc_difference):+.3f} (95% interval "
             f"{float(added.auroc_difference_low):+.3f} to {float(added.auroc_difference_high):+.3f}, "
-            f"p {_p(float(added.auroc_difference_p_holm))}) to the strongest baseline, {_BASELINES[strongest]}"
+            f"p {_p(float(added.auroc_difference_p_holm))}) to the strongest baseline, "
+            f"{_BASELINES[strongest]}"
         )
         sentence += (
             "."
             if added.auroc_difference > 0 and added.auroc_difference_p_holm < 0.05
             else ", which does not show that the layers add information."
         )
-        sentences += [sentence, _of_layers(name, probe, at)]
+        sentences.append(sentence)
+        if len(auroc) > 1:
+            sentences.append(_of_layers(name, probe, at))
         if "selectivity" in probe and np.isfinite(probe.selectivity_low.values[at]):
             sentences.append(
                 f"{name}: at layer {probe.layer.values[at]}, a probe of random labels by "

@@ -91,8 +91,8 @@ def group_differential(
         - with ``hidden``: ``direction``, the difference between the means (second label minus first) scaled
           to length 1, and ``d``, Cohen's d; ``d_bound``, the 95% quantile of the permuted maximum of ``|d|``
           over dimensions and layers;
-        - with ``control``: ``auroc_control``, the AUROC of the same probe for a random label of each type, the
-          mean over 20 draws; ``selectivity``, ``auroc`` minus ``auroc_control``; its 95% interval
+        - with ``control``: ``auroc_control``, the AUROC of the same probe for a random label of each type,
+          the mean over 20 draws; ``selectivity``, ``auroc`` minus ``auroc_control``; its 95% interval
           ``selectivity_low`` and ``selectivity_high``. With dims ``(language,)``, ``control_shared`` is the
           share of samples whose type also occurs in another cluster; below one half, the others are NaN.
 
@@ -129,9 +129,11 @@ def group_differential(
     Notes
     -----
     Control tasks and selectivity: Hewitt, Liang, Designing and interpreting probes with control tasks, EMNLP
-    2019. Differences between layers: Hothorn, Bretz, Westfall, Biometrical Journal 2008. Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993. Intervals: LeDell, Petersen, van
-    der Laan 2015 and Obuchowski 1997; they hold the trained probes fixed. docs/decisions/0022 explains why
-    ridge regression is the default.
+    2019. Their types are word forms. A text as a whole hardly ever recurs, so its random label could not be
+    learnt; the type is therefore a surface form that texts share. Differences between layers: Hothorn, Bretz,
+    Westfall, Biometrical Journal 2008. Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993.
+    Intervals: LeDell, Petersen, van der Laan 2015 and Obuchowski 1997, with the influence of training
+    samples. docs/decisions/0022 explains why ridge regression is the default.
     """
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)

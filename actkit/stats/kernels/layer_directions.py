@@ -117,4 +117,4 @@ def _intervals(values: np.ndarray, without: np.ndarray) -> np.ndarray:
     mean = np.where(kept, without, 0).sum(axis=-1) / count
     squares = np.square(np.where(kept, without - mean[..., None], 0)).sum(axis=-1)
     error = np.where(count > 1, np.sqrt((count - 1) / count * squares), np.nan)
-    return np.clip(np.stack([values, values - Z95 * error, values + Z95 * error]), -1, 1)
+    return np.asarray(np.clip(np.stack([values, values - Z95 * error, values + Z95 * error]), -1, 1))

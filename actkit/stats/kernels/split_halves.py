@@ -158,19 +158,19 @@ def deletion_weights(cells: Cells, halves: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Dims ``(cluster, split)``: 0 in splits whose half would lack a label; NaN for clusters that no half can
-        spare and that have no samples.
+        Dims ``(cluster, split)``: 0 in splits whose half would lack a label; NaN for clusters that no half
+        can spare, or that have no samples.
     """
     _, counts = _half_sizes(cells, halves)
     rest = counts[np.arange(len(halves)), halves.T] - cells.sizes[:, None, :]
     can_delete = (rest > 0).all(axis=2) & (counts > 0).all(axis=(1, 2))
-    can_delete &= cells.sizes.any(axis=1)[:, None]
+    can_delete &= (cells.sizes > 0).any(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
         return np.asarray(can_delete / can_delete.sum(axis=1, keepdims=True))
 
 
 def _half_sizes(cells: Cells, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which half has a cluster, dims ``(split, half, 1, cluster)``, and sizes ``(split, half, class)``."""
+    """Return clusters of halves, dims ``(split, half, 1, cluster)``, and sizes ``(split, half, class)``."""
     is_in = halves[:, None, None, :] == np.arange(2)[:, None, None]
     return is_in, (is_in * cells.sizes.T).sum(axis=3)
 
