@@ -25,7 +25,7 @@ def with_types(cube: xr.Dataset, effect: float) -> xr.Dataset:
     )
 
 
-@pytest.mark.parametrize("n_trials", [60, pytest.param(1000, marks=FOREVER)])
+@pytest.mark.parametrize("n_trials", [45, pytest.param(1000, marks=FOREVER)])
 @pytest.mark.parametrize("design", CHECKED)
 def test_layers_and_selectivity(design: Design, n_trials: int) -> None:
     """Layers represent the label and the type equally well; each language is a data set."""
