@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.similarity import similarity
+    from .stats.token_filter import TokenFilter
+    from .stats.token_selection import select_tokens
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
@@ -30,6 +32,7 @@ __all__ = [
     "Config",
     "Eraser",
     "RunPlan",
+    "TokenFilter",
     "Whitener",
     "adjacent_cka",
     "anisotropy",
@@ -48,6 +51,7 @@ __all__ = [
     "open_cube",
     "plan",
     "report",
+    "select_tokens",
     "similarity",
     "token_strings",
     "top_activating",
@@ -63,6 +67,7 @@ _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
     "RunPlan": ".extraction.preflight.preparation",
+    "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
@@ -81,6 +86,7 @@ _MODULES = {
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "report": ".reports",
+    "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",

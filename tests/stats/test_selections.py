@@ -57,6 +57,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "layer_subset": lambda cube: actkit.layer_subset(actkit.massive_activations, cube, layers=(0, 3)),
     "plots.projection": lambda cube: plots.projection(cube, 3, by="gender"),
     "plots.tokens": lambda cube: plots.tokens(cube, 4),
+    "select_tokens": lambda cube: actkit.select_tokens(cube, ~actkit.TokenFilter(strings="ن3")).pooled,
     "similarity": lambda cube: actkit.similarity(cube, permutations=3),
     "similarity.languages": lambda cube: actkit.similarity(cube, across="language", permutations=3),
     "similarity.mutual_knn": lambda cube: actkit.similarity(
@@ -69,7 +70,8 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
     "transitions": actkit.transitions,
 }
-NO_CUBE = {"Config", "RunPlan", "export", "extract", "import_files", "open_cube", "plan", "report", "verify"}
+NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "import_files", "open_cube", "plan"}
+NO_CUBE |= {"report", "verify"}
 
 # selections by one label, and the same by a list of it
 SINGLE: dict[str, tuple[Change, Change]] = {
