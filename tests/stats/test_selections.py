@@ -27,6 +27,7 @@ def mean(cube: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(fitted.mean, dims="hidden")
 
 
+NOT_THIRD = ~actkit.TokenFilter(strings="ن3")
 FEW = {"folds": 2, "seeds": 1}
 
 
@@ -41,6 +42,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "adjacent_cka": actkit.adjacent_cka,
     "adjacent_cka.tokens": lambda cube: actkit.adjacent_cka(cube, vectors="tokens"),
     "anisotropy": lambda cube: actkit.anisotropy(cube, cluster="image_id"),
+    "anisotropy.tokens": lambda cube: actkit.anisotropy(cube, tokens=NOT_THIRD),
     "cka": actkit.cka,
     "cka.batch": lambda cube: actkit.cka(cube, batch=20),
     "cka.tokens": lambda cube: actkit.cka(cube, vectors="tokens"),
@@ -57,7 +59,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "layer_subset": lambda cube: actkit.layer_subset(actkit.massive_activations, cube, layers=(0, 3)),
     "plots.projection": lambda cube: plots.projection(cube, 3, by="gender"),
     "plots.tokens": lambda cube: plots.tokens(cube, 4),
-    "select_tokens": lambda cube: actkit.select_tokens(cube, ~actkit.TokenFilter(strings="ن3")).pooled,
+    "select_tokens": lambda cube: actkit.select_tokens(cube, NOT_THIRD).is_selected_token,
     "similarity": lambda cube: actkit.similarity(cube, permutations=3),
     "similarity.languages": lambda cube: actkit.similarity(cube, across="language", permutations=3),
     "similarity.mutual_knn": lambda cube: actkit.similarity(
