@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.similarity import similarity
+    from .stats.token_correlation import token_correlation
     from .stats.token_filter import TokenFilter
     from .stats.token_selection import select_tokens
     from .stats.top_activations import top_activating
@@ -53,6 +54,7 @@ __all__ = [
     "report",
     "select_tokens",
     "similarity",
+    "token_correlation",
     "token_strings",
     "top_activating",
     "transfer",
@@ -88,6 +90,7 @@ _MODULES = {
     "report": ".reports",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
     "transfer": ".stats.cross_language",

@@ -10,7 +10,7 @@ from .lines import (
     layer_updates,
     transfer,
 )
-from .maps import cka, direction_cosines, language_cka, similarity, tokens
+from .maps import cka, direction_cosines, language_cka, similarity, token_correlation, tokens
 from .points import projection
 from .style import figure, load_matplotlib
 
@@ -29,6 +29,7 @@ __all__ = [
     "load_matplotlib",
     "projection",
     "similarity",
+    "token_correlation",
     "tokens",
     "transfer",
 ]

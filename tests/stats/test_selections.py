@@ -67,6 +67,8 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     ),
     "similarity.procrustes": lambda cube: actkit.similarity(cube, measure="procrustes", permutations=3),
     "similarity.two": lambda cube: actkit.similarity(cube, cube, match="text", measure="rsa", permutations=3),
+    "token_correlation": actkit.token_correlation,
+    "token_correlation.norm": lambda cube: actkit.token_correlation(cube, of="norm"),
     "token_strings": lambda cube: actkit.token_strings(cube, 4),
     "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=3, count=5),
     "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
