@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
     from .stats.geometry import anisotropy, intrinsic_dimension
+    from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.similarity import similarity
@@ -38,6 +39,8 @@ __all__ = [
     "adjacent_cka",
     "anisotropy",
     "cka",
+    "cluster_samples",
+    "cluster_tokens",
     "direction_cosines",
     "export",
     "extract",
@@ -74,6 +77,8 @@ _MODULES = {
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
+    "cluster_samples": ".stats.kmeans",
+    "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
