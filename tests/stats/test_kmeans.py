@@ -1,4 +1,4 @@
-"""k-means of samples and tokens: scikit-learn's numbers, planted clusters, and the level of the permutation test."""
+"""k-means of samples and tokens: scikit-learn's numbers, planted clusters, and the level of the test."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,12 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, sil
 import actkit
 from actkit import TokenFilter
 from actkit.errors import InputError
-from actkit.stats.kernels.kmeans import permuted_labels
+from actkit.stats.kernels.kmeans import (
+    adjusted_mutual_information,
+    adjusted_rand,
+    contingency,
+    permuted_labels,
+)
 from actkit.testing import write_cube
 
 QUICK = {"resamples": 3, "permutations": 39}
@@ -18,7 +23,7 @@ QUICK = {"resamples": 3, "permutations": 39}
 @pytest.fixture(scope="module")
 def cube() -> xr.Dataset:
     """Three planted clusters at layer 1, two of which agree with `topic`; noise at layer 0."""
-    found = actkit.open_cube(write_cube(n_samples=120, n_layers=2, hidden=8, n_tokens=5)).load()
+    found = actkit.open_cube(write_cube(n_samples=120, n_layers=2, hidden=8, n_tokens=5, window=60)).load()
     rng = np.random.default_rng(0)
     planted = rng.choice(3, 120, p=[0.5, 0.3, 0.2])
     pooled = found.pooled.values.copy()
@@ -64,6 +69,17 @@ def test_measures_equal_scikit_learn(cube: xr.Dataset) -> None:
     assert "adjusted_rand" not in result
     assert "label" not in result.dims
     assert "criterion" not in result.attrs
+
+
+def test_agreement_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    pairs = [(rng.integers(0, k, 60), rng.integers(0, 4, 60)) for k in (2, 5, 30)]
+    pairs += [(pairs[0][1], pairs[0][1]), (np.arange(60) % 3, (np.arange(60) + 7) % 3)]
+    for first, second in pairs:
+        table = contingency(first, second)[None]
+        assert adjusted_rand(table)[0] == pytest.approx(adjusted_rand_score(first, second))
+        mutual = adjusted_mutual_info_score(first, second)
+        assert adjusted_mutual_information(table)[0] == pytest.approx(mutual, abs=1e-9)
 
 
 def test_noise_is_unstable_and_the_order_of_samples_does_not_matter(cube: xr.Dataset) -> None:

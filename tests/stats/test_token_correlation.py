@@ -14,7 +14,7 @@ from actkit.testing import write_cube
 
 @pytest.fixture(scope="module")
 def cube() -> xr.Dataset:
-    return actkit.open_cube(write_cube(n_samples=24, n_tokens=6, n_layers=3, hidden=9))
+    return actkit.open_cube(write_cube(n_samples=24, window=24, n_tokens=6, n_layers=3, hidden=9))
 
 
 def test_vectors_equal_numpy(cube: xr.Dataset) -> None:

@@ -4,10 +4,10 @@ from threading import Lock
 
 import numpy as np
 from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, silhouette_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
+from sklearn.metrics.cluster import expected_mutual_information
 
 AGREEMENTS = ("adjusted_rand", "adjusted_mutual_information")
-_SCORES = (adjusted_rand_score, adjusted_mutual_info_score)
 _STARTS = 5
 _MOST = 2000  # vectors of which the silhouette is computed, because its cost grows with their square
 _LOCK = Lock()  # scikit-learn limits the threads of BLAS during a fit, and such limits must not overlap
@@ -37,7 +37,7 @@ def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def by_size(assignment: np.ndarray) -> np.ndarray:
-    """Number the clusters of an assignment from the largest; those of equal size by their first vector.
+    """Return an assignment with its clusters numbered by size, from the largest, then by their first vector.
 
     Examples
     --------
@@ -123,13 +123,61 @@ def agreement(
         return np.full((len(AGREEMENTS), 3), np.nan)
     groups = np.unique(groups[is_known], return_inverse=True)[1]
     rows = permuted_labels(labels, groups, permutations, seed)
-    table = []
-    for score in _SCORES:
-        value, null = score(labels, assignment), np.array([score(row, assignment) for row in rows])
-        # permutations that equal the labels reach the same value up to rounding
-        p = (1 + (null >= value - 1e-12).sum()) / (1 + permutations)
-        table.append([value, null.mean(), p])
-    return np.array(table)
+    tables = np.stack([contingency(row, assignment) for row in (labels, *rows)])
+    scores = np.stack([adjusted_rand(tables), adjusted_mutual_information(tables)])
+    observed, null = scores[:, 0], scores[:, 1:]
+    # permutations that equal the labels reach the same value up to rounding
+    p = (1 + (null >= observed[:, None] - 1e-12).sum(axis=1)) / (1 + permutations)
+    return np.stack([observed, null.mean(axis=1), p], axis=1)
+
+
+def contingency(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return how often each two values occur together, dims ``(first, second)``, from integers from 0."""
+    shape = int(first.max()) + 1, int(second.max()) + 1
+    return np.bincount(first * shape[1] + second, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def adjusted_rand(tables: np.ndarray) -> np.ndarray:
+    """Return the adjusted Rand index of contingency tables, dims ``(..., first, second)``.
+
+    Examples
+    --------
+    >>> adjusted_rand(np.array([[[2, 0], [0, 3]], [[1, 1], [1, 2]]])).round(3).tolist()
+    [1.0, -0.154]
+    """
+    n = tables.sum(axis=(-2, -1))
+    pairs, first, second = (
+        (counts * (counts - 1) / 2).sum(axis=axes)
+        for counts, axes in (
+            (tables, (-2, -1)),
+            (tables.sum(axis=-1), -1),
+            (tables.sum(axis=-2), -1),
+        )
+    )
+    expected, largest = first * second / (n * (n - 1) / 2), (first + second) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(largest == expected, 1.0, (pairs - expected) / (largest - expected))
+
+
+def adjusted_mutual_information(tables: np.ndarray) -> np.ndarray:
+    """Return the adjusted mutual information of tables as for :func:`adjusted_rand`, arithmetic mean."""
+    expected: dict[bytes, float] = {}  # depends on the margins alone, which few permutations change
+    scores = []
+    for table in tables:
+        n, margins = int(table.sum()), (table.sum(axis=1), table.sum(axis=0))
+        key = np.sort(margins[0]).tobytes()
+        if key not in expected:
+            present = table[margins[0] > 0][:, margins[1] > 0].astype(np.int64)
+            expected[key] = float(expected_mutual_information(present, n))
+        first, second, joint = (_entropy(counts) for counts in (*margins, table.ravel()))
+        denominator = (first + second) / 2 - expected[key]
+        scores.append((first + second - joint - expected[key]) / denominator if denominator else 1.0)
+    return np.array(scores)
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def permuted_labels(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
