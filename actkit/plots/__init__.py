@@ -1,5 +1,6 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
+from .kmeans import kmeans
 from .lines import (
     adjacent_cka,
     anisotropy,
@@ -23,6 +24,7 @@ __all__ = [
     "figure",
     "group_differential",
     "intrinsic_dimension",
+    "kmeans",
     "language_cka",
     "layer_norms",
     "layer_updates",

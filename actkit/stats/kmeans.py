@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..canonical import Cube
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, MissingError
 from . import selection
 from .finiteness import finite_cube
 from .kernels import kmeans as kernels
@@ -185,6 +185,7 @@ def cluster_tokens(
     selection.check_counts(max_sampled_tokens=max_sampled_tokens)
     options = _options(n_clusters, criterion, n_components, resamples, permutations, seed)
     available = _of_layers(select_tokens(finite_cube(cube), tokens), layers)
+    selection.require(available, "residual")
     choice = selection.cluster_choice(available, cluster)
     array, names = sampled_tokens(available, max_sampled_tokens, seed), _names(by)
     sample, token = array.drawn_from.values, array.drawn_at.values
@@ -240,6 +241,8 @@ def _names(by: str | Sequence[str]) -> list[str]:
 def _of_layers(cube: xr.Dataset, layers: Sequence[int] | None) -> xr.Dataset:
     if layers is None:
         return cube
+    if "layer" not in cube.coords:
+        raise MissingError("the cube has no `layer`; keep it when selecting, as cube.sel(layer=[3]) does")
     known = cube.layer.values.tolist()
     if missing := sorted(set(layers) - set(known)) or not len(layers):
         problem = "is empty" if missing is True else f"the cube lacks {missing}"

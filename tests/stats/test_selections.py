@@ -28,6 +28,7 @@ def mean(cube: xr.Dataset) -> xr.DataArray:
 
 
 NOT_THIRD = ~actkit.TokenFilter(strings="ن3")
+FEW_FITS = {"resamples": 1, "permutations": 3}
 FEW = {"folds": 2, "seeds": 1}
 
 
@@ -47,6 +48,8 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "cka.batch": lambda cube: actkit.cka(cube, batch=20),
     "cka.tokens": lambda cube: actkit.cka(cube, vectors="tokens"),
     "cka.two": lambda cube: actkit.cka(cube, cube, match="text"),
+    "cluster_samples": lambda cube: actkit.cluster_samples(cube, n_clusters=2, by="gender", **FEW_FITS),
+    "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, n_clusters=2, **FEW_FITS),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
     "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),

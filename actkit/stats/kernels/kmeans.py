@@ -143,7 +143,7 @@ def adjusted_rand(tables: np.ndarray) -> np.ndarray:
     Examples
     --------
     >>> adjusted_rand(np.array([[[2, 0], [0, 3]], [[1, 1], [1, 2]]])).round(3).tolist()
-    [1.0, -0.154]
+    [1.0, -0.25]
     """
     n = tables.sum(axis=(-2, -1))
     pairs, first, second = (
