@@ -129,13 +129,15 @@ def has_content(cube: xr.Dataset, mask: np.ndarray) -> np.ndarray:
     has = np.asarray(mask.any(axis=1))
     if has.all() or not len(has):
         return has
+    what = "selected" if SELECTED in cube.coords else "content"
+    if not has.any() and what == "selected":
+        raise InputError([Fault("tokens", f"no sample has a token of {counted(cube, 'content')}")])
     if not has.any():
         remedy = "position 0, special, template and generated tokens are not content: use longer texts"
         raise InputError([Fault("cube", "no sample has a content token", remedy)])
     language = cube.language.values.astype(str)
     lost = sorted(set(language) - set(language[has]))
     named = f"; none remain in {', '.join(lost)}" if lost else ""
-    what = "selected" if SELECTED in cube.coords else "content"
     problem = f"{(~has).sum():,} of {len(has):,} samples have no {what} token and are excluded{named}"
     warnings.warn(problem, stacklevel=4)
     return has

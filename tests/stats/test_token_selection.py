@@ -191,6 +191,8 @@ def test_a_kind_of_token_works_in_every_statistic(cube: xr.Dataset) -> None:
     wanted = actkit.anisotropy(cube.assign(pooled=first).drop_vars(["token_kind", "token_id", "token_text"]))
     np.testing.assert_allclose(result.between, wanted.between, rtol=1e-5)
     assert result.tokens == "special"
+    with pytest.raises(InputError, match="no sample has a token of image"):
+        actkit.anisotropy(cube, tokens="image")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +242,9 @@ def test_means_of_selected_tokens_are_lazy(cube: xr.Dataset) -> None:
     assert chosen.pooled.chunks is None
     assert lazy.pooled.chunks is not None
     xr.testing.assert_identical(chosen, lazy.compute())
+    every = actkit.select_tokens(cube, ~TokenFilter(ids=999))
+    for name in ("pooled", "last"):
+        np.testing.assert_allclose(every[name], cube[name], rtol=1e-6, atol=1e-7)
 
 
 def test_token_level_statistics_need_no_other_tokens(cube: xr.Dataset) -> None:
