@@ -1,5 +1,6 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
+from .kmeans import kmeans
 from .lines import (
     adjacent_cka,
     anisotropy,
@@ -11,7 +12,15 @@ from .lines import (
     selectivity,
     transfer,
 )
-from .maps import cka, direction_cosines, language_cka, layer_difference, similarity, tokens
+from .maps import (
+    cka,
+    direction_cosines,
+    language_cka,
+    layer_difference,
+    similarity,
+    token_correlation,
+    tokens,
+)
 from .points import projection
 from .style import figure, load_matplotlib
 
@@ -24,6 +33,7 @@ __all__ = [
     "figure",
     "group_differential",
     "intrinsic_dimension",
+    "kmeans",
     "language_cka",
     "layer_difference",
     "layer_norms",
@@ -32,6 +42,7 @@ __all__ = [
     "projection",
     "selectivity",
     "similarity",
+    "token_correlation",
     "tokens",
     "transfer",
 ]

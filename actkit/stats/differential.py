@@ -22,6 +22,7 @@ from .group_probes import (
 )
 from .kernels import contrasts, probes
 from .multiple_results import over_languages
+from .token_selection import select_tokens
 
 _EFFECTS = ("squared_smd", "squared_smd_se")
 _CORE = [["sample", "hidden"]]
@@ -34,6 +35,7 @@ def group_differential(
     cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     folds: int = 5,
     seeds: int = 3,
     permutations: int = 200,
@@ -58,6 +60,9 @@ def group_differential(
         ascending order. Samples without a value are excluded.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these and the embedding represent, as for :func:`adjacent_cka`. The baselines of the text
+        and its length are those of the whole text.
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
@@ -138,7 +143,7 @@ def group_differential(
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
     check_estimator(estimator)
-    whole = finite_cube(cube)
+    whole = select_tokens(finite_cube(cube), tokens)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)
