@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
+    from .stats.multiple_results import holm
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.similarity import similarity
     from .stats.token_correlation import token_correlation
@@ -45,6 +46,7 @@ __all__ = [
     "export",
     "extract",
     "group_differential",
+    "holm",
     "import_files",
     "intrinsic_dimension",
     "language_cka",
@@ -83,6 +85,7 @@ _MODULES = {
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
+    "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
     "language_cka": ".stats.cka",

@@ -9,9 +9,18 @@ from .lines import (
     intrinsic_dimension,
     layer_norms,
     layer_updates,
+    selectivity,
     transfer,
 )
-from .maps import cka, direction_cosines, language_cka, similarity, token_correlation, tokens
+from .maps import (
+    cka,
+    direction_cosines,
+    language_cka,
+    layer_difference,
+    similarity,
+    token_correlation,
+    tokens,
+)
 from .points import projection
 from .style import figure, load_matplotlib
 
@@ -26,10 +35,12 @@ __all__ = [
     "intrinsic_dimension",
     "kmeans",
     "language_cka",
+    "layer_difference",
     "layer_norms",
     "layer_updates",
     "load_matplotlib",
     "projection",
+    "selectivity",
     "similarity",
     "token_correlation",
     "tokens",

@@ -77,8 +77,8 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
     "transitions": actkit.transitions,
 }
-NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "import_files", "open_cube", "plan"}
-NO_CUBE |= {"report", "verify"}
+NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "holm", "import_files", "open_cube"}
+NO_CUBE |= {"plan", "report", "verify"}
 
 # selections by one label, and the same by a list of it
 SINGLE: dict[str, tuple[Change, Change]] = {
