@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -15,6 +16,7 @@ import torch
 import xarray as xr
 
 from ..config import Config
+from ..errors import Fault, InputError
 from ..layer_spec import describe_all
 from ..options import Options
 from ..store.folders import Folder
@@ -42,7 +44,12 @@ from .preflight.preparation import RunPlan, prepare
 
 
 def plan(
-    config: str | Path | Config | None = None, *, trial: bool = True, **options: Unpack[Options]
+    config: str | Path | Config | None = None,
+    *,
+    trial: bool = True,
+    parts: int | None = None,
+    network: float | None = None,
+    **options: Unpack[Options],
 ) -> RunPlan:
     """Check a run and estimate its cost, without leaving any files behind.
 
@@ -53,6 +60,9 @@ def plan(
     trial
         Whether to load the model and run a few batches, which takes about ten seconds longer. Without a
         trial, and if less memory is available than the run needs, the estimate is calculated, without time.
+    parts, network
+        Number of parts in which the run is computed at once, each on a device like this one, and the
+        bandwidth that they share, in gigabits per second.
     **options
         Options, named as in :class:`actkit.config.Config`.
 
@@ -68,7 +78,14 @@ def plan(
         than there is.
     """
     share_heap()
-    prepared = prepare(config, options)
+    faults = [
+        Fault(name, f"is {value}", "give a number above 0")
+        for name, value in (("parts", parts), ("network", network))
+        if value is not None and not value > 0
+    ]
+    if faults:
+        raise InputError(faults)
+    prepared = replace(prepare(config, options), parts=parts, network=network)
     fits = prepared.estimate.host <= psutil.virtual_memory().available
     return run_trial(prepared, _threads()) if trial and fits else prepared
 
