@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
+    from .stats.classification_probe import classification_probe
     from .stats.cross_language import transfer
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
+    from .stats.regression_probe import regression_probe
     from .stats.similarity import similarity
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
@@ -34,6 +36,7 @@ __all__ = [
     "adjacent_cka",
     "anisotropy",
     "cka",
+    "classification_probe",
     "direction_cosines",
     "export",
     "extract",
@@ -47,6 +50,7 @@ __all__ = [
     "massive_activations",
     "open_cube",
     "plan",
+    "regression_probe",
     "report",
     "similarity",
     "token_strings",
@@ -67,6 +71,7 @@ _MODULES = {
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
+    "classification_probe": ".stats.classification_probe",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
@@ -80,6 +85,7 @@ _MODULES = {
     "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
+    "regression_probe": ".stats.regression_probe",
     "report": ".reports",
     "similarity": ".stats.similarity",
     "token_strings": ".store.reader",

@@ -8,6 +8,7 @@ import xarray as xr
 
 from ..canonical import Cube
 from . import selection
+from .baseline_inputs import mean_embedding
 from .finiteness import finite_cube
 from .group_comparison import Contrast, contrasts_of, cut_folds
 from .group_probes import BASELINES, check_estimator, differences, probe_baselines, probe_layers
@@ -110,7 +111,7 @@ def group_differential(
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)
     names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=folds)
-    embedding = _embedding(whole, vectors)
+    embedding = mean_embedding(whole, vectors)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
         contrast = group_contrasts[language]
@@ -173,23 +174,4 @@ def _effects(
         contrasts.largest_d(x, permuted),
         difference / norm if norm > 0 else np.full(len(difference), np.nan),
         contrasts.cohens_d(x, is_second),
-    )
-
-
-def _embedding(cube: xr.Dataset, vectors: selection.Pooling) -> xr.DataArray | None:
-    """Return the mean input of the first block over content tokens, dims ``(sample, hidden)``."""
-    part = cube.isel(sample=np.flatnonzero(selection.with_vectors(cube, vectors)))
-    if "embedding" not in cube or not selection.holds_all_tokens(part).all():
-        return None
-    mask = selection.token_mask(part)
-    core = [["token", "hidden"], ["token"]]
-    (means,) = selection.apply(_means, part.embedding, mask, core=core, out=[["hidden"]], each=False)
-    return means
-
-
-def _means(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray]:
-    return (
-        np.stack(
-            [rows[included].mean(axis=0, dtype=np.float64) for rows, included in zip(x, mask, strict=True)]
-        ),
     )

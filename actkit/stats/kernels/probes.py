@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.model_selection import StratifiedGroupKFold
 
 from .auroc import auroc_gradient, column_aurocs
 from .blas_threads import one_thread
 from .logistic import fit_logistic, fit_sparse_logistic
 from .probe_fit import FittedProbe, fit_ridge
+from .text_features import ngram_counts, tfidf
 
 Fold = tuple[np.ndarray, np.ndarray]
 Estimator = Literal["ridge", "logistic"]
@@ -196,13 +196,9 @@ def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold])
     held_out = HeldOutScores.undefined(len(folds), len(labels))
     if not any(text.strip() for text in texts):
         return held_out
-    array = np.array(texts, dtype=object)
-    counts = CountVectorizer(analyzer="char_wb", ngram_range=(1, 5)).fit_transform(array)
+    counts = ngram_counts(texts)
     for number, (train, test) in enumerate(folds):
-        in_training = counts[train].getnnz(axis=0) > 0  # the vocabulary, as if only these texts were known
-        weighting = TfidfTransformer(sublinear_tf=True)
-        x = weighting.fit_transform(counts[train][:, in_training])
-        tested = weighting.transform(counts[test][:, in_training])
+        x, tested = tfidf(counts[train], counts[test])
         fitted = fit_sparse_logistic(x, labels[train], penalty=_TEXT_PENALTY)
         scores = np.round((tested @ fitted.weights + fitted.intercepts)[:, 0], _DECIMALS)
         held_out.scores[number, test] = scores
