@@ -15,7 +15,8 @@ from .kernels.auroc import fewest_clusters
 from .kernels.covariates import Covariate
 from .kernels.label_models import null_sources
 from .kernels.probes import Fold
-from .label_samples import LabelSamples, MatchedOn, class_samples, class_splits, covariate_names
+from .label_samples import LabelSamples, class_samples, class_splits, covariate_names
+from .length_matches import MatchedOn
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
 
 _MEASURES = ("macro_auroc",)
@@ -148,7 +149,7 @@ def classification_probe(
         group_dim=group_dim,
         vectors=vectors,
         matched_on=matched_on,
-        residualized_on=" and ".join(names),
+        residualized_on=" and ".join(names) or None,
         folds=folds,
         seeds=seeds,
         permutations=permutations,

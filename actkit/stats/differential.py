@@ -13,6 +13,7 @@ from .finiteness import finite_cube
 from .group_comparison import Contrast, contrasts_of, cut_folds
 from .group_probes import BASELINES, check_estimator, differences, probe_baselines, probe_layers
 from .kernels import contrasts, probes
+from .length_matches import MatchedOn
 
 _EFFECTS = ("squared_smd", "squared_smd_se")
 _CORE = [["sample", "hidden"]]
@@ -30,6 +31,7 @@ def group_differential(
     permutations: int = 200,
     seed: int = 0,
     estimator: probes.Estimator = "ridge",
+    matched_on: MatchedOn | None = None,
 ) -> xr.Dataset:
     """Measure how separable two groups of samples are at each layer, with baselines and permutation tests.
 
@@ -58,6 +60,10 @@ def group_differential(
         Probe of the layers, the permutations, the embedding and the length: ``ridge``, a ridge regression
         with a closed form; or ``logistic``, an L2-penalised logistic regression iterated to convergence,
         which needs minutes per layer for 200 permutations.
+    matched_on
+        ``length`` keeps, within each language, as many samples of each group with each number of tokens (see
+        "Matching and residuals" in the methods); with the seed, clusters are put in a random order, whose
+        first samples are kept. :func:`actkit.classification_probe` can also remove what length predicts.
 
     Returns
     -------
@@ -79,8 +85,8 @@ def group_differential(
 
         With dims ``(language,)``, baselines without the model's layers: ``auroc_embedding`` (input of the
         first block; NaN if a selection dropped tokens), ``auroc_tfidf`` (characters of the text),
-        ``auroc_length`` (number of tokens), each with ``_low`` and ``_high``; and the group sizes
-        ``n_<label>``.
+        ``auroc_length`` (number of tokens), each with ``_low`` and ``_high``; the group sizes ``n_<label>``;
+        and, with ``matched_on``, ``n_unmatched``, the number of samples left out.
 
         With dims ``(language, layer, baseline)``, what the layer adds: ``auroc_difference``, the AUROC of
         the layer minus that of the baseline in the same folds; its 95% interval ``auroc_difference_low``
@@ -110,7 +116,15 @@ def group_differential(
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)
-    names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=folds)
+    names, group_contrasts = contrasts_of(
+        array,
+        by=by,
+        cluster=choice.name,
+        between=between,
+        folds=folds,
+        matched_on=matched_on,
+        seed=seed,
+    )
     embedding = mean_embedding(whole, vectors)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
@@ -139,6 +153,8 @@ def group_differential(
         result["squared_smd_high"] = result.squared_smd + selection.Z95 * result.squared_smd_se
         result["direction"], result["d"] = direction, d
         counts = {f"n_{names[0]}": (~contrast.labels).sum(), f"n_{names[1]}": contrast.labels.sum()}
+        if matched_on is not None:
+            counts["n_unmatched"] = contrast.n_unmatched
         return result.assign({name: int(count) for name, count in counts.items()})
 
     result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
@@ -154,6 +170,7 @@ def group_differential(
         seed=seed,
         **choice.attrs,
         estimator=estimator,
+        matched_on=matched_on,
     )
     return result
 

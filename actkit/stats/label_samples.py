@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,11 +13,9 @@ from . import selection
 from .group_comparison import FEWEST
 from .kernels.class_probes import class_folds
 from .kernels.covariates import COVARIATES, Covariates
-from .kernels.length_matching import length_matched
 from .kernels.probes import Fold
+from .length_matches import MatchedOn, check_matched_on, is_matched
 
-MatchedOn = Literal["length"]
-_MATCHES: tuple[str, ...] = get_args(MatchedOn)
 _FEWEST_NUMBERS = 20  # samples required of a numeric label
 _SHOWN = 5
 
@@ -107,20 +105,18 @@ def class_samples(
     InputError
         If there are fewer than two classes, or one has too few samples or clusters in a language.
     """
-    if matched_on is not None and matched_on not in _MATCHES:
-        raise InputError([Fault("matched_on", f"{matched_on!r} is unknown", f"one of {', '.join(_MATCHES)}")])
+    check_matched_on(matched_on)
     values, codes = _chosen(array, by, classes)
     cluster_ids = None if cluster is None else selection.clusters(array, cluster)
-    lengths = array.n_tokens.values
     samples, faults = {}, []
     for language, places in selection.languages(array):
-        chosen = places[codes[places] >= 0]
-        groups = _groups(cluster_ids, chosen)
-        n_chosen = len(chosen)
-        if matched_on is not None and n_chosen:
-            chosen = chosen[length_matched(codes[chosen], lengths[chosen], groups, seed=seed)]
-            groups = _groups(cluster_ids, chosen)
-        samples[language] = LabelSamples(chosen, codes[chosen], groups, n_chosen - len(chosen))
+        labelled = places[codes[places] >= 0]
+        chosen = labelled
+        if matched_on is not None:
+            ids = None if cluster_ids is None else cluster_ids[labelled]
+            chosen = labelled[is_matched(array.isel(sample=labelled), codes[labelled], ids, seed)]
+        groups, n_unmatched = _groups(cluster_ids, chosen), len(labelled) - len(chosen)
+        samples[language] = LabelSamples(chosen, codes[chosen], groups, n_unmatched)
         faults += _faults(language, samples[language], values, folds, matched_on)
     if faults:
         raise InputError(faults, f"cannot probe {by}")

@@ -129,7 +129,7 @@ def regression_probe(
         "regression_probe",
         by=by,
         vectors=vectors,
-        residualized_on=" and ".join(names),
+        residualized_on=" and ".join(names) or None,
         folds=folds,
         seeds=seeds,
         permutations=permutations,
