@@ -134,7 +134,7 @@ def classification_probe(
         samples = samples_of[language]
         inputs = None if embedding is None else embedding.isel(sample=samples.places)
         part = array.isel(sample=samples.places)
-        splits = class_splits(language, samples.values, samples.groups, folds, seeds)
+        splits = class_splits(language, samples, folds, seeds)
         result = _probed(part, inputs, samples, splits, names, permutations, seed)
         result["n"] = xr.DataArray(np.bincount(samples.values, minlength=len(values)), dims=_CLASS)
         return result if matched_on is None else result.assign(n_unmatched=samples.n_unmatched)

@@ -129,7 +129,7 @@ def group_differential(
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
         contrast = group_contrasts[language]
-        splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds)
+        splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds, contrast.strata)
         permuted = contrasts.permuted(contrast.labels, contrast.groups, permutations, seed=seed)
         part = array.isel(sample=contrast.places)
         layers = probe_layers(part, contrast, splits, permuted, estimator)

@@ -10,7 +10,7 @@ import xarray as xr
 from ..errors import Fault, InputError
 from . import selection
 from .kernels import probes
-from .length_matches import MatchedOn, check_matched_on, is_matched
+from .length_matches import MatchedOn, check_matched_on, matched
 
 FEWEST = 10  # samples required of each label
 
@@ -32,6 +32,8 @@ class Contrast:
         translations share theirs.
     n_unmatched
         Number of samples that matching left out.
+    strata
+        Strata of length and label by which folds are drawn, dims ``(sample,)``; None without matching.
     """
 
     places: np.ndarray
@@ -39,6 +41,7 @@ class Contrast:
     groups: np.ndarray
     shared: np.ndarray
     n_unmatched: int = 0
+    strata: np.ndarray | None = None
 
     @property
     def is_grouped(self) -> bool:
@@ -94,13 +97,13 @@ def contrasts_of(
     contrasts, faults = {}, []
     for language, samples in selection.languages(array):
         labelled = samples[kept[samples]]
-        chosen = labelled
+        chosen, strata = labelled, None
         if matched_on is not None:
             ids = None if cluster_ids is None else cluster_ids[labelled]
-            chosen = labelled[is_matched(array.isel(sample=labelled), is_second[labelled], ids, seed)]
+            chosen, strata = matched(array, labelled, is_second[labelled], ids, folds=folds, seed=seed)
         groups = np.arange(len(chosen)) if cluster_ids is None else selection.codes(cluster_ids[chosen])
         n_unmatched = len(labelled) - len(chosen)
-        contrasts[language] = Contrast(chosen, is_second[chosen], groups, shared[chosen], n_unmatched)
+        contrasts[language] = Contrast(chosen, is_second[chosen], groups, shared[chosen], n_unmatched, strata)
         faults += faults_of(language, is_second[chosen], groups, labels, folds)
     if faults:
         raise InputError(faults, f"cannot compare {by}")
@@ -121,9 +124,14 @@ def _sample_ids(array: xr.DataArray) -> np.ndarray:
 
 
 def cut_folds(
-    where: str, is_second: np.ndarray, groups: np.ndarray, folds: int, seeds: int
+    where: str,
+    is_second: np.ndarray,
+    groups: np.ndarray,
+    folds: int,
+    seeds: int,
+    strata: np.ndarray | None = None,
 ) -> list[probes.Fold]:
-    """Divide samples into folds that contain both labels.
+    """Divide samples into folds that contain both labels, stratified by label unless strata are given.
 
     Raises
     ------
@@ -135,7 +143,7 @@ def cut_folds(
     UserWarning
         If some folds lack a label.
     """
-    splits = probes.grouped_folds(is_second, groups, folds=folds, seeds=seeds)
+    splits = probes.grouped_folds(is_second, groups, folds=folds, seeds=seeds, strata=strata)
     lost = folds * seeds - len(splits)
     if not splits:
         problem = f"none of {folds * seeds} folds of whole clusters contains both labels"

@@ -11,10 +11,9 @@ import xarray as xr
 from ..errors import Fault, InputError
 from . import selection
 from .group_comparison import FEWEST
-from .kernels.class_probes import class_folds
 from .kernels.covariates import COVARIATES, Covariates
-from .kernels.probes import Fold
-from .length_matches import MatchedOn, check_matched_on, is_matched
+from .kernels.probes import Fold, grouped_folds
+from .length_matches import MatchedOn, check_matched_on, matched
 
 _FEWEST_NUMBERS = 20  # samples required of a numeric label
 _SHOWN = 5
@@ -34,12 +33,15 @@ class LabelSamples:
         Cluster of each sample: integers from 0, dims ``(sample,)``.
     n_unmatched
         Number of samples that matching left out.
+    strata
+        Strata of length and class by which folds are drawn, dims ``(sample,)``; None without matching.
     """
 
     places: np.ndarray
     values: np.ndarray
     groups: np.ndarray
     n_unmatched: int = 0
+    strata: np.ndarray | None = None
 
     @property
     def n_clusters(self) -> int:
@@ -111,12 +113,12 @@ def class_samples(
     samples, faults = {}, []
     for language, places in selection.languages(array):
         labelled = places[codes[places] >= 0]
-        chosen = labelled
+        chosen, strata = labelled, None
         if matched_on is not None:
             ids = None if cluster_ids is None else cluster_ids[labelled]
-            chosen = labelled[is_matched(array.isel(sample=labelled), codes[labelled], ids, seed)]
+            chosen, strata = matched(array, labelled, codes[labelled], ids, folds=folds, seed=seed)
         groups, n_unmatched = _groups(cluster_ids, chosen), len(labelled) - len(chosen)
-        samples[language] = LabelSamples(chosen, codes[chosen], groups, n_unmatched)
+        samples[language] = LabelSamples(chosen, codes[chosen], groups, n_unmatched, strata)
         faults += _faults(language, samples[language], values, folds, matched_on)
     if faults:
         raise InputError(faults, f"cannot probe {by}")
@@ -175,7 +177,7 @@ def number_samples(
     return samples
 
 
-def class_splits(language: str, codes: np.ndarray, groups: np.ndarray, folds: int, seeds: int) -> list[Fold]:
+def class_splits(language: str, samples: LabelSamples, folds: int, seeds: int) -> list[Fold]:
     """Divide the samples of a language into folds that contain all classes.
 
     Raises
@@ -188,7 +190,8 @@ def class_splits(language: str, codes: np.ndarray, groups: np.ndarray, folds: in
     UserWarning
         If some folds lack a class.
     """
-    splits = class_folds(codes, groups, folds=folds, seeds=seeds)
+    codes, strata = samples.values, samples.strata
+    splits = grouped_folds(codes, samples.groups, folds=folds, seeds=seeds, strata=strata)
     n_lost = folds * seeds - len(splits)
     if not splits:
         problem = f"none of {n_lost} folds of whole clusters contains all classes"

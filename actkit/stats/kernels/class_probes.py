@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from .auroc import (
     auroc_gradient,
@@ -18,34 +17,6 @@ from .blas_threads import one_thread
 from .covariates import Covariates
 from .fold_ridge import column_blocks, fold_ridges, mean_of_defined, rounded
 from .probes import Fold, HeldOutScores, probe_texts
-
-
-def class_folds(codes: np.ndarray, groups: np.ndarray, *, folds: int, seeds: int) -> list[Fold]:
-    """Divide samples into folds stratified by class that keep clusters together.
-
-    Parameters
-    ----------
-    codes
-        Class of each sample, integers from 0, dims ``(sample,)``.
-    groups
-        Cluster of each sample, dims ``(sample,)``.
-    folds, seeds
-        Number of folds per seed, and of repetitions, with seeds from 0.
-
-    Returns
-    -------
-    list of (numpy.ndarray, numpy.ndarray)
-        Indices of the training and the test samples. Folds that lack a class on either side are omitted.
-    """
-    n_classes = codes.max() + 1
-    return [
-        (train, test)
-        for seed in range(seeds)
-        for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
-            np.zeros(len(codes)), codes, groups
-        )
-        if all(len(np.unique(codes[side])) == n_classes for side in (train, test))
-    ]
 
 
 def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:
@@ -71,7 +42,7 @@ def class_probe(
     codes
         Class of each sample, integers from 0, dims ``(sample,)``.
     folds
-        From :func:`class_folds`.
+        From :func:`~actkit.stats.kernels.probes.grouped_folds`.
     permuted
         Classes permuted under the null hypothesis, dims ``(permutation, sample)``; none by default.
     covariates
