@@ -15,8 +15,16 @@ from .auroc import (
 )
 from .blas_threads import one_thread
 from .covariates import Covariates
-from .fold_ridge import column_blocks, fold_ridges, mean_of_defined, rounded
-from .probes import Fold, HeldOutScores, probe_texts
+from .fold_ridge import (
+    FoldRidge,
+    TextRidge,
+    column_blocks,
+    fold_ridges,
+    mean_of_defined,
+    rounded,
+    text_ridges,
+)
+from .probes import Fold, HeldOutScores
 
 
 def one_hot(codes: np.ndarray, n_classes: int) -> np.ndarray:
@@ -62,12 +70,7 @@ def class_probe(
         return held_out, aurocs[..., 0]
     members = one_hot(codes, n_classes)
     for number, fold in enumerate(fold_ridges(vectors, folds, covariates)):
-        prediction = fold.predict(np.where(members, 1.0, -1.0))
-        scores = rounded(prediction.scores)
-        for place, each in enumerate(held_out):
-            each.scores[number, fold.test] = scores[:, place]
-            gradient = auroc_gradient(scores[:, place], members[fold.test, place])
-            each.effects[number, fold.train] = fold.effects(prediction, place, gradient)
+        _record(held_out, number, fold, members)
         for block in column_blocks(len(permuted), n_classes):
             drawn = np.moveaxis(one_hot(permuted[block], n_classes), 1, 0).reshape(len(codes), -1)
             scores = rounded(fold.predict(np.where(drawn, 1.0, -1.0)).scores)
@@ -77,8 +80,33 @@ def class_probe(
 
 
 def class_text_probe(texts: Sequence[str], codes: np.ndarray, folds: Sequence[Fold]) -> list[HeldOutScores]:
-    """Return the held-out scores of a logistic regression of each class on TF-IDF features."""
-    return [probe_texts(texts, members, folds) for members in one_hot(codes, int(codes.max()) + 1).T]
+    """Return the held-out scores of a ridge regression of each class on TF-IDF features.
+
+    Parameters
+    ----------
+    texts
+        Dims ``(sample,)``; scores are NaN if all are empty.
+    codes, folds
+        As for :func:`class_probe`.
+    """
+    members = one_hot(codes, int(codes.max()) + 1)
+    held_out = [HeldOutScores.undefined(len(folds), len(codes)) for _ in members.T]
+    if any(text.strip() for text in texts):
+        for number, fold in enumerate(text_ridges(texts, folds)):
+            _record(held_out, number, fold, members)
+    return held_out
+
+
+def _record(
+    held_out: Sequence[HeldOutScores], number: int, fold: FoldRidge | TextRidge, members: np.ndarray
+) -> None:
+    """Store the scores of each class in one fold, and the effects of its training samples."""
+    prediction = fold.predict(np.where(members, 1.0, -1.0))
+    scores = rounded(prediction.scores)
+    for place, each in enumerate(held_out):
+        each.scores[number, fold.test] = scores[:, place]
+        gradient = auroc_gradient(scores[:, place], members[fold.test, place])
+        each.effects[number, fold.train] = fold.effects(prediction, place, gradient)
 
 
 @dataclass(frozen=True)
