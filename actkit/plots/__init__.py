@@ -1,5 +1,6 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
+from .label_probes import classification_probe, regression_probe
 from .lines import (
     adjacent_cka,
     anisotropy,
@@ -19,6 +20,7 @@ __all__ = [
     "anisotropy",
     "auroc_difference",
     "cka",
+    "classification_probe",
     "direction_cosines",
     "figure",
     "group_differential",
@@ -28,6 +30,7 @@ __all__ = [
     "layer_updates",
     "load_matplotlib",
     "projection",
+    "regression_probe",
     "similarity",
     "tokens",
     "transfer",
