@@ -59,15 +59,15 @@ TEXTS = {
         "One-vs-rest ridge regressions of {vectors} vectors, standardised in each training part, "
         "cross-validated in {folds} folds that are stratified by class and do not split clusters, with "
         "{seeds} seeds: mean AUROC of each class and its macro average, with 95% intervals by cluster. p: "
-        "max-T permutation tests, corrected over layers, for single classes over classes too, with {permutations} "
-        "permutations that respect the clusters (seed {seed}). Baselines use the same folds."
+        "max-T permutation tests, corrected over layers and, for single classes, over classes too, with "
+        "{permutations} permutations that respect the clusters (seed {seed}). Baselines use the same folds."
     ),
     "regression_probe": (
         "A ridge regression of {vectors} vectors, standardised in each training part, cross-validated in "
         "{folds} random folds that do not split clusters, with {seeds} seeds: R² relative to the mean of the "
         "training samples, and the mean Spearman correlation over folds, with 95% intervals by cluster. p: "
-        "max-T permutation tests, corrected over layers, with {permutations} permutations that respect the clusters (seed "
-        "{seed}). Baselines use the same folds."
+        "max-T permutation tests, corrected over layers, with {permutations} permutations that respect the "
+        "clusters (seed {seed}). Baselines use the same folds."
     ),
     "transfer": (
         "The same probe, trained in one {across} and tested in each, on clusters held out from training "

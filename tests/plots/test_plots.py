@@ -30,12 +30,21 @@ def matplotlib() -> None:
     plots.load_matplotlib()
 
 
+def rated(cube: xr.Dataset) -> xr.Dataset:
+    """Add a numeric label."""
+    return cube.assign_coords(rating=("sample", cube.n_tokens.values * 0.5, {"label": True}))
+
+
 PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "norms": lambda cube: plots.layer_norms(actkit.layer_norms(cube)),
     "norms by group": lambda cube: plots.layer_norms(actkit.layer_norms(cube, by="gender")),
     "updates": lambda cube: plots.layer_updates(actkit.layer_updates(cube)),
     "differential": lambda cube: plots.group_differential(actkit.group_differential(cube, **QUICK)),
     "what layers add": lambda cube: plots.auroc_difference(actkit.group_differential(cube, **QUICK)),
+    "classes": lambda cube: plots.classification_probe(actkit.classification_probe(cube, **QUICK)),
+    "numbers": lambda cube: plots.regression_probe(
+        actkit.regression_probe(rated(cube), **{**QUICK, "by": "rating"})
+    ),
     "transfer": lambda cube: plots.transfer(actkit.transfer(cube, by="gender")),
     "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube, by="gender")),
     "cka": lambda cube: plots.cka(actkit.cka(cube)),

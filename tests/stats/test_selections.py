@@ -30,6 +30,11 @@ def mean(cube: xr.Dataset) -> xr.DataArray:
 FEW = {"folds": 2, "seeds": 1}
 
 
+def rated(cube: xr.Dataset) -> xr.Dataset:
+    """Add a numeric label."""
+    return cube.assign_coords(rating=cube.n_tokens * 0.5)
+
+
 def erased(cube: xr.Dataset) -> xr.DataArray:
     return actkit.Eraser.fit(cube, by="gender", shrinkage="ledoit-wolf").transform(cube).pooled
 
@@ -45,6 +50,9 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "cka.batch": lambda cube: actkit.cka(cube, batch=20),
     "cka.tokens": lambda cube: actkit.cka(cube, vectors="tokens"),
     "cka.two": lambda cube: actkit.cka(cube, cube, match="text"),
+    "classification_probe": lambda cube: actkit.classification_probe(
+        cube, by="gender", residualized_on="length", permutations=2, **FEW
+    ),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
     "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),
@@ -57,6 +65,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "layer_subset": lambda cube: actkit.layer_subset(actkit.massive_activations, cube, layers=(0, 3)),
     "plots.projection": lambda cube: plots.projection(cube, 3, by="gender"),
     "plots.tokens": lambda cube: plots.tokens(cube, 4),
+    "regression_probe": lambda cube: actkit.regression_probe(rated(cube), by="rating", permutations=2, **FEW),
     "similarity": lambda cube: actkit.similarity(cube, permutations=3),
     "similarity.languages": lambda cube: actkit.similarity(cube, across="language", permutations=3),
     "similarity.mutual_knn": lambda cube: actkit.similarity(
