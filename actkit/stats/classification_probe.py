@@ -15,7 +15,7 @@ from .kernels.auroc import fewest_clusters
 from .kernels.covariates import Covariate
 from .kernels.label_models import null_sources
 from .kernels.probes import Fold
-from .label_samples import LabelSamples, class_samples, class_splits, covariate_names
+from .label_samples import LabelSamples, class_samples, class_splits, covariate_names, covariates_of
 from .length_matches import MatchedOn
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
 
@@ -171,7 +171,7 @@ def _probed(
 ) -> xr.Dataset:
     """Return the measures of the layers of one language, with p-values, baselines and differences."""
     codes, groups = samples.values, samples.groups
-    covariates = samples.covariates(vectors, names)
+    covariates = covariates_of(vectors, names)
     permuted = codes[
         null_sources(codes, groups, permutations, seed=seed, covariates=covariates, is_numeric=False)
     ]

@@ -48,21 +48,21 @@ class LabelSamples:
         """Number of clusters."""
         return int(self.groups.max()) + 1
 
-    def covariates(self, array: xr.DataArray, names: tuple[str, ...]) -> Covariates | None:
-        """Return the covariates of the samples; None without names.
 
-        Parameters
-        ----------
-        array
-            From :func:`~actkit.stats.selection.vectors`.
-        names
-            From :func:`covariate_names`.
-        """
-        if not names:
-            return None
-        part = array.isel(sample=self.places)
-        lengths = np.asarray(part.n_tokens.values, dtype=np.float64)
-        return Covariates(names, lengths, [str(text) for text in part.text.values])
+def covariates_of(vectors: xr.DataArray, names: tuple[str, ...]) -> Covariates | None:
+    """Return the covariates of samples; None without names.
+
+    Parameters
+    ----------
+    vectors
+        Vectors of the samples, with the coordinates ``text`` and ``n_tokens``.
+    names
+        From :func:`covariate_names`.
+    """
+    if not names:
+        return None
+    lengths = np.asarray(vectors.n_tokens.values, dtype=np.float64)
+    return Covariates(names, lengths, [str(text) for text in vectors.text.values])
 
 
 def covariate_names(residualized_on: str | Sequence[str]) -> tuple[str, ...]:

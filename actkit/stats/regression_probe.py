@@ -13,7 +13,7 @@ from .kernels import regression_probes
 from .kernels.covariates import Covariate
 from .kernels.label_models import null_sources
 from .kernels.probes import Fold
-from .label_samples import LabelSamples, covariate_names, number_samples
+from .label_samples import LabelSamples, covariate_names, covariates_of, number_samples
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
 
 _MEASURES = ("r2", "spearman")
@@ -151,7 +151,7 @@ def _probed(
 ) -> xr.Dataset:
     """Return the measures of the layers of one language, with p-values, baselines and differences."""
     labels, groups = samples.values, samples.groups
-    covariates = samples.covariates(vectors, names)
+    covariates = covariates_of(vectors, names)
     permuted = labels[
         null_sources(labels, groups, permutations, seed=seed, covariates=covariates, is_numeric=True)
     ]

@@ -58,7 +58,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
         c, by="g", cluster=None, matched_on="length", permutations=5, folds=2, seeds=1
     ),
     "regression_probe": lambda c: actkit.regression_probe(
-        c.assign_coords(rating=c.n_tokens), by="rating", cluster="g", permutations=5, folds=2, seeds=1
+        c.assign_coords(rating=c.n_tokens), by="rating", cluster=None, permutations=5, folds=2, seeds=1
     ),
     "direction_cosines": lambda c: actkit.direction_cosines(c, by="g", cluster=None, splits=2),
     "transfer": lambda c: actkit.transfer(c, by="gender", across="g", cluster=None, folds=2),

@@ -115,6 +115,10 @@ def test_residuals_remove_what_acts_through_length() -> None:
     assert found.r2_low.sel(layer=1) > 0.3
     assert found.spearman_p.sel(layer=1) <= 0.05
     assert found.attrs["residualized_on"] == "length"
+    order = np.random.default_rng(1).permutation(300)
+    xr.testing.assert_allclose(
+        actkit.regression_probe(cube.isel(sample=order), residualized_on=["length"], **options), found
+    )
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
