@@ -150,7 +150,7 @@ def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     norms = section.add("norms", layer_norms(cube, cluster=choice.cluster))
     section.pictures["norms"] = plots.layer_norms(norms)
     section.sentences += findings.of_norms(norms)
-    if choice.by:
+    if choice.by and not _is_numeric(cube, choice.by):
         by = layer_norms(cube, by=choice.by, cluster=choice.cluster).compute()
         section.results["norms_by_group"] = by
         section.pictures["norms_by_group"] = plots.layer_norms(by)
@@ -286,9 +286,10 @@ def _directions(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     captured = selection.captured(cube)
+    by = choice.by if choice.by and not _is_numeric(cube, choice.by) else None
     layers = captured.layer.values
     for layer in dict.fromkeys(layers[[0, len(layers) // 2, -1]].tolist()):
-        picture = plots.projection(captured, layer, by=choice.by or None, vectors=choice.vectors)
+        picture = plots.projection(captured, layer, by=by, vectors=choice.vectors)
         section.pictures[f"projection_layer_{layer}"] = picture
     for _, places in selection.languages(captured):
         sample = int(captured.sample.values[places[0]])
@@ -297,10 +298,16 @@ def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _makers(cube: xr.Dataset, choice: Choice) -> Sequence[Maker]:
     """Return what is computed of the label: of two groups, of several classes, or of numbers."""
-    groups = selection.column(cube, choice.by, "by")
-    if len(groups.values) > _MOST_CLASSES and groups.values.dtype.kind in "iuf":
+    if _is_numeric(cube, choice.by):
         return (_numbers,)
-    return (_classes,) if len(groups.values) > 2 else (_groups, _transfer, _directions)
+    n_classes = len(selection.column(cube, choice.by, "by").values)
+    return (_classes,) if n_classes > 2 else (_groups, _transfer, _directions)
+
+
+def _is_numeric(cube: xr.Dataset, by: str) -> bool:
+    """Return whether a label holds numbers that are not classes."""
+    values = selection.column(cube, by, "by").values
+    return len(values) > _MOST_CLASSES and values.dtype.kind in "iuf"
 
 
 def _languages_of(cube: xr.Dataset) -> set[str]:
