@@ -10,6 +10,7 @@ from ..canonical import Cube
 from . import selection
 from .baseline_inputs import baseline_inputs, mean_embedding
 from .finiteness import finite_cube
+from .group_probes import of_either_sign
 from .kernels import class_probes
 from .kernels.auroc import fewest_clusters
 from .kernels.covariates import Covariate
@@ -191,7 +192,7 @@ def _probed(
 
     def of_lengths(lengths: np.ndarray) -> tuple[np.ndarray, ...]:
         held_out, _ = class_probes.class_probe(lengths[:, None], codes, splits)
-        return class_probes.ClassAurocs.of(held_out, codes, groups).macro
+        return of_either_sign(*class_probes.ClassAurocs.of(held_out, codes, groups).macro)
 
     n_clusters, n_classes = samples.n_clusters, int(codes.max()) + 1
     extra = [*((name, [_CLASS]) for name in _EACH), ("draws", ["draw"]), ("largest", ["draw"])]

@@ -9,6 +9,7 @@ from ..canonical import Cube
 from . import selection
 from .baseline_inputs import baseline_inputs, mean_embedding
 from .finiteness import finite_cube
+from .group_probes import of_either_sign
 from .kernels import regression_probes
 from .kernels.covariates import Covariate
 from .kernels.label_models import null_sources
@@ -174,7 +175,12 @@ def _probed(
         return measures(held_out)
 
     def of_lengths(lengths: np.ndarray) -> tuple[np.ndarray, ...]:
-        return measures(regression_probes.regression_probe(lengths[:, None], labels, splits)[0])
+        held_out, *_ = regression_probes.regression_probe(lengths[:, None], labels, splits)
+        r2, spearman = (
+            regression_probes.r_squared(held_out, groups),
+            regression_probes.spearman(held_out, groups),
+        )
+        return (*r2, *of_either_sign(*spearman, chance=0.0))
 
     extra = [(f"{measure}_draws", ["draw"]) for measure in _MEASURES]
     n_clusters, sizes = samples.n_clusters, {"draw": permutations}

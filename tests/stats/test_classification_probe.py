@@ -70,7 +70,7 @@ def test_two_classes_have_the_auroc_of_group_differential(cube: xr.Dataset) -> N
     part, options = cube.sel(layer=[0, 3]).compute(), {"permutations": 5, "seeds": 1, "by": "gender"}
     found = actkit.classification_probe(part, **options)
     wanted = actkit.group_differential(part, **options)
-    for name in ("auroc", "auroc_low", "auroc_length", "auroc_embedding_high"):
+    for name in ("auroc", "auroc_low", "auroc_length_low", "auroc_embedding_high"):
         np.testing.assert_allclose(found[f"macro_{name}"], wanted[name], atol=1e-9)
     np.testing.assert_allclose(found.auroc.sel(gender="male"), wanted.auroc, atol=1e-9)
 

@@ -70,7 +70,8 @@ def spearman_gradient(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     -------
     numpy.ndarray
         Dims ``(sample,)``. A rank counts the samples below; each is smoothed by a normal distribution whose
-        width decreases with the number of samples. 0 if scores or labels are constant.
+        width is proportional to the spread of the scores, so that their scale has no effect, and decreases
+        with the number of samples. 0 if scores or labels are constant.
     """
     n, width = len(scores), scores.std() * len(scores) ** -0.2
     u, v = (_shares(values) - 0.5 for values in (scores, labels))
@@ -82,7 +83,9 @@ def spearman_gradient(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     distance = (scores[:, None] - scores) / width
     density = np.where(np.abs(distance) < _FARTHEST, np.exp(-np.square(distance) / 2), 0)
     density /= width * np.sqrt(2 * np.pi) * n
-    return np.asarray(density.sum(axis=1) * slope - density @ slope)
+    gradient = density.sum(axis=1) * slope - density @ slope
+    centred = scores - scores.mean()  # the width depends on the scores too: their scale changes nothing
+    return np.asarray(gradient - centred * (gradient @ centred) / (centred @ centred))
 
 
 def _shares(values: np.ndarray) -> np.ndarray:

@@ -100,6 +100,7 @@ def test_the_gradient_of_spearman_is_that_of_small_changes() -> None:
     for direction in (labels, scores**3, np.sin(3 * labels)):
         ends = [spearmanr(scores + sign * step * direction, labels).statistic for sign in (1, -1)]
         assert gradient @ direction == pytest.approx((ends[0] - ends[1]) / 2 / step, rel=0.1, abs=0.01)
+    assert gradient @ scores == pytest.approx(0, abs=1e-12)  # their scale changes nothing
     assert column_spearman(np.ones((5, 1)), np.arange(5.0)[:, None]).item() == 0
     assert np.isnan(column_spearman(np.arange(5.0)[:, None], np.ones((5, 1)))).all()
 
