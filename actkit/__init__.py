@@ -18,10 +18,15 @@ if TYPE_CHECKING:
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
     from .stats.geometry import anisotropy, intrinsic_dimension
+    from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
+    from .stats.multiple_results import holm
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.regression_probe import regression_probe
     from .stats.similarity import similarity
+    from .stats.token_correlation import token_correlation
+    from .stats.token_filter import TokenFilter
+    from .stats.token_selection import select_tokens
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
@@ -32,15 +37,19 @@ __all__ = [
     "Config",
     "Eraser",
     "RunPlan",
+    "TokenFilter",
     "Whitener",
     "adjacent_cka",
     "anisotropy",
     "cka",
     "classification_probe",
+    "cluster_samples",
+    "cluster_tokens",
     "direction_cosines",
     "export",
     "extract",
     "group_differential",
+    "holm",
     "import_files",
     "intrinsic_dimension",
     "language_cka",
@@ -52,7 +61,9 @@ __all__ = [
     "plan",
     "regression_probe",
     "report",
+    "select_tokens",
     "similarity",
+    "token_correlation",
     "token_strings",
     "top_activating",
     "transfer",
@@ -67,15 +78,19 @@ _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
     "RunPlan": ".extraction.preflight.preparation",
+    "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
     "classification_probe": ".stats.classification_probe",
+    "cluster_samples": ".stats.kmeans",
+    "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
+    "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
     "language_cka": ".stats.cka",
@@ -87,7 +102,9 @@ _MODULES = {
     "plan": ".extraction.run",
     "regression_probe": ".stats.regression_probe",
     "report": ".reports",
+    "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
     "transfer": ".stats.cross_language",

@@ -11,6 +11,7 @@ from ..canonical import Cube, as_cube
 from ..errors import MissingError
 from ..schema import Component
 from ..stats import selection
+from ..stats.token_selection import select_tokens
 from .cube_blocks import where_labels
 
 _BLOCK = 64  # samples that are read together
@@ -31,6 +32,8 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         Layer index.
     component
         ``residual``, ``attention`` or ``mlp``.
+    tokens
+        Tokens yielded, as for :func:`actkit.layer_norms`.
     where
         Required value of each label given, or of ``language``.
     shuffle
@@ -59,13 +62,16 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         *,
         layer: int,
         component: Component = "residual",
+        tokens: selection.TokenSelection = "content",
         where: Mapping[str, Any] | None = None,
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        self.run, self.layer, self.component = run, layer, component
+        # a path is opened in each worker
+        self.run = run if tokens == "content" else select_tokens(run, tokens)
+        self.layer, self.component = layer, component
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
-        cube = as_cube(run)
+        cube = as_cube(self.run)
         selection.require(cube, component)
         cube = selection.captured(cube, component)
         if layer not in cube.layer.values:

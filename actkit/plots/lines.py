@@ -6,6 +6,7 @@ import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from ..errors import MissingError
 from ..stats.groups import label_text
 from .curves import BASELINES, Line, lines_of
 from .style import GREY, colours, framed, shaded, side_by_side, styled
@@ -192,6 +193,46 @@ def auroc_difference(differential: xr.Dataset) -> Any:
         xlabel="layer",
         table=table,
         ylabel="difference in AUROC",
+    )
+
+
+def selectivity(differential: xr.Dataset) -> Any:
+    """Plot the probe AUROC over layers with that of control tasks, and the selectivity.
+
+    Parameters
+    ----------
+    differential
+        From :func:`actkit.group_differential` with ``control``.
+
+    Returns
+    -------
+    holoviews.Overlay
+        The AUROC, solid; that of control tasks, dashed; the selectivity with its 95% interval, dotted.
+
+    Raises
+    ------
+    MissingError
+        If the result has no control tasks.
+    """
+    if "selectivity" not in differential:
+        raise MissingError(
+            "the result has no control tasks; compute it with group_differential(…, control=…)"
+        )
+    table = differential.drop_dims("hidden", errors="ignore").compute()
+    parts = []
+    for line in lines_of(table):
+        parts.append(line.curve("auroc"))
+        if line.table.selectivity.notnull().any():
+            parts.append(line.curve("auroc_control", ", control task", dash="dashed"))
+            parts.append(line.band("selectivity_low", "selectivity_high", 0.25))
+            parts.append(line.curve("selectivity", ", selectivity", dash="dotted"))
+    return framed(
+        hv.Overlay(parts),
+        title=f"Selectivity of the probe of {table.attrs['by']}, by {table.attrs['control']}",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel="AUROC, and difference",
     )
 
 

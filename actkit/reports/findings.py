@@ -84,7 +84,8 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         sentence = (
             f"{name}: the probe separates the groups best at layer {probe.layer.values[at]} (AUROC "
             f"{auroc[at]:.3f}, 95% interval {probe.auroc_low.values[at]:.3f} to "
-            f"{probe.auroc_high.values[at]:.3f}; p {_p(float(probe.p.values[at]))}, corrected over layers)"
+            f"{probe.auroc_high.values[at]:.3f}; p {_p(float(probe.p_holm.values[at]))}, corrected over "
+            "layers and languages)"
         )
         baselines = {name: float(probe[f"auroc_{name}"]) for name in _BASELINES}
         baselines = {name: value for name, value in baselines.items() if np.isfinite(value)}
@@ -95,14 +96,24 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         sentence += (
             f" The layer adds {float(added.auroc_difference):+.3f} (95% interval "
             f"{float(added.auroc_difference_low):+.3f} to {float(added.auroc_difference_high):+.3f}, "
-            f"p {_p(float(added.auroc_difference_p))}) to the strongest baseline, {_BASELINES[strongest]}"
+            f"p {_p(float(added.auroc_difference_p_holm))}) to the strongest baseline, "
+            f"{_BASELINES[strongest]}"
         )
         sentence += (
             "."
-            if added.auroc_difference > 0 and added.auroc_difference_p < 0.05
+            if added.auroc_difference > 0 and added.auroc_difference_p_holm < 0.05
             else ", which does not show that the layers add information."
         )
         sentences.append(sentence)
+        if len(auroc) > 1:
+            sentences.append(_of_layers(name, probe, at))
+        if "selectivity" in probe and np.isfinite(probe.selectivity_low.values[at]):
+            sentences.append(
+                f"{name}: at layer {probe.layer.values[at]}, a probe of random labels by "
+                f"{differential.attrs['control']} has an AUROC of {probe.auroc_control.values[at]:.3f}; the "
+                f"selectivity is {probe.selectivity.values[at]:+.3f} (95% interval "
+                f"{probe.selectivity_low.values[at]:+.3f} to {probe.selectivity_high.values[at]:+.3f})."
+            )
     return sentences
 
 
@@ -143,6 +154,15 @@ def of_measure(probe: xr.Dataset, measure: str, does: str, name: str) -> list[st
             f"{high:+.3f}) to the strongest baseline, {_BASELINES[strongest]}."
         )
     return sentences
+
+
+def _of_layers(name: str, probe: xr.Dataset, best: int) -> str:
+    """Report which layers cannot be told apart from the best."""
+    p = probe.layer_difference_p.values[best]
+    similar = [layer for at, layer in enumerate(probe.layer.values.tolist()) if at != best and p[at] >= 0.05]
+    sentence = f"{name}: {len(similar)} of {len(p) - 1} other layers cannot be told apart from the best"
+    listed = f" ({_listed(similar)})" if 0 < len(similar) <= 10 else ""
+    return f"{sentence}{listed}; differences between layers are corrected over all pairs."
 
 
 def of_transfer(transferred: xr.Dataset) -> list[str]:

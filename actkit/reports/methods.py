@@ -51,7 +51,10 @@ TEXTS = {
         "{seeds} seeds: mean AUROC, with a 95% interval by cluster. p: max-T permutation test of the same "
         "AUROC, corrected over layers, with {permutations} permutations that respect the clusters (seed "
         "{seed}). Differences to the baselines are paired by fold and cluster; their p-values are two-sided "
-        "and corrected over layers by Holm's method. Squared "
+        "and corrected over layers by Holm's method. All p-values are corrected over languages too (p_holm). "
+        "Differences between layers: simultaneous 95% intervals and p-values by max-T over all pairs, with "
+        "a multivariate t distribution. Control tasks (Hewitt and Liang 2019): the same probe for a random "
+        "label of each type ({control}), mean over 20 draws. Squared "
         "standardized mean difference: the squared distance between the group means, corrected for bias, "
         "divided by the total within-group variance. "
         "Compared: {between}."
@@ -97,7 +100,10 @@ def describe(attrs: dict[str, Any]) -> str:
     attrs
         Attributes of the result.
     """
-    text = TEXTS[str(attrs["statistic"])].format_map(_Known(attrs))
+    text = TEXTS[str(attrs["statistic"])]
+    if "tokens" in attrs and "{tokens}" not in text:
+        text += " Only these tokens are used: {tokens}."
+    text = text.format_map(_Known(attrs))
     if attrs.get("matched_on"):
         text += f" Samples are matched on {attrs['matched_on']}."
     if attrs.get("residualized_on"):

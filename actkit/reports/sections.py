@@ -13,6 +13,7 @@ from ..errors import ActkitError
 from ..stats import selection
 from ..stats.cka import adjacent_cka, cka, language_cka
 from ..stats.classification_probe import classification_probe
+from ..stats.control_types import WORD
 from ..stats.cross_language import transfer
 from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
@@ -231,12 +232,19 @@ def _languages(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
-    differential = section.add("group_differential", group_differential(cube, **options))
-    compared = [name for name, values in differential.data_vars.items() if "baseline" in values.dims]
-    section.results["group_differential"] = differential.drop_vars(compared)
-    section.results["auroc_difference"] = differential[compared]
+    # p corrected over many languages can still be small
+    options["permutations"] = max(200, 40 * len(_languages_of(cube)))
+    differential = group_differential(cube, **options, control=WORD)
+    differential = section.add("group_differential", differential)
+    for table, dim in (("auroc_difference", "baseline"), ("layer_difference", "layer_2")):
+        compared = [name for name, values in differential.data_vars.items() if dim in values.dims]
+        section.results[table] = differential[compared]
+        section.results["group_differential"] = section.results["group_differential"].drop_vars(compared)
     section.pictures["group_differential"] = plots.group_differential(differential)
     section.pictures["auroc_difference"] = plots.auroc_difference(differential)
+    section.pictures["layer_difference"] = plots.layer_difference(differential)
+    if differential.selectivity.notnull().any():
+        section.pictures["selectivity"] = plots.selectivity(differential)
     section.sentences += findings.of_groups(differential)
 
 

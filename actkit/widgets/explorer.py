@@ -327,7 +327,11 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         options: dict[str, Any] = {"by": self.by, "cluster": self.cluster or None, "vectors": self.vectors}
         if self.between:
             options["between"] = tuple(self.between)
-        pictures = [self._picture("groups", "group_differential", ["group_differential"], options)]
+        statistics = ["group_differential"]
+        pictures = [
+            self._picture("groups", "group_differential", statistics, options),
+            self._picture("auroc_difference", "auroc_difference", statistics, options),
+        ]
         if len(self._language_names()) > 1:
             pictures.append(self._picture("transfer", "transfer", ["transfer"], options))
         return pictures

@@ -86,6 +86,8 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert re.search(
         r"The layer adds \+0\.\d+ \(95% interval \+0\.\d+ to \+0\.\d+, p .*\) to the strong", text
     )
+    assert re.search(r"english: \d of 4 other layers cannot be told apart from the best( \(|;)", text)
+    assert "corrected over layers and languages" in text
     assert re.search(r"english: the intrinsic dimension is between \d+\.\d \(95% interval", text)
     assert re.search(r"arabic: the mean cosine of vectors of different clusters is at most 0\.\d\d, at", text)
     assert "TF-IDF of the text" in text
@@ -121,6 +123,7 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
         "cka",
         "group_differential",
         "intrinsic_dimension",
+        "layer_difference",
         "norms",
         "transfer",
     }

@@ -126,15 +126,19 @@ class HeldOutScores:
     effects
         Dims ``(fold, sample)``: the change of the fold's AUROC if a training sample is added, to first order;
         0 for other samples.
+    control
+        Scores for the labels of control tasks, dims ``(draw, fold, sample)``, if there are any.
     """
 
     scores: np.ndarray
     effects: np.ndarray
+    control: np.ndarray | None = None
 
     @classmethod
-    def undefined(cls, n_folds: int, n_samples: int) -> "HeldOutScores":
+    def undefined(cls, n_folds: int, n_samples: int, n_draws: int = 0) -> "HeldOutScores":
         """Return scores that are all NaN."""
-        return cls(np.full((n_folds, n_samples), np.nan), np.zeros((n_folds, n_samples)))
+        control = np.full((n_draws, n_folds, n_samples), np.nan) if n_draws else None
+        return cls(np.full((n_folds, n_samples), np.nan), np.zeros((n_folds, n_samples)), control)
 
 
 @one_thread()
@@ -144,6 +148,7 @@ def probe(
     folds: Sequence[Fold],
     *,
     permuted: np.ndarray | None = None,
+    control: np.ndarray | None = None,
     estimator: Estimator = "ridge",
 ) -> tuple[HeldOutScores, np.ndarray]:
     """Return the held-out scores of a probe, and its AUROC for permuted labels.
@@ -158,17 +163,21 @@ def probe(
         From :func:`grouped_folds`.
     permuted
         Labels permuted under the null hypothesis, dims ``(permutation, sample)``; none by default.
+    control
+        Labels of control tasks, dims ``(draw, sample)``; none by default.
     estimator
-        ``ridge`` or ``logistic``, for the labels and for the permutations.
+        ``ridge`` or ``logistic``, for all labellings.
 
     Returns
     -------
     tuple
         Held-out scores, and the mean AUROC over folds, dims ``(permutation,)``; NaN if a value is not finite.
     """
-    labellings = labels[None] if permuted is None else np.vstack([labels, permuted])
-    held_out = HeldOutScores.undefined(len(folds), len(labels))
-    aurocs = np.full((len(labellings), len(folds)), np.nan)
+    labellings = np.vstack([part for part in (labels[None], permuted, control) if part is not None])
+    n_draws = 0 if control is None else len(control)
+    last = len(labellings) - n_draws  # the draws of the control task come after it
+    held_out = HeldOutScores.undefined(len(folds), len(labels), n_draws)
+    aurocs = np.full((last, len(folds)), np.nan)
     exact = vectors.astype(np.float64)
     if not np.isfinite(exact).all():
         return held_out, aurocs[1:, 0]
@@ -180,7 +189,9 @@ def probe(
         held_out.scores[number, test] = scores[:, 0]
         gradient = auroc_gradient(scores[:, 0], labels[test])
         held_out.effects[number, train] = fitted.effects(tested.T @ gradient)
-        aurocs[1:, number] = column_aurocs(scores[:, 1:], labellings[1:, test].T)
+        aurocs[1:, number] = column_aurocs(scores[:, 1:last], labellings[1:last, test].T)
+        if held_out.control is not None:
+            held_out.control[:, number, test] = scores[:, last:].T
     return held_out, np.asarray(np.nanmean(aurocs[1:], axis=1))
 
 
