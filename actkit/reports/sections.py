@@ -12,17 +12,20 @@ from .. import plots
 from ..errors import ActkitError
 from ..stats import selection
 from ..stats.cka import adjacent_cka, cka, language_cka
+from ..stats.classification_probe import classification_probe
 from ..stats.control_types import WORD
 from ..stats.cross_language import transfer
 from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
 from ..stats.geometry import anisotropy, intrinsic_dimension
 from ..stats.norms import layer_norms, layer_updates, massive_activations
+from ..stats.regression_probe import regression_probe
 from ..stats.transitions import transitions
 from . import findings
 from .methods import describe
 
 _LEAST = 10  # samples in each of two groups
+_MOST_CLASSES = 10  # distinct numbers that are classes
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Choice:
     Parameters
     ----------
     by
-        Label column that defines the two groups; empty for none.
+        Label column that defines the groups, or holds numbers; empty for none.
     cluster
         The label that dependent samples share; None if all are treated as independent.
     vectors
@@ -106,6 +109,9 @@ def choose(cube: xr.Dataset, by: str | None, cluster: str | None, vectors: selec
     return Choice(by, clusters.name, vectors, clusters.is_detected, warning)
 
 
+Maker = Callable[[xr.Dataset, Choice, Section], None]
+
+
 def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[str]]]:
     """Yield each section with notes on omitted parts and with warnings.
 
@@ -116,13 +122,14 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
     choice
         The comparison to make.
     """
-    steps: Sequence[tuple[str, str, Sequence[Callable[[xr.Dataset, Choice, Section], None]]]] = (
+    about_groups: Sequence[Maker] = _makers(cube, choice) if choice.by else ()
+    steps: Sequence[tuple[str, str, Sequence[Maker]]] = (
         ("norms", "Norms", (_norms, _special)),
         ("updates", "Layer updates", (_updates, _massive)),
         ("cka", "Layer alignment", (_neighbours, _all_layers)),
         ("geometry", "Geometry", (_dimension, _anisotropy)),
         ("languages", "Language alignment", (_languages,)),
-        ("groups", f"Groups: {choice.by}", (_groups, _transfer, _directions)),
+        ("groups", f"Groups: {choice.by}", about_groups),
         ("samples", "Samples", (_samples,)),
     )
     for name, title, makers in steps:
@@ -144,7 +151,7 @@ def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     norms = section.add("norms", layer_norms(cube, cluster=choice.cluster))
     section.pictures["norms"] = plots.layer_norms(norms)
     section.sentences += findings.of_norms(norms)
-    if choice.by:
+    if choice.by and not _is_numeric(cube, choice.by):
         by = layer_norms(cube, by=choice.by, cluster=choice.cluster).compute()
         section.results["norms_by_group"] = by
         section.pictures["norms_by_group"] = plots.layer_norms(by)
@@ -241,6 +248,34 @@ def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     section.sentences += findings.of_groups(differential)
 
 
+def _classes(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
+    probe = section.add("classification_probe", classification_probe(cube, **options))
+    section.pictures["classification_probe"] = plots.classification_probe(probe)
+    section.sentences += findings.of_measure(probe, "macro_auroc", "tells the classes apart", "macro AUROC")
+    section.results |= _tables("classification_probe", probe)
+
+
+def _numbers(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
+    probe = section.add("regression_probe", regression_probe(cube, **options))
+    section.pictures["regression_probe"] = plots.regression_probe(probe)
+    section.sentences += findings.of_measure(probe, "r2", f"predicts {choice.by}", "R²")
+    section.results |= _tables("regression_probe", probe)
+
+
+def _tables(name: str, probe: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Return a table of the probe for each set of dimensions."""
+    dims = {frozenset(map(str, values.dims)) for values in probe.data_vars.values()}
+    extra = sorted({dim for names in dims for dim in names} - {"language", "layer"})
+    tables = {name: probe.drop_dims(extra)}
+    for dim in extra:
+        others = [other for other in extra if other != dim]
+        kept = [str(key) for key, values in probe.data_vars.items() if {dim, "layer"} <= set(values.dims)]
+        tables[f"{name}_by_{dim}"] = probe[kept].drop_vars(others, errors="ignore")
+    return tables
+
+
 def _transfer(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     if len(_languages_of(cube)) < 2:
         return
@@ -259,13 +294,28 @@ def _directions(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     captured = selection.captured(cube)
+    by = choice.by if choice.by and not _is_numeric(cube, choice.by) else None
     layers = captured.layer.values
     for layer in dict.fromkeys(layers[[0, len(layers) // 2, -1]].tolist()):
-        picture = plots.projection(captured, layer, by=choice.by or None, vectors=choice.vectors)
+        picture = plots.projection(captured, layer, by=by, vectors=choice.vectors)
         section.pictures[f"projection_layer_{layer}"] = picture
     for _, places in selection.languages(captured):
         sample = int(captured.sample.values[places[0]])
         section.pictures[f"tokens_of_sample_{sample}"] = plots.tokens(captured, sample)
+
+
+def _makers(cube: xr.Dataset, choice: Choice) -> Sequence[Maker]:
+    """Return what is computed of the label: of two groups, of several classes, or of numbers."""
+    if _is_numeric(cube, choice.by):
+        return (_numbers,)
+    n_classes = len(selection.column(cube, choice.by, "by").values)
+    return (_classes,) if n_classes > 2 else (_groups, _transfer, _directions)
+
+
+def _is_numeric(cube: xr.Dataset, by: str) -> bool:
+    """Return whether a label holds numbers that are not classes."""
+    values = selection.column(cube, by, "by").values
+    return len(values) > _MOST_CLASSES and values.dtype.kind in "iuf"
 
 
 def _languages_of(cube: xr.Dataset) -> set[str]:
