@@ -184,8 +184,9 @@ def _squared_smds(classes: tuple[_ClassSums, _ClassSums], kept: np.ndarray) -> n
         square = np.einsum("eh,eh->e", shifts[a], shifts[b])[:, None] * first.counts * second.counts
         return np.asarray(kept * (raw - crossing + square) / (n[a] * n[b])[:, None])
 
-    chance = sum(_total(products(a, a), shares[a], shares[a]) for a in (0, 1))
-    chance -= 2 * _total(products(0, 1), shares[0], shares[1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        chance = sum(_total(products(a, a), shares[a], shares[a]) for a in (0, 1))
+        chance -= 2 * _total(products(0, 1), shares[0], shares[1])
     squares = sum(kept @ side.squares for side in classes)
     within = squares - sum(size * np.square(shift).sum(axis=1) for size, shift in zip(n, shifts, strict=True))
     difference = classes[1].mean - classes[0].mean + shifts[1] - shifts[0]
