@@ -14,6 +14,7 @@ import param
 import xarray as xr
 
 from .. import plots
+from ..reports.summaries import Summaries
 from ..stats import selection
 from ..store.layout import open_group
 from ..store.reader import open_cube
@@ -25,7 +26,6 @@ from .marks import Marks
 from .markup import short_model
 from .panel_style import ACCORDION, html
 from .sample_list import SampleList
-from .summaries import Summaries
 
 _NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}

@@ -199,7 +199,7 @@ def _squared_smds(classes: tuple[_ClassSums, _ClassSums], kept: np.ndarray) -> n
 
 
 def _total(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the sum of the (co)variances of clusters from products of their residuals, dims ``(estimate,)``."""
+    """Return the sum of the (co)variances of clusters from products of their residuals, by estimate."""
     rest = 1 - first - second
     rest = np.where(np.abs(rest) < 1e-9, 1e-9, rest)  # two equal clusters
     return np.asarray((products / rest).sum(axis=1) / (1 + (first * second / rest).sum(axis=1)))
