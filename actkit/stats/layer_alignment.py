@@ -30,11 +30,7 @@ def layer_alignment(vectors: xr.DataArray, groups: np.ndarray | None) -> xr.Data
         ``(layer,)``; and ``left_out``, the CKA without one cluster at a time, dims
         ``(cluster, layer, layer_2)``. Without coordinates.
     """
-    n_layers, n = (
-        vectors.sizes["layer"],
-        vectors.sizes["sample"] if groups is None else len(np.unique(groups)),
-    )
-    n_left_out = n if n >= FEWEST else 0
+    n = vectors.sizes["sample"] if groups is None else len(np.unique(groups))
     outputs = selection.apply(
         partial(_tables, groups=groups),
         vectors,

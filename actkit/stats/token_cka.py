@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import dask.array as da
@@ -10,13 +10,17 @@ import dask.base
 import numpy as np
 import xarray as xr
 from dask.delayed import delayed
+from dask.system import CPU_COUNT
 
 from ..errors import MissingError
+from ..regular_files import MB
 from . import lazy_blocks, selection
 from .finiteness import check_values, checked
 from .kernels.cka import standard_error
-from .kernels.token_hsic import TokenSums
+from .kernels.token_hsic import ClusterBlock, Frame, TokenSums
 from .lazy_blocks import SLAB, Block
+
+_SUMS = 256 * MB  # of the layers that one task reads
 
 
 def sampled_tokens(cube: xr.Dataset, most: int, seed: int) -> xr.DataArray:
@@ -186,21 +190,24 @@ def _spans(clusters: np.ndarray, item_bytes: int, max_bytes: int) -> list[slice]
 def _adjacent(residual: xr.DataArray, parts: Sequence[_Part], n_languages: int) -> tuple[da.Array, da.Array]:
     """Return CKA and its standard error for adjacent layers, dims ``(layer, language)``."""
     n_layers = residual.sizes["layer"]
-    merge, leave_out, cka_and_error, item = (
-        delayed(function, pure=False) for function in (_merge, _leave_out, _cka_and_error, _item)
+    merge, leave_out, hsic_of, cka_and_error, item = (
+        delayed(function, pure=False) for function in (_merge, _leave_out, _hsic, _cka_and_error, _item)
     )
-    empty: list[Any] = [None] * n_languages
-    totals, left_out = [], []
-    for layer in range(n_layers):
-        pair = range(layer, min(layer + 2, n_layers))
-        blocks = [[Block(residual[index, part.positions]) for index in pair] for part in parts]
-        total: Any = empty
+    hsic, left_out = [], []
+    n_at_once = _layers_at_once(n_layers, residual.sizes["hidden"])
+    for start in range(0, n_layers, n_at_once):
+        lowers = range(start, min(start + n_at_once, n_layers))
+        layers = range(start, min(lowers.stop + 1, n_layers))
+        blocks = [[Block(residual[index, part.positions]) for index in layers] for part in parts]
+        total: Any = [[None] * n_languages for _ in lowers]
         for block, part in zip(blocks, parts, strict=True):
             total = merge(total, block, part)
-        totals.append(total)
-        left_out.append([leave_out(block, part, total) for block, part in zip(blocks, parts, strict=True)])
+        without = [leave_out(block, part, total) for block, part in zip(blocks, parts, strict=True)]
+        whole = hsic_of(total)
+        hsic += [item(whole, number) for number in range(len(lowers))]
+        left_out += [[item(part, number) for part in without] for number in range(len(lowers))]
     results = [
-        cka_and_error(totals[layer : layer + 2], left_out[layer : layer + 2]) for layer in range(n_layers - 1)
+        cka_and_error(hsic[layer : layer + 2], left_out[layer : layer + 2]) for layer in range(n_layers - 1)
     ]
     shape = (n_languages,)
     cka, se = (
@@ -212,51 +219,80 @@ def _adjacent(residual: xr.DataArray, parts: Sequence[_Part], n_languages: int) 
     return cka, se
 
 
+def _layers_at_once(n_layers: int, hidden: int) -> int:
+    """Return how many layers one task reads: few, so that their sums fit in memory and no core is idle."""
+    of_layer = 2 * 8 * hidden**2
+    return max(min(_SUMS // of_layer, -(-n_layers // CPU_COUNT)), 1)
+
+
 Sums = list[TokenSums]  # a layer with itself, and with the next one
 Hsic = dict[int, list[np.ndarray]]  # by language, the HSIC without one cluster at a time, for the same pairs
 
 
-def _merge(total: Sequence[Sums | None], blocks: Sequence[Block], part: _Part) -> list[Sums | None]:
-    values = [block.read() for block in blocks]
-    merged = list(total)
-    for language, tokens, members in part.tokens(values):
-        check_values(np.stack(tokens), "residual")
-        before = merged[language]
-        if before is None:
-            merged[language] = [TokenSums.of((tokens[0], other), members) for other in tokens]
-        else:
-            merged[language] = [
-                sums.merge(TokenSums.of((tokens[0], other), members, like=sums))
-                for sums, other in zip(before, tokens, strict=True)
-            ]
+def _pairs(blocks: Sequence[Block], n_lowers: int) -> Iterator[list[np.ndarray]]:
+    """Yield the values of each layer with those of the next one, if there is one."""
+    values = [blocks[0].read()]
+    for number in range(n_lowers):
+        values += [block.read() for block in blocks[number + 1 : number + 2]]
+        yield values
+        values = values[1:]
+
+
+def _merge(
+    totals: Sequence[Sequence[Sums | None]], blocks: Sequence[Block], part: _Part
+) -> list[list[Sums | None]]:
+    """Add the sums of a part to those of each layer and language."""
+    merged = [list(of_layer) for of_layer in totals]
+    for of_layer, values in zip(merged, _pairs(blocks, len(totals)), strict=True):
+        for language, tokens, members in part.tokens(values):
+            for array in tokens:
+                check_values(array, "residual")
+            before = of_layer[language]
+            frames = (
+                [Frame.of(array) for array in tokens]
+                if before is None
+                else [sums.frames[1].including(array) for sums, array in zip(before, tokens, strict=True)]
+            )
+            x, *following = map(ClusterBlock.of, tokens, repeat(members), frames)
+            found = [TokenSums.of(x, other) for other in (x, *following)]
+            if before is not None:
+                found = [sums.merge(more) for sums, more in zip(before, found, strict=True)]
+            of_layer[language] = found
     return merged
 
 
-def _leave_out(blocks: Sequence[Block], part: _Part, totals: Sequence[Sums]) -> Hsic:
-    """Return the HSIC without each of the clusters of a part."""
-    values = [block.read() for block in blocks]
-    result: Hsic = {}
-    for language, tokens, members in part.tokens(values):
-        hsic = [
-            sums.hsic_without((tokens[0], other), members)
-            for sums, other in zip(totals[language], tokens, strict=True)
-        ]
-        before = result.get(language)
-        result[language] = (
-            hsic if before is None else [np.append(*pair) for pair in zip(before, hsic, strict=True)]
-        )
-    return result
+def _leave_out(blocks: Sequence[Block], part: _Part, totals: Sequence[Sequence[Sums]]) -> list[Hsic]:
+    """Return the HSIC without each of the clusters of a part, by layer."""
+    results: list[Hsic] = []
+    for of_layer, values in zip(totals, _pairs(blocks, len(totals)), strict=True):
+        result: Hsic = {}
+        for language, tokens, members in part.tokens(values):
+            total = of_layer[language]
+            frames = [sums.frames[1] for sums in total]
+            x, *following = map(ClusterBlock.of, tokens, repeat(members), frames)
+            hsic = [sums.hsic_without(x, other) for sums, other in zip(total, (x, *following), strict=True)]
+            before = result.get(language)
+            result[language] = (
+                hsic if before is None else [np.append(*pair) for pair in zip(before, hsic, strict=True)]
+            )
+        results.append(result)
+    return results
+
+
+def _hsic(totals: Sequence[Sequence[Sums]]) -> list[list[list[float]]]:
+    """Return the HSIC of each layer with itself and the next one, by layer and language."""
+    return [[[pair.hsic() for pair in sums] for sums in of_layer] for of_layer in totals]
 
 
 def _cka_and_error(
-    totals: Sequence[Sequence[Sums]], left_out: Sequence[Sequence[Hsic]]
+    hsic: Sequence[Sequence[Sequence[float]]], left_out: Sequence[Sequence[Hsic]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return CKA and its jackknife standard error, dims ``(language,)``."""
     results = []
-    for language, (lower, upper) in enumerate(zip(*totals, strict=True)):
+    for language, (lower, upper) in enumerate(zip(*hsic, strict=True)):
         without_lower, without_cross = _joined(left_out[0], language)[:2]
         without_upper = _joined(left_out[1], language)[0]
-        value = _ratio(lower[1].hsic(), lower[0].hsic(), upper[0].hsic())
+        value = _ratio(lower[1], lower[0], upper[0])
         estimates = _ratio(without_cross, without_lower, without_upper)
         results.append((float(value), standard_error(estimates).item()))
     cka, se = np.array(results).T
@@ -276,5 +312,5 @@ def _ratio(cross: Any, first: Any, second: Any) -> np.ndarray:
         return np.asarray(cross / norm)
 
 
-def _item(values: tuple[np.ndarray, np.ndarray], number: int) -> np.ndarray:
+def _item(values: Sequence[Any], number: int) -> Any:
     return values[number]
