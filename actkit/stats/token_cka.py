@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import Any
 
 import dask.array as da
@@ -124,6 +124,8 @@ class _Part:
         Content tokens of the samples in that order, dims ``(sample, token)``.
     language, cluster
         Language and cluster of the samples in that order, dims ``(sample,)``.
+    first_cluster
+        Number of clusters in earlier parts, by language.
     """
 
     samples: np.ndarray
@@ -131,6 +133,7 @@ class _Part:
     mask: np.ndarray
     language: np.ndarray
     cluster: np.ndarray
+    first_cluster: dict[int, int]
 
     @property
     def positions(self) -> np.ndarray | slice:
@@ -169,10 +172,15 @@ def _parts(
     by_cluster = np.argsort(rank[codes], kind="stable")
     item_bytes = residual.dtype.itemsize * residual.sizes["token"] * residual.sizes["hidden"]
     parts = []
+    counts = dict.fromkeys(np.unique(language).tolist(), 0)
     for span in _spans(codes[by_cluster], item_bytes, lazy_blocks.READ):
         samples = by_cluster[span]
         order = np.argsort(np.argsort(samples))
-        parts.append(_Part(np.sort(samples), order, mask[samples], language[samples], codes[samples]))
+        parts.append(
+            _Part(np.sort(samples), order, mask[samples], language[samples], codes[samples], counts.copy())
+        )
+        for name in counts:
+            counts[name] += len(np.unique(codes[samples][language[samples] == name]))
     return parts
 
 
@@ -229,13 +237,46 @@ Sums = list[TokenSums]  # a layer with itself, and with the next one
 Hsic = dict[int, list[np.ndarray]]  # by language, the HSIC without one cluster at a time, for the same pairs
 
 
-def _pairs(blocks: Sequence[Block], n_lowers: int) -> Iterator[list[np.ndarray]]:
-    """Yield the values of each layer with those of the next one, if there is one."""
-    values = [blocks[0].read()]
-    for number in range(n_lowers):
-        values += [block.read() for block in blocks[number + 1 : number + 2]]
-        yield values
-        values = values[1:]
+def _blocks(
+    block: Block, part: _Part, frames: dict[int, Frame], *, are_final: bool
+) -> list[tuple[int, ClusterBlock]]:
+    """Read the tokens of a layer, as blocks of clusters with their language.
+
+    Parameters
+    ----------
+    block, part
+        What is read.
+    frames
+        Frame of each language; missing ones are added.
+    are_final
+        Whether the frames suit all tokens.
+    """
+    found = []
+    for language, (tokens,), members in part.tokens([block.read()]):
+        if not are_final:
+            check_values(tokens, "residual")
+        if language not in frames:
+            frames[language] = Frame.of(tokens)
+        frame = frames[language]
+        frame = frame if are_final else frame.including(tokens)
+        found.append((language, ClusterBlock.of(tokens, members, frame)))
+    return found
+
+
+def _adjacent_blocks(
+    blocks: Sequence[Block], part: _Part, totals: Sequence[Sequence[Sums | None]], *, are_final: bool
+) -> Iterator[tuple[int, int, list[ClusterBlock]]]:
+    """Yield layers and languages, each with its block and that of the next layer, if there is one."""
+    known = [{name: sums[0].frames[0] for name, sums in enumerate(row) if sums} for row in totals]
+    known.append({name: sums[1].frames[1] for name, sums in enumerate(totals[-1]) if sums and sums[1:]})
+    lower = _blocks(blocks[0], part, known[0], are_final=are_final)
+    for layer in range(len(totals)):
+        upper = []
+        if layer + 1 < len(blocks):
+            upper = _blocks(blocks[layer + 1], part, known[layer + 1], are_final=are_final)
+        for place, (language, block) in enumerate(lower):
+            yield layer, language, [block, *(following for _, following in upper[place : place + 1])]
+        lower = upper
 
 
 def _merge(
@@ -243,39 +284,24 @@ def _merge(
 ) -> list[list[Sums | None]]:
     """Add the sums of a part to those of each layer and language."""
     merged = [list(of_layer) for of_layer in totals]
-    for of_layer, values in zip(merged, _pairs(blocks, len(totals)), strict=True):
-        for language, tokens, members in part.tokens(values):
-            for array in tokens:
-                check_values(array, "residual")
-            before = of_layer[language]
-            frames = (
-                [Frame.of(array) for array in tokens]
-                if before is None
-                else [sums.frames[1].including(array) for sums, array in zip(before, tokens, strict=True)]
-            )
-            x, *following = map(ClusterBlock.of, tokens, repeat(members), frames)
-            found = [TokenSums.of(x, other) for other in (x, *following)]
-            if before is not None:
-                found = [sums.merge(more) for sums, more in zip(before, found, strict=True)]
-            of_layer[language] = found
+    for layer, language, pair in _adjacent_blocks(blocks, part, totals, are_final=False):
+        found = [TokenSums.of(pair[0], other) for other in pair]
+        before = merged[layer][language]
+        if before is not None:
+            found = [sums.merge(more) for sums, more in zip(before, found, strict=True)]
+        merged[layer][language] = found
     return merged
 
 
 def _leave_out(blocks: Sequence[Block], part: _Part, totals: Sequence[Sequence[Sums]]) -> list[Hsic]:
     """Return the HSIC without each of the clusters of a part, by layer."""
-    results: list[Hsic] = []
-    for of_layer, values in zip(totals, _pairs(blocks, len(totals)), strict=True):
-        result: Hsic = {}
-        for language, tokens, members in part.tokens(values):
-            total = of_layer[language]
-            frames = [sums.frames[1] for sums in total]
-            x, *following = map(ClusterBlock.of, tokens, repeat(members), frames)
-            hsic = [sums.hsic_without(x, other) for sums, other in zip(total, (x, *following), strict=True)]
-            before = result.get(language)
-            result[language] = (
-                hsic if before is None else [np.append(*pair) for pair in zip(before, hsic, strict=True)]
-            )
-        results.append(result)
+    results: list[Hsic] = [{} for _ in totals]
+    for layer, language, pair in _adjacent_blocks(blocks, part, totals, are_final=True):
+        before = results[layer].get(language, [np.empty(0)] * len(pair))
+        first = part.first_cluster[language] + len(before[0])
+        sums_and_others = zip(totals[layer][language], pair, strict=True)
+        hsic = [sums.hsic_without(pair[0], other, first) for sums, other in sums_and_others]
+        results[layer][language] = [np.append(*both) for both in zip(before, hsic, strict=True)]
     return results
 
 

@@ -95,8 +95,7 @@ class ClusterBlock:
     @cached_property
     def means(self) -> np.ndarray:
         """Mean of each cluster, dims ``(cluster, hidden)``."""
-        starts = np.flatnonzero(np.diff(self.members, prepend=-1))
-        return np.asarray(np.add.reduceat(self.tokens, starts) / self.sizes[:, None])
+        return np.stack([self.weights[span] @ self.tokens[span] for span in self.slices])
 
     @cached_property
     def norms(self) -> np.ndarray:
@@ -108,7 +107,7 @@ class ClusterBlock:
         """Product of each token with the mean of its cluster, dims ``(token,)``."""
         return np.asarray(np.einsum("th,th->t", self.tokens, self.means[self.members]))
 
-    @property
+    @cached_property
     def slices(self) -> list[slice]:
         """The tokens of each cluster."""
         ends = np.cumsum(self.sizes)
@@ -161,7 +160,7 @@ class TokenSums:
     norm_products
         Sum of the products of the squared norms of both means.
     within
-        Sum of the squared norms of the clusters' cross-moments.
+        Squared norms of the clusters' cross-moments, dims ``(cluster,)``.
     bilinear
         Sum of the products of each cluster's cross-moment with both of its means.
 
@@ -181,7 +180,7 @@ class TokenSums:
     norm_weighted: Pair
     norms: tuple[float, float]
     norm_products: float
-    within: float
+    within: np.ndarray
     bilinear: float
 
     @classmethod
@@ -202,7 +201,7 @@ class TokenSums:
             norm_weighted=(y.norms @ x.means, x.norms @ y.means),
             norms=(float(x.norms.sum()), float(y.norms.sum())),
             norm_products=float(x.norms @ y.norms),
-            within=float(x.within(y).sum()),
+            within=x.within(y),
             bilinear=float((x.weights * x.projections) @ y.projections),
         )
 
@@ -245,7 +244,7 @@ class TokenSums:
             norm_weighted=both(first.norm_weighted, second.norm_weighted),
             norms=(first.norms[0] + second.norms[0], first.norms[1] + second.norms[1]),
             norm_products=first.norm_products + second.norm_products,
-            within=first.within + second.within,
+            within=np.append(first.within, second.within),
             bilinear=first.bilinear + second.bilinear,
         )
 
@@ -264,7 +263,7 @@ class TokenSums:
         triples = x @ self.scatter @ y - x @ self.projected[0] - y @ self.projected[1] + 2 * self.bilinear
         return DistinctSums(
             np.array(self.n),
-            _table(np.square(self.scatter).sum() - self.within),
+            _table(np.square(self.scatter).sum() - self.within.sum()),
             _table(triples - np.vdot(self.scatter, self.mean_scatter)),
             _table(totals[0] * totals[1] - 4 * row_products + 2 * between),
         )
@@ -297,20 +296,22 @@ class TokenSums:
             return np.asarray(np.einsum("th,th->t", roots, roots))
         return np.asarray(np.einsum("th,th->t", x.tokens @ self._mixed, y.tokens))
 
-    def hsic_without(self, x: ClusterBlock, y: ClusterBlock) -> np.ndarray:
+    def hsic_without(self, x: ClusterBlock, y: ClusterBlock, first: int = 0) -> np.ndarray:
         """Return the HSIC of the scaled tokens without one cluster at a time, dims ``(cluster,)``.
 
         Parameters
         ----------
         x, y
             Whole clusters, which are among those of the sums and have their frames.
+        first
+            Position of their first cluster among all.
         """
         mean_x, mean_y, sum_x, sum_y = x.means, y.means, *self.sums
         total_x, total_y = self._totals()
         products = x.by_cluster(self._products(x, y))
         of_x, of_y = x.projections, y.projections
         along_x, along_y = x.tokens @ sum_x, y.tokens @ sum_y
-        bilinear, within = x.by_cluster(of_x * of_y), x.within(y)
+        bilinear, within = x.by_cluster(of_x * of_y), self.within[first : first + len(mean_x)]
         half_x, half_y = x.by_cluster(of_x * along_y), x.by_cluster(along_x * of_y)
         # triples with the cluster in the place of i, apart from a term among the products; of j; of q
         centre = x.by_cluster(along_x * along_y) - half_x - half_y + 2 * bilinear
