@@ -16,7 +16,8 @@ TEXTS = {
     ),
     "massive_activations": (
         "The largest absolute value among {tokens} tokens, divided by the median absolute value (the "
-        "median over samples of each sample's median)."
+        "median over samples of each sample's median). Massive activations are those above 100 and above "
+        "1,000 times their sample's median (Sun et al. 2024)."
     ),
     "adjacent_cka": (
         "Linear CKA with the unbiased HSIC of Song et al. (2012), normalised as by Kornblith et al. "

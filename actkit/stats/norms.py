@@ -169,7 +169,7 @@ def layer_updates(
 
 
 def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> xr.Dataset:
-    """Find the largest activation of each layer, and its ratio to the median.
+    """Find the largest activation of each layer and its ratio to the median, and count massive activations.
 
     Parameters
     ----------
@@ -183,7 +183,9 @@ def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> 
     xarray.Dataset
         Dims ``(language, layer)``: ``max`` of the absolute values, ``median`` (of the medians of the
         samples), ``ratio`` of the two, and the location of the maximum: ``at_sample``, ``at_token``,
-        ``at_hidden``.
+        ``at_hidden``. ``n_massive`` is the number of massive activations as Sun et al. define them, whose
+        absolute value is above 100 and above 1,000 times the median of the tokens included of its sample;
+        ``n_massive_samples`` is the number of samples with one.
 
     Raises
     ------
@@ -200,21 +202,22 @@ def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> 
     mask = selection.token_mask(available, tokens)
     residual = available.residual.transpose("layer", "sample", "token", "hidden")
     core = [["token", "hidden"], ["token"]]
-    largest_value, median, token, hidden = selection.apply(
-        largest, residual, mask, core=core, out=[[], [], [], []], each=False
+    largest_value, median, token, hidden, n_massive = selection.apply(
+        largest, residual, mask, core=core, out=[[]] * 5, each=False
     )
     largest_value = checked(largest_value.rename("residual"), mask.any("token"))
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
-        part = [array.isel(sample=samples) for array in (largest_value, median, token, hidden)]
-        core = [["sample"]] * 4
+        arrays = (largest_value, median, token, hidden, n_massive)
+        part = [array.isel(sample=samples) for array in arrays]
+        core = [["sample"]] * 5
         outputs = selection.apply(
             partial(_where_largest, samples=available.sample.values[samples], tokens=available.token.values),
             *part,
             core=core,
-            out=[[]] * 5,
+            out=[[]] * 7,
         )
-        names = ("max", "median", "at_sample", "at_token", "at_hidden")
+        names = ("max", "median", "at_sample", "at_token", "at_hidden", "n_massive", "n_massive_samples")
         return xr.Dataset(dict(zip(names, outputs, strict=True)))
 
     result = selection.by_language(available, summarize)
@@ -295,12 +298,13 @@ def _where_largest(
     medians: np.ndarray,
     token_positions: np.ndarray,
     hidden_indices: np.ndarray,
+    n_massive: np.ndarray,
     *,
     samples: np.ndarray,
     tokens: np.ndarray,
 ) -> tuple[Any, ...]:
     if np.isnan(maxima).all():
-        return (np.nan,) * 5
+        return (np.nan,) * 7
     sample = int(np.nanargmax(maxima))
     return (
         maxima[sample],
@@ -308,4 +312,6 @@ def _where_largest(
         samples[sample],
         tokens[int(token_positions[sample])],
         hidden_indices[sample],
+        np.nansum(n_massive),
+        np.nansum(n_massive > 0),
     )

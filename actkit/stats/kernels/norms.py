@@ -6,6 +6,7 @@ from scipy import stats
 QUANTILES = {"median": 0.5, "p5": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
 NORM_SUMMARIES = ("mean", "sample_mean", *QUANTILES, "low", "high", "n_tokens", "n_outliers")
 OUTLIER = 10  # multiple of the median
+MASSIVE, MASSIVE_RATIO = 100.0, 1000.0  # thresholds of Sun et al.: absolute, and multiple of the median
 _BLOCK = 2**16  # numbers held in float64 at once, which fit in the cache of a core
 
 
@@ -146,7 +147,7 @@ def updates(
 
 
 def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Find the largest absolute activation of each sample.
+    """Find the largest absolute activation of each sample, and count the massive ones.
 
     Parameters
     ----------
@@ -158,14 +159,14 @@ def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
     Returns
     -------
     tuple of numpy.ndarray
-        The largest absolute value, the median absolute value, and the token and hidden index of the largest,
-        each with dims ``(layer, sample)``; NaN if no token is included.
+        The largest absolute value, the median absolute value, the token and hidden index of the largest, and
+        the number of massive activations, each with dims ``(layer, sample)``; NaN if no token is included.
 
     Notes
     -----
     Sun, Chen, Kolter, Liu, Massive activations in large language models, 2024, arXiv:2402.17762.
     """
-    maxima = np.full((4, *vectors.shape[:2]), np.nan)
+    summary = np.full((5, *vectors.shape[:2]), np.nan)
     for sample, included in enumerate(mask):
         tokens = np.flatnonzero(included)
         if not len(tokens):
@@ -173,11 +174,17 @@ def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         values = vectors[:, sample, tokens].reshape(len(vectors), -1)
         np.abs(values, out=values)
         positions = values.argmax(axis=1)
-        maxima[0, :, sample] = values[np.arange(len(values)), positions]
-        maxima[1, :, sample] = _medians(values)
-        maxima[2, :, sample] = tokens[positions // vectors.shape[-1]]
-        maxima[3, :, sample] = positions % vectors.shape[-1]
-    return tuple(maxima)
+        maxima = values[np.arange(len(values)), positions]
+        medians = _medians(values)
+        thresholds = np.maximum(MASSIVE, MASSIVE_RATIO * medians)
+        summary[0, :, sample] = maxima
+        summary[1, :, sample] = medians
+        summary[2, :, sample] = tokens[positions // vectors.shape[-1]]
+        summary[3, :, sample] = positions % vectors.shape[-1]
+        summary[4, :, sample] = 0
+        exceeding = maxima > thresholds  # seldom any, and counting reads all values
+        summary[4, exceeding, sample] = (values[exceeding] > thresholds[exceeding, None]).sum(axis=1)
+    return tuple(summary)
 
 
 def _medians(values: np.ndarray) -> np.ndarray:
