@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
+    from .stats.classification_probe import classification_probe
     from .stats.cross_language import transfer
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .stats.layer_subset import layer_subset
     from .stats.multiple_results import holm
     from .stats.norms import layer_norms, layer_updates, massive_activations
+    from .stats.regression_probe import regression_probe
     from .stats.similarity import similarity
     from .stats.token_correlation import token_correlation
     from .stats.token_filter import TokenFilter
@@ -43,6 +45,7 @@ __all__ = [
     "adjacent_cka",
     "anisotropy",
     "cka",
+    "classification_probe",
     "cluster_samples",
     "cluster_tokens",
     "direction_cosines",
@@ -61,6 +64,7 @@ __all__ = [
     "massive_activations",
     "open_cube",
     "plan",
+    "regression_probe",
     "report",
     "seal",
     "select_tokens",
@@ -85,6 +89,7 @@ _MODULES = {
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
+    "classification_probe": ".stats.classification_probe",
     "cluster_samples": ".stats.kmeans",
     "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
@@ -103,6 +108,7 @@ _MODULES = {
     "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
+    "regression_probe": ".stats.regression_probe",
     "report": ".reports",
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",

@@ -1,6 +1,7 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
 from .kmeans import kmeans
+from .label_probes import classification_probe, regression_probe
 from .lines import (
     adjacent_cka,
     anisotropy,
@@ -29,6 +30,7 @@ __all__ = [
     "anisotropy",
     "auroc_difference",
     "cka",
+    "classification_probe",
     "direction_cosines",
     "figure",
     "group_differential",
@@ -40,6 +42,7 @@ __all__ = [
     "layer_updates",
     "load_matplotlib",
     "projection",
+    "regression_probe",
     "selectivity",
     "similarity",
     "token_correlation",

@@ -117,6 +117,45 @@ def of_groups(differential: xr.Dataset) -> list[str]:
     return sentences
 
 
+def of_measure(probe: xr.Dataset, measure: str, does: str, name: str) -> list[str]:
+    """Report where a probe is best by a measure, and what the layer adds to the strongest baseline.
+
+    Parameters
+    ----------
+    probe
+        From :func:`actkit.classification_probe` or :func:`actkit.regression_probe`.
+    measure
+        Variable of the measure.
+    does
+        What the probe does, as a verb phrase.
+    name
+        Name of the measure.
+    """
+    sentences = []
+    for language, table in _each(probe):
+        values = table[measure].values
+        if not np.isfinite(values).any():
+            continue
+        best = table.isel(layer=int(np.nanargmax(values)))
+        low, high, p = (float(best[f"{measure}_{part}"]) for part in ("low", "high", "p"))
+        sentence = (
+            f"{language}: the probe {does} best at layer {best.layer.item()} ({name} "
+            f"{float(best[measure]):.3f}, 95% interval {low:.3f} to {high:.3f}; p {_p(p)}, corrected over "
+            "layers)"
+        )
+        baselines = {key: float(best[f"{measure}_{key}"]) for key in _BASELINES}
+        baselines = {key: value for key, value in baselines.items() if np.isfinite(value)}
+        listed = ", ".join(f"{_BASELINES[key]} {value:.3f}" for key, value in baselines.items())
+        strongest = max(baselines, key=baselines.__getitem__)
+        against = best.sel(baseline=strongest)
+        added, low, high = (float(against[f"{measure}_difference{part}"]) for part in ("", "_low", "_high"))
+        sentences.append(
+            f"{sentence}; baselines: {listed}. The layer adds {added:+.3f} (95% interval {low:+.3f} to "
+            f"{high:+.3f}) to the strongest baseline, {_BASELINES[strongest]}."
+        )
+    return sentences
+
+
 def _of_layers(name: str, probe: xr.Dataset, best: int) -> str:
     """Report which layers cannot be told apart from the best."""
     p = probe.layer_difference_p.values[best]

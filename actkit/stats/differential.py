@@ -8,6 +8,7 @@ import xarray as xr
 
 from ..canonical import Cube
 from . import selection
+from .baseline_inputs import mean_embedding
 from .control_types import check_control, control_tasks_of
 from .finiteness import finite_cube
 from .group_comparison import Contrast, contrasts_of, cut_folds
@@ -21,6 +22,7 @@ from .group_probes import (
     probe_layers,
 )
 from .kernels import contrasts, probes
+from .length_matches import MatchedOn
 from .multiple_results import over_languages
 from .token_selection import select_tokens
 
@@ -41,6 +43,7 @@ def group_differential(
     permutations: int = 200,
     seed: int = 0,
     estimator: probes.Estimator = "ridge",
+    matched_on: MatchedOn | None = None,
     control: str | None = None,
 ) -> xr.Dataset:
     """Measure how separable two groups of samples are at each layer, with baselines and permutation tests.
@@ -73,6 +76,10 @@ def group_differential(
         Probe of the layers, the permutations, the embedding and the length: ``ridge``, a ridge regression
         with a closed form; or ``logistic``, an L2-penalised logistic regression iterated to convergence,
         which needs minutes per layer for 200 permutations.
+    matched_on
+        ``length`` keeps, within each language, as many samples of each group with each number of tokens (see
+        "Matching and residuals" in the methods); with the seed, clusters are put in a random order, whose
+        first samples are kept. :func:`actkit.classification_probe` can also remove what length predicts.
     control
         The type of a sample in control tasks, which give each type a random label: a label column, such as
         a template or a noun; or ``word`` (unless a label column has that name), the most frequent word of the
@@ -103,8 +110,8 @@ def group_differential(
 
         With dims ``(language,)``, baselines without the model's layers: ``auroc_embedding`` (input of the
         first block; NaN if a selection dropped tokens), ``auroc_tfidf`` (characters of the text),
-        ``auroc_length`` (number of tokens), each with ``_low`` and ``_high``; and the group sizes
-        ``n_<label>``.
+        ``auroc_length`` (number of tokens), each with ``_low`` and ``_high``; the group sizes ``n_<label>``;
+        and, with ``matched_on``, ``n_unmatched``, the number of samples left out.
 
         With dims ``(language, layer, baseline)``, what the layer adds: ``auroc_difference``, the AUROC of
         the layer minus that of the baseline in the same folds; its 95% interval ``auroc_difference_low``
@@ -148,12 +155,20 @@ def group_differential(
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)
     check_control(array, control, by)
-    names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=folds)
-    embedding = _embedding(whole, vectors)
+    names, group_contrasts = contrasts_of(
+        array,
+        by=by,
+        cluster=choice.name,
+        between=between,
+        folds=folds,
+        matched_on=matched_on,
+        seed=seed,
+    )
+    embedding = mean_embedding(whole, vectors)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
         contrast = group_contrasts[language]
-        splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds)
+        splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds, contrast.strata)
         permuted = contrasts.permuted(contrast.labels, contrast.groups, permutations, seed=seed)
         part = array.isel(sample=contrast.places)
         share, drawn = np.nan, None
@@ -185,6 +200,8 @@ def group_differential(
         result["squared_smd_high"] = result.squared_smd + selection.Z95 * result.squared_smd_se
         result["direction"], result["d"] = direction, d
         counts = {f"n_{names[0]}": (~contrast.labels).sum(), f"n_{names[1]}": contrast.labels.sum()}
+        if matched_on is not None:
+            counts["n_unmatched"] = contrast.n_unmatched
         return result.assign({name: int(count) for name, count in counts.items()})
 
     result = selection.by_language(array, summarize)
@@ -202,6 +219,7 @@ def group_differential(
         seed=seed,
         **choice.attrs,
         estimator=estimator,
+        matched_on=matched_on,
         control=control,
     )
     return result
@@ -223,23 +241,4 @@ def _effects(
         contrasts.largest_d(x, permuted),
         difference / norm if norm > 0 else np.full(len(difference), np.nan),
         contrasts.cohens_d(x, is_second),
-    )
-
-
-def _embedding(cube: xr.Dataset, vectors: selection.Pooling) -> xr.DataArray | None:
-    """Return the mean input of the first block over content tokens, dims ``(sample, hidden)``."""
-    part = cube.isel(sample=np.flatnonzero(selection.with_vectors(cube, vectors)))
-    if "embedding" not in cube or not selection.holds_all_tokens(part).all():
-        return None
-    mask = selection.token_mask(part)
-    core = [["token", "hidden"], ["token"]]
-    (means,) = selection.apply(_means, part.embedding, mask, core=core, out=[["hidden"]], each=False)
-    return means
-
-
-def _means(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray]:
-    return (
-        np.stack(
-            [rows[included].mean(axis=0, dtype=np.float64) for rows, included in zip(x, mask, strict=True)]
-        ),
     )

@@ -31,6 +31,11 @@ def matplotlib() -> None:
     plots.load_matplotlib()
 
 
+def rated(cube: xr.Dataset) -> xr.Dataset:
+    """Add a numeric label."""
+    return cube.assign_coords(rating=("sample", cube.n_tokens.values * 0.5, {"label": True}))
+
+
 def with_types(cube: xr.Dataset) -> xr.Dataset:
     """Add a type that several clusters share."""
     return cube.assign_coords(type=("sample", np.arange(cube.sizes["sample"]) // 2 % 9, {"label": True}))
@@ -42,6 +47,10 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "updates": lambda cube: plots.layer_updates(actkit.layer_updates(cube)),
     "differential": lambda cube: plots.group_differential(actkit.group_differential(cube, **QUICK)),
     "what layers add": lambda cube: plots.auroc_difference(actkit.group_differential(cube, **QUICK)),
+    "classes": lambda cube: plots.classification_probe(actkit.classification_probe(cube, **QUICK)),
+    "numbers": lambda cube: plots.regression_probe(
+        actkit.regression_probe(rated(cube), **{**QUICK, "by": "rating"})
+    ),
     "selectivity": lambda cube: plots.selectivity(
         actkit.group_differential(with_types(cube), **QUICK, control="type")
     ),

@@ -17,6 +17,7 @@ from actkit.cli import main
 from actkit.errors import InputError
 from actkit.reports import findings
 from actkit.reports.html_page import csv_of, table_of
+from actkit.reports.sections import choose, sections
 from actkit.testing import write_cube
 from tests.browser import CHROMIUM, FLAGS
 from tests.stats.conftest import planted
@@ -234,3 +235,30 @@ def test_a_written_table_has_no_formula(tmp_path: Path) -> None:
         content = path.read_text()
         assert not re.search(r"(^|,)\"?(=|-a)", content, re.MULTILINE), path.name
     assert "'=cmd" in (tmp_path / "report_tables" / "norms.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("by", "name", "said"),
+    [
+        ("kind", "classification_probe", "english: the probe tells the classes apart best at layer"),
+        ("rating", "regression_probe", "english: the probe predicts rating best at layer"),
+    ],
+)
+def test_classes_and_numbers_have_their_probe(run: Path, by: str, name: str, said: str) -> None:
+    cube = actkit.open_cube(run).isel(layer=[3])
+    n_samples = cube.sizes["sample"]
+    kind = np.array(["abc"[at // 2 % 3] for at in range(n_samples)], dtype=object)
+    cube = cube.assign_coords(
+        kind=("sample", kind, {"label": True}),
+        rating=("sample", np.sqrt(np.arange(n_samples)), {"label": True}),
+    )
+    choice = choose(cube, by, "image_id", "pooled")
+    found = {section.name: (section, notes) for section, notes in sections(cube, choice)}
+    section, notes = found["groups"]
+    assert not notes
+    assert name in section.pictures
+    assert section.sentences[0].startswith(said)
+    assert "to the strongest baseline" in section.sentences[0]
+    assert f"{name}_by_baseline" in section.results
+    assert section.methods[0].endswith("are treated as one cluster.")

@@ -1,17 +1,18 @@
 """Linear probes that predict a label from vectors, texts or lengths, tested on held-out samples."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.model_selection import StratifiedGroupKFold
 
 from .auroc import auroc_gradient, column_aurocs
 from .blas_threads import one_thread
 from .logistic import fit_logistic, fit_sparse_logistic
 from .probe_fit import FittedProbe, fit_ridge
+from .text_features import ngram_counts, tfidf
 
 Fold = tuple[np.ndarray, np.ndarray]
 Estimator = Literal["ridge", "logistic"]
@@ -20,30 +21,45 @@ _DECIMALS = 10  # of scores, so that those that differ by rounding errors are ti
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 
-def grouped_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seeds: int) -> list[Fold]:
+def grouped_folds(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    folds: int,
+    seeds: int,
+    strata: np.ndarray | None = None,
+) -> list[Fold]:
     """Divide samples into stratified folds that keep clusters together.
 
     Parameters
     ----------
     labels
-        Boolean, dims ``(sample,)``.
+        Label of each sample, dims ``(sample,)``: booleans, or integers for several classes.
     groups
         Cluster of each sample, dims ``(sample,)``.
     folds
         Number of folds per seed.
     seeds
         Number of repetitions, with seeds from 0.
+    strata
+        What the folds are stratified by, dims ``(sample,)``; by default the labels.
 
     Returns
     -------
     list of (numpy.ndarray, numpy.ndarray)
         Indices of the training and the test samples of each fold. Folds that lack a label are omitted.
     """
-    cuts = []
+    cuts, n_labels = [], len(np.unique(labels))
+    strata = labels if strata is None else strata
     for seed in range(seeds):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for train, test in splitter.split(np.zeros(len(labels)), labels, groups):
-            if all(0 < labels[side].sum() < len(side) for side in (train, test)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The least populated class"
+            )  # of strata; labels are checked below
+            splits = list(splitter.split(np.zeros(len(labels)), strata, groups))
+        for train, test in splits:
+            if all(len(np.unique(labels[side])) == n_labels for side in (train, test)):
                 cuts.append((train, test))
     return cuts
 
@@ -207,13 +223,9 @@ def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold])
     held_out = HeldOutScores.undefined(len(folds), len(labels))
     if not any(text.strip() for text in texts):
         return held_out
-    array = np.array(texts, dtype=object)
-    counts = CountVectorizer(analyzer="char_wb", ngram_range=(1, 5)).fit_transform(array)
+    counts = ngram_counts(texts)
     for number, (train, test) in enumerate(folds):
-        in_training = counts[train].getnnz(axis=0) > 0  # the vocabulary, as if only these texts were known
-        weighting = TfidfTransformer(sublinear_tf=True)
-        x = weighting.fit_transform(counts[train][:, in_training])
-        tested = weighting.transform(counts[test][:, in_training])
+        x, tested = tfidf(counts[train], counts[test])
         fitted = fit_sparse_logistic(x, labels[train], penalty=_TEXT_PENALTY)
         scores = np.round((tested @ fitted.weights + fitted.intercepts)[:, 0], _DECIMALS)
         held_out.scores[number, test] = scores
