@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
@@ -19,6 +19,7 @@ from ..errors import CorruptError, CubeError, Fault, IncompleteError
 from ..regular_files import MB
 from ..schema import DIMS, VARIABLES, WIDTH, TokenKind
 from .layout import Array, array_names, array_of, cube_path, dims_of, open_group, shards
+from .lazy_values import dask_values, indexed_values
 from .metadata import ARRAYS, CHECKSUM
 from .stored_array import StoredArray
 from .verification import RERUN, read_committed
@@ -64,9 +65,25 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
     >>> cube.residual.sel(layer=2).dims
     ('sample', 'token', 'hidden')
     """
+    return read_cube(path, group, partial=partial)
+
+
+def read_cube(
+    path: str | Path, group: str = "", *, partial: bool = False, chunked: bool = True
+) -> xr.Dataset:
+    """Open a cube; parameters and errors as for :func:`open_cube`.
+
+    Parameters
+    ----------
+    path, group, partial
+        As for :func:`open_cube`.
+    chunked
+        Whether values are dask arrays; otherwise xarray reads them when they are used.
+    """
     folder = cube_path(path)
     if is_copy(folder):
-        return as_cube(open_copy(folder, group))
+        copy = open_copy(folder, group, chunked=chunked)
+        return as_cube(copy) if chunked else copy
     root = open_group(folder)
     committed, faults = read_committed(folder, root)
     if faults:
@@ -79,8 +96,22 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
     faults = list(_absent(folder, root, committed))
     if faults:
         raise CorruptError(faults)
-    cube = _dataset(folder, root, _group_paths(folder, root, group), committed)
+    cube = _dataset(folder, root, _group_paths(folder, root, group), committed, chunked)
     return cube if committed.all() else cube.isel(sample=_where(committed))
+
+
+def group_names(path: str | Path) -> list[str]:
+    """Return the names of the groups of a cube, such as ``vision``.
+
+    Raises
+    ------
+    CubeError
+        As for :func:`open_cube`.
+    """
+    folder = cube_path(path)
+    if is_copy(folder):
+        return []
+    return sorted({name.rpartition("/")[0] for name in array_names(open_group(folder))} - {""})
 
 
 def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
@@ -99,14 +130,21 @@ def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
     return paths
 
 
-def _dataset(folder: Path, root: zarr.Group, paths: Mapping[str, str], committed: np.ndarray) -> xr.Dataset:
+def _dataset(
+    folder: Path, root: zarr.Group, paths: Mapping[str, str], committed: np.ndarray, chunked: bool
+) -> xr.Dataset:
     """Return the arrays at some paths as a Dataset of all samples, committed or not."""
     data: dict[str, xr.Variable] = {}
     coords: dict[str, xr.Variable] = {}
     for name, path in paths.items():
         array = array_of(root, path)
-        values = _values(StoredArray(folder, path, str(root.attrs[CHECKSUM])), array, committed)
+        values = _values(StoredArray(folder, path, str(root.attrs[CHECKSUM])), array, committed, chunked)
         variable = xr.Variable(dims_of(array), values, attrs=_plain_attrs(array.attrs))
+        if not chunked and array.ndim > 1:
+            chunks = {
+                dim: max(sizes) for dim, sizes in zip(variable.dims, _chunks(array, committed), strict=True)
+            }
+            variable.encoding["preferred_chunks"] = chunks
         is_coord = path not in VARIABLES or VARIABLES[path].coord
         (coords if is_coord else data)[name] = variable
     attrs = _plain_attrs(root.attrs)
@@ -118,12 +156,12 @@ def _dataset(folder: Path, root: zarr.Group, paths: Mapping[str, str], committed
     return cube
 
 
-def _values(stored: StoredArray, array: Array, committed: np.ndarray) -> Any:
+def _values(stored: StoredArray, array: Array, committed: np.ndarray, chunked: bool) -> Any:
     """Return the values of an array, in memory or lazily."""
     if stored.name == "committed":  # the strict store would report windows without flags as damage
         return committed
     if array.ndim > 1:
-        return _lazy(stored, array, committed)
+        return dask_values(stored, _chunks(array, committed)) if chunked else indexed_values(stored)
     if stored.name.rpartition("/")[2] in DIMS:  # xarray builds an index of it at once
         return stored[...]
     by_window = stored.name in VARIABLES and VARIABLES[stored.name].by_window
@@ -222,30 +260,20 @@ def _read_committed(stored: StoredArray, array: Array, committed: np.ndarray) ->
     return values
 
 
-def _lazy(stored: StoredArray, array: Array, committed: np.ndarray) -> da.Array:
-    dims = dims_of(array)
-    file = (array.shards or array.chunks)[dims.index("sample")]
+def _chunks(array: Array, committed: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Return sizes of dask's chunks along each axis."""
+    sizes = dict(zip(dims_of(array), array.shape, strict=True))
+    file = (array.shards or array.chunks)[list(sizes).index("sample")]
     # large variables are read one layer at a time; few and large blocks keep dask's overhead small
-    layers = 1 if "hidden" in dims else stored.shape[0]
-    per_sample = stored.dtype.itemsize * int(
-        np.prod(
-            [
-                layers if dim == "layer" else n
-                for dim, n in zip(dims, stored.shape, strict=True)
-                if dim != "sample"
-            ]
-        )
-    )
-    files = max(1, BLOCK_BYTES // (per_sample * file))
-    blocks = {"layer": layers, "sample": _blocks(committed, file, files)}
-    chunks = tuple(blocks.get(dim, n) for dim, n in zip(dims, stored.shape, strict=True))
-    lazy: da.Array = da.from_array(  # type: ignore[no-untyped-call]
-        stored,
-        chunks=chunks,
-        fancy=True,  # otherwise dask would read whole blocks and slice them
-        meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
-    )
-    return lazy
+    layers = 1 if "hidden" in sizes else sizes.get("layer", 1)
+    item_bytes = 8 if array.dtype.kind == "T" else array.dtype.itemsize
+    others = prod(size for dim, size in sizes.items() if dim not in ("layer", "sample"))
+    files = max(1, BLOCK_BYTES // max(item_bytes * layers * others * file, 1))
+    blocks: dict[str, tuple[int, ...]] = {dim: (size,) for dim, size in sizes.items()}
+    if layers and "layer" in sizes:
+        blocks["layer"] = (layers,) * (sizes["layer"] // layers)
+    blocks["sample"] = _blocks(committed, file, files)
+    return tuple(blocks.values())
 
 
 def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
