@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, product
 from math import prod
 from typing import Any, NamedTuple, TypeVar
@@ -50,6 +50,7 @@ class _Chunk(NamedTuple):
     stop: int
     inside: tuple[Any, ...]
     outside: tuple[Any, ...]
+    has_arrays: bool  # rather than slices alone
 
 
 class _Request(NamedTuple):
@@ -119,7 +120,11 @@ class ShardReader:
             )
         return out[tuple(slice(None) if isinstance(item, slice) or np.ndim(item) else 0 for item in keys)]
 
-    @property
+    @cached_property
+    def _chunk_bytes(self) -> int:
+        return self.dtype.itemsize * prod(self.chunk)
+
+    @cached_property
     def _grid(self) -> tuple[int, ...]:
         """Number of chunks of a shard along each axis."""
         return tuple(whole // part for whole, part in zip(self.shard, self.chunk, strict=True))
@@ -146,16 +151,19 @@ class ShardReader:
         index = _checked(key, np.frombuffer(content, np.uint8)[-index_size:])
         entries = index.view("<u8").reshape(*self._grid, 2)
         selected = entries[np.ix_(*[[part.chunk for part in parts] for parts in axes])].reshape(-1, 2)
+        insides = product(*[[part.inside for part in parts] for parts in axes])
+        outsides = product(*[[part.outside for part in parts] for parts in axes])
+        has_arrays = any(isinstance(index, np.ndarray) for parts in axes for part in parts for index in part)
         chunks = []
-        for (start, length), parts in zip(selected.tolist(), product(*axes), strict=True):
-            outside = region(tuple(part.outside for part in parts))
+        for (start, length), inside, outside in zip(selected.tolist(), insides, outsides, strict=True):
+            if has_arrays:
+                inside, outside = region(inside), region(outside)
             if start == length == _ABSENT:
                 out[outside] = self.fill_value
             elif start + length > size - index_size or length < _CHECKSUM_BYTES:
                 raise _corrupt(key, "has an index that leads out of the file")
             else:
-                inside = region(tuple(part.inside for part in parts))
-                chunks.append(_Chunk(start, start + length, inside, outside))
+                chunks.append(_Chunk(start, start + length, inside, outside, has_arrays))
         chunks.sort(key=lambda chunk: chunk.start)
         if size <= _WHOLE_BYTES:
             return [_Request(key, 0, size, chunks, content)]
@@ -175,14 +183,14 @@ class ShardReader:
 
     def _decode(self, key: str, stored: np.ndarray, chunk: _Chunk, out: np.ndarray) -> None:
         """Decompress the selected part of a chunk into the result."""
-        size = self.dtype.itemsize * prod(self.chunk)
+        size = self._chunk_bytes
         header = stored[:_BLOSC_HEADER].tobytes()
         # blosc reads and writes as much memory as the header claims
         if len(header) < _BLOSC_HEADER or int.from_bytes(header[12:16], "little") != len(stored):
             raise _corrupt(key, "has a truncated chunk")
         if (claimed := blosc_size(header)) != size:
             raise _corrupt(key, f"has a chunk that claims to hold {claimed:,} bytes instead of {size:,}")
-        if all(isinstance(index, slice) for index in (*chunk.inside, *chunk.outside)):
+        if not chunk.has_arrays:
             target = out[chunk.outside]
             if target.shape == self.chunk and target.flags.c_contiguous:
                 blosc.decompress(stored, target)
