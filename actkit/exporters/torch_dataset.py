@@ -114,29 +114,28 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         rng = np.random.default_rng([self.seed, self.epoch, first]) if self.shuffle else None
         groups = _groups([blocks[index] for index in order[first::step]], lengths, capacity - self.batch_size)
+        capacity = min(capacity, int(lengths[self._rows].sum()))
+        buffer = np.empty((capacity, *values.isel(sample=0, token=0).shape), dtype=np.float32)
         cube = cube.drop_vars([name for name in cube.variables if name not in _TOKEN_COORDS])
         with ThreadPoolExecutor(_THREADS, "actkit-tokens") as pool:
-            yield from self._batches(groups, cube, values, pool, rng)
+            yield from self._batches(groups, cube, values, buffer, pool, rng)
 
     def _batches(
         self,
         groups: Iterator[list[np.ndarray]],
         cube: xr.Dataset,
         values: xr.Variable,
+        buffer: np.ndarray,
         pool: ThreadPoolExecutor,
         rng: np.random.Generator | None,
     ) -> Iterator[torch.Tensor]:
         """Fill a buffer with a group of blocks at a time, and empty it in batches."""
-        shape = (values.sizes["layer"], values.sizes["hidden"])
-        buffer = np.empty((0, *shape), dtype=np.float32)
         held = 0  # tokens at the beginning of the buffer that have not been in a batch
         for group in groups:
             masks = _masks(cube, group)
             ends = held + np.cumsum([mask.sum() for mask in masks])
-            if ends[-1] > len(buffer):
-                larger = np.empty((max(ends[-1], 2 * len(buffer)), *shape), dtype=np.float32)
-                larger[:held] = buffer[:held]
-                buffer = larger
+            if ends[-1] > len(buffer):  # a single long sample
+                buffer = np.concatenate([buffer, np.empty_like(buffer, shape=(ends[-1], *buffer.shape[1:]))])
             parts = np.split(buffer[held : ends[-1]], ends[:-1] - held)
             list(pool.map(lambda block: _fill(values, *block), zip(group, masks, parts, strict=True)))
             order = np.arange(ends[-1]) if rng is None else rng.permutation(ends[-1])
