@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import dask.base
@@ -82,13 +83,22 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         self.run, self.layer, self.component = run, layer, component
         self.batch_size, self.buffer_bytes = batch_size, buffer_bytes
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
-        self._cube = cube = _open(run)
+        cube = self._cube
         selection.require(cube, component)
         captured = selection.captured(cube, component).layer.values.tolist()
         for index in self._layers:
             if index not in captured:
                 raise MissingError(f"the cube has no {component} of layer {index}")
         self._rows = where_labels(cube, where)
+
+    @cached_property
+    def _cube(self) -> xr.Dataset:
+        return _open(self.run)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the labels and texts of a run folder, which a worker opens again."""
+        is_cube = isinstance(self.run, xr.Dataset)
+        return {name: value for name, value in self.__dict__.items() if is_cube or name != "_cube"}
 
     @property
     def _layers(self) -> list[int]:
