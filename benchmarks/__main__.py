@@ -19,6 +19,7 @@ QUICK = {
     "writing": ["--limit", "64"],
     "plan": ["--limit", "64", "--rounds", "1"],
     "analyses": ["--limit", "100", "--rounds", "1"],
+    "pitfalls": ["--trials", "10"],
     "probes": ["--limit", "200", "--layers", "2", "--rounds", "1"],
     "app": ["--limit", "40", "--rounds", "1", "--sessions", "2"],
 }

@@ -16,7 +16,8 @@ TEXTS = {
     ),
     "massive_activations": (
         "The largest absolute value among {tokens} tokens, divided by the median absolute value (the "
-        "median over samples of each sample's median)."
+        "median over samples of each sample's median). Massive activations are those above 100 and above "
+        "1,000 times their sample's median (Sun et al. 2024)."
     ),
     "adjacent_cka": (
         "Linear CKA with the unbiased HSIC of Song et al. (2012), normalised as by Kornblith et al. "
@@ -82,7 +83,10 @@ def describe(attrs: dict[str, Any]) -> str:
     attrs
         Attributes of the result.
     """
-    text = TEXTS[str(attrs["statistic"])].format_map(_Known(attrs))
+    text = TEXTS[str(attrs["statistic"])]
+    if "tokens" in attrs and "{tokens}" not in text:
+        text += " Only these tokens are used: {tokens}."
+    text = text.format_map(_Known(attrs))
     if "cluster" not in attrs:
         return text
     if not attrs["cluster"]:

@@ -171,17 +171,19 @@ def _updates(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 
 def _massive(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
-    massive = section.add("massive_activations", massive_activations(cube))
+    massive = section.add("massive_activations", massive_activations(cube, tokens="all"))
     for name in massive.language.values.tolist():
         language = massive.sel(language=name)
         if not language.ratio.notnull().any():
-            section.sentences.append(f"{name}: no content tokens.")
+            section.sentences.append(f"{name}: no tokens.")
             continue
         at = int(np.nanargmax(language.ratio.values))
+        count = int(language.n_massive.max())
         section.sentences.append(
-            f"{name}: the largest absolute activation of content tokens is "
-            f"{float(language.ratio[at]):,.3g} times the median, "
-            f"at layer {language.layer.values[at]}, dimension {int(language.at_hidden[at])}."
+            f"{name}: the largest absolute activation is {float(language.ratio[at]):,.3g} times the median, "
+            f"at layer {language.layer.values[at]}, token {int(language.at_token[at])}, dimension "
+            f"{int(language.at_hidden[at])}. "
+            + (f"At most {count:,} activations per layer are massive." if count else "None is massive.")
         )
 
 

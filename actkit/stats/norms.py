@@ -13,6 +13,7 @@ from . import selection
 from .cluster_detection import ClusterChoice
 from .finiteness import checked, finite_cube
 from .kernels.norms import NORM_SUMMARIES, empty_summary, largest, lengths, summarize_norms, updates
+from .token_selection import select_tokens
 
 _GROUP = "group"  # temporary name of the group dimension, until the result's variables are known
 
@@ -22,7 +23,7 @@ def layer_norms(
     *,
     by: str | None = None,
     cluster: str | None = selection.AUTO,
-    tokens: selection.Tokens = "content",
+    tokens: selection.TokenSelection = "content",
     component: Component = "residual",
     resamples: int = 1000,
     seed: int = 0,
@@ -40,7 +41,8 @@ def layer_norms(
         samples" in the methods). None if all samples are independent.
     tokens
         Tokens included: ``content``, ``special``, ``template``, ``text``, ``image``, ``generated``, ``first``
-        (position 0) or ``all``. A cube that keeps only last tokens or means uses those.
+        (position 0) or ``all``; or a :class:`TokenFilter`. A cube that keeps only last tokens or means uses
+        those.
     component
         ``residual``, whose norms the cube stores; or ``attention`` or ``mlp``, whose norms are computed.
     resamples
@@ -78,10 +80,10 @@ def layer_norms(
     True
     """
     selection.check_counts(resamples=resamples)
-    selected, norms = _norms(finite_cube(cube), component)
+    selected, norms = _norms(select_tokens(finite_cube(cube), tokens), component)
     choice = selection.cluster_choice(selected, cluster, by)
     cluster_ids = _cluster_ids(selected, choice)
-    mask = selection.token_mask(selected, tokens)
+    mask = selection.token_mask(selected)
     is_captured = selected.coords.get(f"has_{component}", True)  # layers without it are all NaN
     result = _summarize(selected, checked(norms, mask & is_captured), mask, by, cluster_ids, resamples, seed)
     if hidden := selected.sizes.get("hidden"):
@@ -92,7 +94,7 @@ def layer_norms(
         "layer_norms",
         by=by,
         group_dim=group_dim,
-        tokens=selection.counted(selected, tokens),
+        tokens=selection.counted(selected, "content"),
         component=component,
         interval=f"95%, bootstrap over {choice.name or 'samples'}",
         resamples=resamples,
@@ -107,6 +109,7 @@ def layer_updates(
     *,
     by: str | None = None,
     cluster: str | None = selection.AUTO,
+    tokens: selection.TokenSelection = "content",
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -116,7 +119,7 @@ def layer_updates(
     ----------
     cube
         From :func:`actkit.open_cube`, with `residual`.
-    by, cluster, resamples, seed
+    by, cluster, tokens, resamples, seed
         As for :func:`layer_norms`.
 
     Returns
@@ -133,7 +136,7 @@ def layer_updates(
         If the label does not exist, or the cube has no `residual` or only one layer.
     """
     selection.check_counts(resamples=resamples)
-    cube = finite_cube(cube)
+    cube = select_tokens(finite_cube(cube), tokens)
     selection.require(cube, "residual")
     available = selection.captured(cube)
     choice = selection.cluster_choice(available, cluster, by)
@@ -168,8 +171,8 @@ def layer_updates(
     return result
 
 
-def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> xr.Dataset:
-    """Find the largest activation of each layer, and its ratio to the median.
+def massive_activations(cube: Cube, *, tokens: selection.TokenSelection = "content") -> xr.Dataset:
+    """Find the largest activation of each layer and its ratio to the median, and count massive activations.
 
     Parameters
     ----------
@@ -183,7 +186,9 @@ def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> 
     xarray.Dataset
         Dims ``(language, layer)``: ``max`` of the absolute values, ``median`` (of the medians of the
         samples), ``ratio`` of the two, and the location of the maximum: ``at_sample``, ``at_token``,
-        ``at_hidden``.
+        ``at_hidden``. ``n_massive`` is the number of massive activations as Sun et al. define them, whose
+        absolute value is above 100 and above 1,000 times the median of the tokens included of its sample;
+        ``n_massive_samples`` is the number of samples with one.
 
     Raises
     ------
@@ -194,33 +199,34 @@ def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> 
     -----
     Sun, Chen, Kolter, Liu, Massive activations in large language models, 2024, arXiv:2402.17762.
     """
-    cube = finite_cube(cube)
+    cube = select_tokens(finite_cube(cube), tokens)
     selection.require(cube, "residual")
     available = selection.captured(cube)
-    mask = selection.token_mask(available, tokens)
+    mask = selection.token_mask(available)
     residual = available.residual.transpose("layer", "sample", "token", "hidden")
     core = [["token", "hidden"], ["token"]]
-    largest_value, median, token, hidden = selection.apply(
-        largest, residual, mask, core=core, out=[[], [], [], []], each=False
+    largest_value, median, token, hidden, n_massive = selection.apply(
+        largest, residual, mask, core=core, out=[[]] * 5, each=False
     )
     largest_value = checked(largest_value.rename("residual"), mask.any("token"))
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
-        part = [array.isel(sample=samples) for array in (largest_value, median, token, hidden)]
-        core = [["sample"]] * 4
+        arrays = (largest_value, median, token, hidden, n_massive)
+        part = [array.isel(sample=samples) for array in arrays]
+        core = [["sample"]] * 5
         outputs = selection.apply(
             partial(_where_largest, samples=available.sample.values[samples], tokens=available.token.values),
             *part,
             core=core,
-            out=[[]] * 5,
+            out=[[]] * 7,
         )
-        names = ("max", "median", "at_sample", "at_token", "at_hidden")
+        names = ("max", "median", "at_sample", "at_token", "at_hidden", "n_massive", "n_massive_samples")
         return xr.Dataset(dict(zip(names, outputs, strict=True)))
 
     result = selection.by_language(available, summarize)
     result["ratio"] = result["max"] / result["median"]
     result.attrs = selection.settings(
-        available, "massive_activations", tokens=selection.counted(available, tokens)
+        available, "massive_activations", tokens=selection.counted(available, "content")
     )
     return result
 
@@ -295,12 +301,13 @@ def _where_largest(
     medians: np.ndarray,
     token_positions: np.ndarray,
     hidden_indices: np.ndarray,
+    n_massive: np.ndarray,
     *,
     samples: np.ndarray,
     tokens: np.ndarray,
 ) -> tuple[Any, ...]:
     if np.isnan(maxima).all():
-        return (np.nan,) * 5
+        return (np.nan,) * 7
     sample = int(np.nanargmax(maxima))
     return (
         maxima[sample],
@@ -308,4 +315,6 @@ def _where_largest(
         samples[sample],
         tokens[int(token_positions[sample])],
         hidden_indices[sample],
+        np.nansum(n_massive),
+        np.nansum(n_massive > 0),
     )

@@ -154,10 +154,19 @@ def test_norms_and_updates_are_those_of_the_stored_vectors(cube: xr.Dataset) -> 
 
 
 def test_a_massive_activation_is_found_where_llama_has_it(cube: xr.Dataset) -> None:
-    found = actkit.massive_activations(cube).compute()
+    found = actkit.massive_activations(cube, tokens="all").compute().squeeze("language")
     largest = np.abs(cube.residual.values[:, 0, 0]).max(-1)
     assert largest[15] > 1000  # at the first token
     assert all(np.isfinite(found[name].values.astype(float)).all() for name in found.data_vars)
+    by_definition = [
+        sum(
+            int(((values := np.abs(layer[row, :length])) > max(100, 1000 * np.median(values))).sum())
+            for row, length in enumerate(cube.n_tokens.values)
+        )
+        for layer in cube.residual.values
+    ]
+    assert found.n_massive.values.tolist() == by_definition
+    assert found.n_massive_samples.sel(layer=15).item() == cube.sizes["sample"]
 
 
 def test_cka_of_neighbouring_layers_is_that_of_the_formula(cube: xr.Dataset) -> None:

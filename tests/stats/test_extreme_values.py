@@ -153,5 +153,5 @@ def test_dimensions_of_other_magnitudes_are_scaled_alike() -> None:
 
 def test_the_median_of_large_values_is_finite() -> None:
     vectors = np.full((1, 1, 1, 2), 3e38, dtype=np.float32)
-    most, median, _, _ = largest(vectors, np.ones((1, 1), dtype=bool))
+    most, median, *_ = largest(vectors, np.ones((1, 1), dtype=bool))
     assert most.item() == median.item() == np.float32(3e38)

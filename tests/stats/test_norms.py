@@ -226,6 +226,20 @@ def test_massive_activations_are_found_where_they_are(cube: xr.Dataset) -> None:
     assert dask.is_dask_collection(actkit.massive_activations(cube))
 
 
+def test_massive_activations_are_those_of_the_published_definition(cube: xr.Dataset) -> None:
+    part = cube.compute().copy(deep=True)
+    first, second = np.flatnonzero(part.language.values == "arabic")[[3, 5]]
+    part.residual.values[...] = np.sign(part.residual.values + 1e-9)  # every median is 1
+    part.residual[1, first, 1, :3] = [1001.0, -1001.0, 999.0]
+    part.residual[1, second, 2, 5] = 5000
+    part.residual[2, second] *= 0.01
+    part.residual[2, second, 2, 5] = 99  # 9,900 times the median, but not above 100
+    result = actkit.massive_activations(part).sel(language="arabic")
+    assert result.n_massive.values.tolist() == [0, 3, 0, 0, 0]
+    assert result.n_massive_samples.values.tolist() == [0, 2, 0, 0, 0]
+    assert actkit.massive_activations(part).sel(language="english").n_massive.values.sum() == 0
+
+
 def test_patches_of_the_vision_tower(everything: xr.Dataset) -> None:
     assert everything.sizes["layer"] == 4
     group = actkit.open_cube(everything.encoding["source"], group="vision")

@@ -6,6 +6,7 @@ from scipy import stats
 QUANTILES = {"median": 0.5, "p5": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
 NORM_SUMMARIES = ("mean", "sample_mean", *QUANTILES, "low", "high", "n_tokens", "n_outliers")
 OUTLIER = 10  # multiple of the median
+MASSIVE, MASSIVE_RATIO = 100.0, 1000.0  # thresholds of Sun et al.: absolute, and multiple of the median
 _ROWS = 4096  # number of rows held in float64 at once
 
 
@@ -138,7 +139,7 @@ def updates(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Find the largest absolute activation of each sample.
+    """Find the largest absolute activation of each sample, and count the massive ones.
 
     Parameters
     ----------
@@ -150,23 +151,25 @@ def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
     Returns
     -------
     tuple of numpy.ndarray
-        The largest absolute value, the median absolute value, and the token and hidden index of the largest,
-        each with dims ``(layer, sample)``; NaN if no token is included.
+        The largest absolute value, the median absolute value, the token and hidden index of the largest, and
+        the number of massive activations, each with dims ``(layer, sample)``; NaN if no token is included.
 
     Notes
     -----
     Sun, Chen, Kolter, Liu, Massive activations in large language models, 2024, arXiv:2402.17762.
     """
-    maxima = np.full((4, *vectors.shape[:2]), np.nan)
+    summary = np.full((5, *vectors.shape[:2]), np.nan)
     for sample, included in enumerate(mask):
         tokens = np.flatnonzero(included)
         if not len(tokens):
             continue
-        values = np.abs(vectors[:, sample, tokens]).reshape(len(vectors), -1)
-        positions = values.argmax(axis=1)
-        maxima[0, :, sample] = values[np.arange(len(values)), positions]
         # float64, because the mean of the two middle values may overflow float32
-        maxima[1, :, sample] = np.median(values.astype(np.float64), axis=1)
-        maxima[2, :, sample] = tokens[positions // vectors.shape[-1]]
-        maxima[3, :, sample] = positions % vectors.shape[-1]
-    return tuple(maxima)
+        values = np.abs(vectors[:, sample, tokens].astype(np.float64)).reshape(len(vectors), -1)
+        positions, medians = values.argmax(axis=1), np.median(values, axis=1)
+        thresholds = np.maximum(MASSIVE, MASSIVE_RATIO * medians)
+        summary[0, :, sample] = values[np.arange(len(values)), positions]
+        summary[1, :, sample] = medians
+        summary[2, :, sample] = tokens[positions // vectors.shape[-1]]
+        summary[3, :, sample] = positions % vectors.shape[-1]
+        summary[4, :, sample] = (values > thresholds[:, None]).sum(axis=1)
+    return tuple(summary)
