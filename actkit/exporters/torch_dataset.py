@@ -13,7 +13,7 @@ import xarray as xr
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..canonical import Cube, as_cube
-from ..errors import MissingError
+from ..errors import Fault, InputError, MissingError
 from ..regular_files import MB
 from ..schema import Component
 from ..stats import selection
@@ -91,6 +91,8 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         cube = self._cube
         selection.require(cube, component)
+        if not self._layers:
+            raise InputError([Fault("layer", "names no layer", "give at least one")])
         captured = selection.captured(cube, component).layer.values.tolist()
         for index in self._layers:
             if index not in captured:

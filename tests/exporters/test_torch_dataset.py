@@ -136,5 +136,7 @@ def test_what_is_not_there_is_said(run: Path) -> None:
         LayerTokens(run, layer=1, where={"gender": "nobody"})
     with pytest.raises(InputError, match="colour"):
         LayerTokens(run, layer=1, where={"colour": "red"})
+    with pytest.raises(InputError, match="layer: names no layer"):
+        LayerTokens(run, layer=[])
     with pytest.raises(InputError, match="batch_size: is 0"):
         LayerTokens(run, layer=1, batch_size=0)
