@@ -31,7 +31,8 @@ from ..stats.regression_probe import regression_probe
 from ..stats.transitions import transitions
 from ..store.folders import Folder
 from ..store.metadata import CHECKSUM
-from ..store.reader import cube_version, open_cube
+from ..store.reader import open_cube
+from ..store.stored_array import cube_version
 from ..store.xarray_copies import COPY
 
 FOLDER = "summaries"
