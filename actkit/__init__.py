@@ -14,14 +14,21 @@ if TYPE_CHECKING:
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
+    from .stats.classification_probe import classification_probe
     from .stats.cross_language import transfer
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
     from .stats.geometry import anisotropy, intrinsic_dimension
+    from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
+    from .stats.multiple_results import holm
     from .stats.norms import layer_norms, layer_updates, massive_activations
+    from .stats.regression_probe import regression_probe
     from .stats.similarity import similarity
+    from .stats.token_correlation import token_correlation
+    from .stats.token_filter import TokenFilter
+    from .stats.token_selection import select_tokens
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
@@ -33,15 +40,20 @@ __all__ = [
     "Config",
     "Eraser",
     "RunPlan",
+    "TokenFilter",
     "Whitener",
     "adjacent_cka",
     "anisotropy",
     "cka",
+    "classification_probe",
+    "cluster_samples",
+    "cluster_tokens",
     "direction_cosines",
     "export",
     "extend",
     "extract",
     "group_differential",
+    "holm",
     "import_files",
     "intrinsic_dimension",
     "join",
@@ -52,9 +64,12 @@ __all__ = [
     "massive_activations",
     "open_cube",
     "plan",
+    "regression_probe",
     "report",
     "seal",
+    "select_tokens",
     "similarity",
+    "token_correlation",
     "token_strings",
     "top_activating",
     "transfer",
@@ -69,15 +84,20 @@ _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
     "RunPlan": ".extraction.preflight.preparation",
+    "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
+    "classification_probe": ".stats.classification_probe",
+    "cluster_samples": ".stats.kmeans",
+    "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extend": ".extraction.extend",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
+    "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
     "join": ".store.joins",
@@ -88,9 +108,12 @@ _MODULES = {
     "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
+    "regression_probe": ".stats.regression_probe",
     "report": ".reports",
     "seal": ".extraction.seal",
+    "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
     "transfer": ".stats.cross_language",

@@ -212,6 +212,8 @@ def _add_plan(commands: Subparsers) -> None:
         default=True,
         help="load the model and run a few batches to estimate the time, which takes about ten seconds",
     )
+    parser.add_argument("--parts", metavar="N", type=int, help="parts that run at once, as in --part 1/N")
+    parser.add_argument("--network", metavar="GBIT", type=float, help="bandwidth that they share, in Gbit/s")
     parser.add_argument("--json", action="store_true", help="print one line of JSON, including any faults")
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 
 
 def plan(
-    config: str | Path | Config | None = None, *, trial: bool = True, **options: Unpack[Options]
+    config: str | Path | Config | None = None,
+    *,
+    trial: bool = True,
+    parts: int | None = None,
+    network: float | None = None,
+    **options: Unpack[Options],
 ) -> RunPlan:
     """Check a run and estimate its cost, without leaving any files behind.
 
@@ -48,6 +54,9 @@ def plan(
     trial
         Whether to load the model and run a few batches, which takes about ten seconds longer. Without a
         trial, and if less memory is available than the run needs, the estimate is calculated, without time.
+    parts, network
+        Number of parts in which the run is computed at once, each on a device like this one, and the
+        bandwidth that they share, in gigabits per second.
     **options
         Options, named as in :class:`actkit.config.Config`.
 
@@ -63,7 +72,14 @@ def plan(
         than there is.
     """
     share_heap()
-    prepared = prepare(config, options)
+    faults = [
+        Fault(name, f"is {value}", "give a number above 0")
+        for name, value in (("parts", parts), ("network", network))
+        if value is not None and not value > 0
+    ]
+    if faults:
+        raise InputError(faults)
+    prepared = replace(prepare(config, options), parts=parts, network=network)
     fits = prepared.estimate.host <= psutil.virtual_memory().available
     return run_trial(prepared, compression_threads()) if trial and fits else prepared
 
@@ -161,6 +177,7 @@ def _held(run: Path, part: Part | None) -> Iterator[tuple[Folder, Folder]]:
             yield folder, folder
     else:
         with closing(Folder(run)) as folder, locked_part(run, part) as part_folder:
+            folder.must_lock = False
             yield folder, part_folder
 
 

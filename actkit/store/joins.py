@@ -32,8 +32,8 @@ _ROWS = {
     *("category_column", "categories", "max_per_category"),
     *("data", "data_sha256", "images_sha256", "truncated_samples", "skipped", "skipped_rows"),
 }
-_SIZES = {"window_samples", "memory_budget", JOINED, "model"}  # the revision identifies a model
-_MAY_DIFFER = {"layer": {"layers", "save"}, "sample": _ROWS}
+_SIZES = {"window_samples", "memory_budget", "layers", JOINED, "model"}  # the revision identifies a model
+_MAY_DIFFER = {"layer": {"save"}, "sample": _ROWS}
 _NO_FILES: Mapping[str, str] = MappingProxyType({})
 _FILL = {"token_id": 0, "token_kind": 0, "token_text": "", "position": -1}
 _OF_FILES = ("actkit_format", ARRAYS, "coordinates", CHECKSUM, "receipts")
@@ -145,6 +145,9 @@ def _faults(
                     layer_names = describe_all({component: both})
                     yield Fault("layers", f"{layer_names} is in both {names[m]} and {names[n]}")
         return
+    of_first, of_other = (describe_all(layers_of(cubes[index])) for index in (0, n))
+    if of_first != of_other:
+        yield Fault("layers", f"are {of_first} in {names[0]}, but {of_other} in {names[n]}")
     for name in sorted({str(v) for v in cubes[0].variables} ^ {str(v) for v in cubes[n].variables}):
         lacking = names[n] if name in cubes[0].variables else names[0]
         yield Fault(name, f"is missing in {lacking}")
@@ -216,7 +219,7 @@ def _join_samples(cubes: list[xr.Dataset]) -> xr.Dataset:
     starts = np.cumsum([0, *(cube.sizes["sample"] for cube in cubes)])
     numbered = [
         cube.assign_coords(
-            batch=cube.batch + count if (cube.batch >= 0).all() else cube.batch,
+            batch=(cube.batch + count).astype(np.int32) if (cube.batch >= 0).all() else cube.batch,
             sample=cube.sample.copy(data=np.arange(cube.sizes["sample"]) + start),
         )
         for cube, count, start in zip(cubes, counts, starts, strict=False)
@@ -250,7 +253,8 @@ def _attrs(cube: xr.Dataset, sources: list[Attrs], dim: str) -> Attrs:
         for attrs in sources
     ]
     merged = {"model": sources[0]["model"], **shared, JOINED: json.dumps({"dim": dim, "runs": special})}
-    merged["layers"] = describe_all(layers_of(cube))
+    if "layers" in names:
+        merged["layers"] = describe_all(layers_of(cube))
     if "truncated_samples" in names:
         merged["truncated_samples"] = int(cube.truncated.sum())
     return merged
