@@ -170,7 +170,8 @@ def _add_extract(commands: Subparsers) -> None:
         "--cluster",
         metavar="C",
         help="compute the run on several processes: local:2 starts two on this machine (one for each GPU if "
-        "there are any), tcp://host:8786 is a Dask scheduler whose workers share the folder",
+        "there are any), tcp://host:8786 is a Dask scheduler whose workers share the folder, and slurm.yaml "
+        "holds arguments of dask_jobqueue.SLURMCluster",
     )
 
 

@@ -108,8 +108,9 @@ def extract(
         Any number of processes, on any machines that share the folder, may compute parts at any time.
         :func:`actkit.seal` finishes the run.
     cluster
-        Cluster whose workers compute the run: ``"local:2"`` for two processes on this machine, or the address
-        of a Dask scheduler, such as ``"tcp://host:8786"``. The cube is the same.
+        Cluster whose workers compute the run: ``"local:2"`` for two processes on this machine, the address of
+        a Dask scheduler, such as ``"tcp://host:8786"``, or a YAML file with arguments of
+        ``dask_jobqueue.SLURMCluster``. The cube is the same.
     **options
         Options, named as in :class:`actkit.config.Config`: ``model``, ``data``, ``out``, ``layers``, etc.
 

@@ -43,8 +43,8 @@ class Progress:
     host_bytes
         Memory of this process, and of the workers of a cluster.
     device_bytes
-        Memory of the accelerator, or of those of all workers: ``allocated``, ``reserved``, ``total``; empty on
-        the CPU.
+        Memory of the accelerator, or of those of all workers: ``allocated``, ``reserved``, ``total``; empty
+        on the CPU.
     languages
         Samples computed of each language, including earlier sessions; empty until the cube is created.
     labels
