@@ -81,7 +81,10 @@ class ClusterEngine:
         (window, rows), *_ = islice(windows(self._prepared, [0]), 1)
         self._submit(Lease(self._next(), (WindowInput.of(self._prepared, window, rows),)))
         while True:
-            if result := self._result(self._event()):
+            event = self._event(timeout=1.0)
+            if event is None:
+                self._n_workers()  # fails if the scheduler is lost
+            if result := self._result(event):
                 return result[1].sum_rule
 
     def compute(
@@ -101,12 +104,14 @@ class ClusterEngine:
         assert accumulator is None, "moments are computed from the cube"
         inputs = (WindowInput.of(self._prepared, *entry) for entry in windows(self._prepared, todo))
         left = len(todo)
+        event = None
         while left or self._leases:
-            n_workers = max(len(self._client.nthreads()), 1)
-            while left and len(self._leases) < _PER_WORKER * n_workers:
-                taken = self._take(inputs, left, n_workers)
-                left -= len(taken)
-                self._submit(Lease(self._next(), taken, writer.seal))
+            if not isinstance(event, dict):  # a lease has ended, or nothing has happened for a second
+                n_workers = self._n_workers()
+                while left and len(self._leases) < _PER_WORKER * n_workers:
+                    taken = self._take(inputs, left, n_workers)
+                    left -= len(taken)
+                    self._submit(Lease(self._next(), taken, writer.seal))
             event = self._event(timeout=1.0)
             if result := self._result(event):
                 self._count_lease(*result, meter)
@@ -128,6 +133,16 @@ class ClusterEngine:
                     future.cancel()
                 self._client.run(end, self._key, on_error="ignore")
         self._stack.close()
+
+    def _n_workers(self) -> int:
+        """Return the number of workers, at least 1: leases wait for the first one."""
+        try:
+            return max(len(self._client.nthreads()), 1)
+        except OSError as error:
+            raise self._lost() from error
+
+    def _lost(self) -> ClusterError:
+        return ClusterError(f"the scheduler of {self._cluster} was lost; run the same command to continue")
 
     def _next(self) -> int:
         self._count += 1
@@ -158,7 +173,7 @@ class ClusterEngine:
         self._leases[future] = lease
         future.add_done_callback(self._events.put)
 
-    def _event(self, timeout: float | None = None) -> Future[Any] | dict[str, Any] | None:
+    def _event(self, timeout: float) -> Future[Any] | dict[str, Any] | None:
         with suppress(Empty):
             return self._events.get(timeout=timeout)
         return None
@@ -174,7 +189,7 @@ class ClusterEngine:
             return None
         lease = self._leases.pop(event)
         if event.status not in ("finished", "error"):
-            raise ClusterError(f"the scheduler of {self._cluster} was lost; run the same command to continue")
+            raise self._lost()
         try:
             result: LeaseResult = event.result()
         except KilledWorker as error:
