@@ -99,6 +99,8 @@ class WorkerSession:
 
 def leased(session: Callable[[], WorkerSession], lease: Lease, is_ended: Callable[[], bool]) -> LeaseResult:
     """Compute a lease, and report to the coordinator meanwhile."""
+    if is_ended():
+        return LeaseResult()
     try:
         with _reported_log() as topics:
             current = session()
