@@ -1,6 +1,7 @@
 """Text that the command line prints about cubes: names with values, and tables."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,19 @@ import xarray as xr
 
 from .estimates import readable_bytes
 from .schema import DIMS, VISION
+from .stats.norms import layer_norms
 from .stats.selection import column, label_names
 from .store.layout import cube_path, open_group
+from .store.parts import describe_parts
 from .store.reader import open_cube
 from .store.xarray_copies import COPY
 from .terminal_text import printable
+
+_NORMED = {
+    "content": "content tokens",
+    "last": "the last tokens",
+    "mean": "the means over content tokens",
+}
 
 Rows = list[tuple[str, str]]
 
@@ -32,6 +41,7 @@ def cube_info(path: str) -> Rows:
         *([("vision", shape(open_cube(path, group=VISION, partial=True)))] if has_vision else []),
         ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
         ("tokens", f"{int(cube.n_tokens.sum()):,}"),
+        *([("parts", parts)] if (parts := describe_parts(folder.parent)) else []),
         *losses(cube),
         ("on disk", readable_bytes(bytes_on_disk(folder))),
         ("variables", " ".join(str(name) for name in cube.data_vars)),
@@ -71,6 +81,42 @@ def counts(values: list[Any], most: int = 6) -> str:
 def bytes_on_disk(folder: Path) -> int:
     """Return the total size of the files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def print_extraction(cube: xr.Dataset, event: Any, part: str | None) -> None:
+    """Print the result of an extraction.
+
+    Parameters
+    ----------
+    cube
+        The cube, or the samples of a part.
+    event
+        The last event of the extraction, :class:`~actkit.extraction.monitoring.progress.Progress`.
+    part
+        The part of a run, such as ``3/16``; None for a whole run.
+    """
+    path = cube_path(cube.encoding["source"])
+    speed = "nothing was left to do"
+    if event.tokens:
+        speed = f"{event.samples_per_second:,.1f} samples/s, {event.tokens_per_second:,.0f} tokens/s"
+    batches = [("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []
+    if part is not None:
+        print_pairs([("part", part), ("cube", str(path)), ("shape", shape(cube)), ("speed", speed), *batches])
+        print(f"\nonce all parts are done:  actkit seal {path.parent}")
+        return
+    print_cube(cube, [("speed", speed), *batches])
+    if "norm" in cube:
+        norms = layer_norms(cube.sel(layer=cube.has_residual))
+        print(f"\nmean norm of {_NORMED[norms.attrs['tokens']]}")
+        print_table(norms["mean"])
+    print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
+
+
+def print_cube(cube: xr.Dataset, more: Sequence[tuple[str, str]] = ()) -> None:
+    """Print where a complete cube is and what it holds, with more names and values."""
+    path = cube_path(cube.encoding["source"])
+    size = readable_bytes(bytes_on_disk(path))
+    print_pairs([("cube", str(path)), ("shape", shape(cube)), ("on disk", size), *more, *losses(cube)])
 
 
 def print_pairs(rows: Rows) -> None:

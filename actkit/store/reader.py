@@ -1,7 +1,7 @@
 """Cubes as xarray Datasets backed by dask, in which reading a damaged file raises an error."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from math import prod
@@ -98,6 +98,18 @@ def read_cube(
         raise CorruptError(faults)
     cube = _dataset(folder, root, _group_paths(folder, root, group), committed, chunked)
     return cube if committed.all() else cube.isel(sample=_where(committed))
+
+
+def open_windows(path: Path, windows: Iterable[int]) -> xr.Dataset:
+    """Open the samples of some windows, all committed, of a cube whose others other processes write."""
+    folder = cube_path(path)
+    root = open_group(folder)
+    size, count = array_of(root, "committed").chunks[0], root["committed"].shape[0]  # type: ignore[union-attr]
+    chosen = np.zeros(count, dtype=bool)
+    for window in windows:
+        chosen[window * size : (window + 1) * size] = True
+    cube = _dataset(folder, root, _group_paths(folder, root, ""), chosen, chunked=True)
+    return cube.isel(sample=_where(chosen))
 
 
 def group_names(path: str | Path) -> list[str]:

@@ -59,6 +59,7 @@ def create_cube(
     labels: Mapping[str, str],
     rows: Iterable[Mapping[str, np.ndarray]],
     attrs: Mapping[str, str | int | float | bool],
+    shared: bool = False,
 ) -> None:
     """Create a cube that holds its coordinates but no windows; it appears only once it is complete.
 
@@ -78,6 +79,9 @@ def create_cube(
         Values of ``ROW_COORDS`` and of the labels, in blocks of ``COORD_CHUNK`` consecutive samples.
     attrs
         JSON scalars that describe how the cube was made.
+    shared
+        Whether other processes may create the cube at the same time. The first one does; the caller must
+        compare the cube that is there afterwards with its own.
 
     Raises
     ------
@@ -94,7 +98,8 @@ def create_cube(
         folder = run if isinstance(run, Folder) else stack.enter_context(closing(Folder(run)))
         folder.check()
         building = folder.path_to(temporary)
-        folder.remove_tree(CREATING)
+        if not shared:
+            folder.remove_tree(CREATING)
         group = zarr.create_group(building, zarr_format=3)
         arrays = _create_arrays(group, declared, plan, labels)
         for name, values in {**coords, "batch": plan.batches}.items():
@@ -103,9 +108,13 @@ def create_cube(
         _write_attributes(building, group, declared, attrs)
         _write_coordinate_receipt(building, group, declared)
         _fsync_tree(building)
-        folder.rename(temporary, CUBE)
+        try:
+            folder.rename(temporary, CUBE)  # never replaces a folder that holds files
+        except OSError:
+            if not shared or folder.size(f"{CUBE}/{METADATA}") < 0:
+                raise
         folder.sync()
-        folder.remove_tree(CREATING)
+        folder.remove_tree(temporary if shared else CREATING)
 
 
 def _create_arrays(
