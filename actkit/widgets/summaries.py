@@ -22,7 +22,7 @@ from ..stats.norms import layer_norms, layer_updates
 from ..stats.transitions import transitions
 from ..store.folders import Folder
 from ..store.metadata import CHECKSUM
-from ..store.reader import cube_version
+from ..store.stored_array import cube_version
 from ..store.xarray_copies import COPY
 
 FOLDER = "summaries"

@@ -17,6 +17,7 @@ import xarray as xr
 from actkit import open_cube, token_strings
 from actkit.errors import CorruptError, CubeError, IncompleteError
 from actkit.schema import VARIABLES, TokenKind
+from actkit.store.byte_ranges import LocalRanges
 from actkit.store.layout import CUBE
 from actkit.store.verification import StrictStore
 from actkit.testing import Synthetic, flip_bit, synthetic, write_cube
@@ -210,7 +211,14 @@ def test_a_part_of_a_cube(
         asked.add(key)
         return get(store, key, *arguments, **options)
 
+    size = LocalRanges.size
+
+    def watched_size(ranges: LocalRanges, key: str) -> int:
+        asked.add(key)
+        return size(ranges, key)
+
     monkeypatch.setattr(StrictStore, "get", watched)
+    monkeypatch.setattr(LocalRanges, "size", watched_size)
     cube = open_cube(run, partial=True)
     xr.testing.assert_equal(cube.drop_vars(cube.coords), truth.isel(sample=rows))
     np.testing.assert_array_equal(cube.sample, rows)
