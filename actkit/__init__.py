@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
+    from .store.push_pull import pull, push
     from .store.reader import open_cube, token_strings
     from .store.verification import verify
 
@@ -47,6 +48,8 @@ __all__ = [
     "massive_activations",
     "open_cube",
     "plan",
+    "pull",
+    "push",
     "report",
     "similarity",
     "token_strings",
@@ -80,6 +83,8 @@ _MODULES = {
     "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
+    "pull": ".store.push_pull",
+    "push": ".store.push_pull",
     "report": ".reports",
     "similarity": ".stats.similarity",
     "token_strings": ".store.reader",

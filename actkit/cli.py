@@ -14,12 +14,13 @@ from json import dumps
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .cli_output import Rows, bytes_on_disk, counts, cube_info, losses, print_pairs, print_table, shape
+from .cli_copies import add_copy_commands
+from .cli_output import Rows, counts, cube_info, losses, print_pairs, print_table, shape, stored_bytes
 from .config import Config
 from .errors import ActkitError, Fault, FaultsError, InputError
 from .estimates import readable_bytes
 from .stats.norms import layer_norms
-from .store.layout import cube_path
+from .store.layout import find_cube
 from .store.reader import open_cube
 from .store.verification import verify
 from .terminal_text import printable
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_import,
     ):
         add(commands)
+    add_copy_commands(commands)
     return parser
 
 
@@ -215,16 +217,17 @@ def _extract(config: str | None, **options: Any) -> int:
     last: deque[Progress] = deque(maxlen=1)
     with _terminable():
         cube = extract(config, listeners=[Bar(), last.append], **options)
-    path = cube_path(cube.encoding["source"])
+    files = find_cube(cube.encoding["source"])
+    path = str(files)
     event = last[0]
     speed = "nothing was left to do"
     if event.tokens:
         speed = f"{event.samples_per_second:,.1f} samples/s, {event.tokens_per_second:,.0f} tokens/s"
     print_pairs(
         [
-            ("cube", str(path)),
+            ("cube", path),
             ("shape", shape(cube)),
-            ("on disk", readable_bytes(bytes_on_disk(path))),
+            ("on disk", readable_bytes(stored_bytes(files))),
             ("speed", speed),
             *([("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []),
             *losses(cube),
@@ -234,7 +237,7 @@ def _extract(config: str | None, **options: Any) -> int:
         norms = layer_norms(cube.sel(layer=cube.has_residual))
         print(f"\nmean norm of {_NORMED[norms.attrs['tokens']]}")
         print_table(norms["mean"])
-    print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
+    print(f"\nopen it in Python:  actkit.open_cube({path.rpartition(os.sep)[0]!r})")
     return 0
 
 
@@ -279,7 +282,7 @@ def _planned(config: str | None, trial: bool, options: Mapping[str, Any]) -> Row
 
 def _add_info(commands: Subparsers) -> None:
     parser = _add_command(commands, "info", _info, "show what a cube holds and how it was made")
-    parser.add_argument("path", help="run folder, or its cube.zarr")
+    parser.add_argument("path", help="run folder, its cube.zarr, or the URL of either")
 
 
 def _info(path: str) -> int:
@@ -290,7 +293,7 @@ def _info(path: str) -> int:
 def _add_verify(commands: Subparsers) -> None:
     purpose = "read every file of a cube and check it against its checksums"
     parser = _add_command(commands, "verify", _verify, purpose)
-    parser.add_argument("path", help="run folder, or its cube.zarr")
+    parser.add_argument("path", help="run folder, its cube.zarr, or the URL of either")
 
 
 def _verify(path: str) -> int:
@@ -306,7 +309,7 @@ def _verify(path: str) -> int:
 
 def _add_report(commands: Subparsers) -> None:
     parser = _add_command(commands, "report", _report, "write a one-page HTML report of a cube's results")
-    parser.add_argument("path", help="run folder, or its cube.zarr, finished or not")
+    parser.add_argument("path", help="run folder, its cube.zarr, or the URL of either, finished or not")
     parser.add_argument("--out", default="report.html", help="output file (default: %(default)s)")
     parser.add_argument(
         "--by",
@@ -379,17 +382,17 @@ def _import(folder: str, languages: str | None, **options: Any) -> int:
 
     with _terminable():
         cube = import_files(folder, languages=languages.split(",") if languages else None, **options)
-    path, empty = cube_path(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
+    files, empty = find_cube(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
     print_pairs(
         [
-            ("cube", str(path)),
+            ("cube", str(files)),
             ("shape", shape(cube)),
             ("languages", counts(cube.language.values.tolist())),
             *([("empty", f"{empty:,} samples without tokens")] if empty else []),
-            ("on disk", readable_bytes(bytes_on_disk(path))),
+            ("on disk", readable_bytes(stored_bytes(files))),
         ]
     )
-    print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
+    print(f"\nopen it in Python:  actkit.open_cube({str(files.root.parent)!r})")
     return 0
 
 

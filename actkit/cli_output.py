@@ -1,7 +1,6 @@
 """Text that the command line prints about cubes: names with values, and tables."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -9,7 +8,8 @@ import xarray as xr
 from .estimates import readable_bytes
 from .schema import DIMS, VISION
 from .stats.selection import column, label_names
-from .store.layout import cube_path, open_group
+from .store.cube_files import LocalCube, RemoteCube
+from .store.layout import find_cube, open_group
 from .store.reader import open_cube
 from .store.xarray_copies import COPY
 from .terminal_text import printable
@@ -20,20 +20,20 @@ Rows = list[tuple[str, str]]
 def cube_info(path: str) -> Rows:
     """Return what a cube holds and how it was made."""
     cube = open_cube(path, partial=True)
-    folder = cube_path(path)
+    files = find_cube(path)
     if COPY in cube.attrs:
         total, has_vision = cube.sizes["sample"], False
     else:
-        root = open_group(folder)
+        root = open_group(files)
         total, has_vision = root["committed"].shape[0], VISION in root  # type: ignore[union-attr]
     rows = [
-        ("cube", str(folder)),
+        ("cube", str(files)),
         ("shape", shape(cube)),
         *([("vision", shape(open_cube(path, group=VISION, partial=True)))] if has_vision else []),
         ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
         ("tokens", f"{int(cube.n_tokens.sum()):,}"),
         *losses(cube),
-        ("on disk", readable_bytes(bytes_on_disk(folder))),
+        ("on disk", readable_bytes(stored_bytes(files))),
         ("variables", " ".join(str(name) for name in cube.data_vars)),
     ]
     labels = label_names(cube)
@@ -68,9 +68,11 @@ def counts(values: list[Any], most: int = 6) -> str:
     return shown if len(counter) <= most else f"{len(counter):,} different values"
 
 
-def bytes_on_disk(folder: Path) -> int:
-    """Return the total size of the files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def stored_bytes(cube: LocalCube | RemoteCube) -> int:
+    """Return the total size of the files of a cube."""
+    if isinstance(cube, RemoteCube):
+        return sum(entry.size for entry in cube.entries.values())
+    return sum(path.stat().st_size for path in cube.root.rglob("*") if path.is_file())
 
 
 def print_pairs(rows: Rows) -> None:

@@ -12,11 +12,13 @@ import zarr
 from ..batch_plan import Plan
 from ..errors import Fault, StorageError
 from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs
+from .commits import place_files, written
+from .cube_files import file_entry
 from .folders import Folder, Partial
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
 from .ragged import Ragged
-from .receipts import RECEIPTS, Receipt, file_entry, read_receipt, receipt_name
+from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .shard_files import PIPELINE, ShardWriter, encoded, in_memory, storable
 from .verification import shard_faults
 
@@ -102,7 +104,7 @@ def create_cube(
         _write_rows({name: arrays[name] for name in (*ROW_COORDS, *labels)}, rows)
         _write_attributes(building, group, declared, attrs)
         _write_coordinate_receipt(building, group, declared)
-        _fsync_tree(building)
+        fsync_tree(building)
         folder.rename(temporary, CUBE)
         folder.sync()
         folder.remove_tree(CREATING)
@@ -154,7 +156,8 @@ def _write_coordinate_receipt(path: Path, group: zarr.Group, variables: Sequence
     (path / receipt_name(None)).write_bytes(receipt.content())
 
 
-def _fsync_tree(path: Path) -> None:
+def fsync_tree(path: Path) -> None:
+    """Flush a folder and everything in it to disk."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in [*files, ""]:
             fsync(Path(folder) / name)
@@ -245,7 +248,7 @@ class CubeWriter:
             damaged = [
                 name
                 for name, array in arrays.items()
-                if shard_faults(array, shards(self.path, array))
+                if shard_faults(self.path, array, shards(self.path, array))
                 or (
                     receipt
                     and any(entries.get(str(s)) != file_entry(s.path) for s in shards(self.path, array))
@@ -260,13 +263,15 @@ class CubeWriter:
                 _write_rows(by_row, rows)
             for name, (_, stored) in encoding.items():
                 contents = {f"{name}/{key}": content.to_bytes() for key, content in stored.items()}
-                with self._written(contents) as files:
+                with written(self._folder, contents) as files:
                     for file in files:
                         file.place()
                     self._folder.sync(name)
                 entries = {**entries, **Receipt.of(self._seal, files).files}
             if receipt and damaged:
-                with self._written({receipt_name(None): Receipt(self._seal, entries).content()}) as (file,):
+                with written(self._folder, {receipt_name(None): Receipt(self._seal, entries).content()}) as (
+                    file,
+                ):
                     file.place()
                     self._folder.sync("committed")
         return damaged
@@ -324,28 +329,11 @@ class CubeWriter:
             receipt_name(window): Receipt.of(self._seal, files).content(),
             self._flag_files[window]: self._flags_of(window),
         }
-        with self._written(contents) as (receipt_file, flags_file), self._committing():
+        with written(self._folder, contents) as (receipt_file, flags_file), self._committing():
             if self._is_committed(window):
                 return 0
-            for file in files:
-                file.place()
-            for folder in dict.fromkeys(file.name.rpartition("/")[0] for file in files):
-                self._folder.sync(folder)
-            for file in (receipt_file, flags_file):
-                file.place()
-                self._folder.sync("committed")
+            place_files(self._folder, files, (receipt_file, flags_file))
         return sum(file.size for file in files)
-
-    @contextmanager
-    def _written(self, contents: Mapping[str, bytes]) -> Iterator[list[Partial]]:
-        """Write files under temporary names; those that the caller does not place are removed."""
-        with ExitStack() as stack:
-            files = []
-            for name, content in contents.items():
-                files.append(stack.enter_context(closing(self._folder.partial(name))))
-                files[-1].write(content)
-                files[-1].sync()
-            yield files
 
     @contextmanager
     def _committing(self) -> Iterator[None]:
