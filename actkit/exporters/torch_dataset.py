@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import dask.base
@@ -82,13 +83,22 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         self.run, self.layer, self.component = run, layer, component
         self.batch_size, self.buffer_bytes = batch_size, buffer_bytes
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
-        self._cube = cube = _open(run)
+        cube = self._cube
         selection.require(cube, component)
         captured = selection.captured(cube, component).layer.values.tolist()
         for index in self._layers:
             if index not in captured:
                 raise MissingError(f"the cube has no {component} of layer {index}")
         self._rows = where_labels(cube, where)
+
+    @cached_property
+    def _cube(self) -> xr.Dataset:
+        return _open(self.run)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the labels and texts of a run folder, which a worker opens again."""
+        is_cube = isinstance(self.run, xr.Dataset)
+        return {name: value for name, value in self.__dict__.items() if is_cube or name != "_cube"}
 
     @property
     def _layers(self) -> list[int]:
@@ -114,29 +124,28 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         rng = np.random.default_rng([self.seed, self.epoch, first]) if self.shuffle else None
         groups = _groups([blocks[index] for index in order[first::step]], lengths, capacity - self.batch_size)
+        capacity = min(capacity, int(lengths[self._rows].sum()))
+        buffer = np.empty((capacity, *values.isel(sample=0, token=0).shape), dtype=np.float32)
         cube = cube.drop_vars([name for name in cube.variables if name not in _TOKEN_COORDS])
         with ThreadPoolExecutor(_THREADS, "actkit-tokens") as pool:
-            yield from self._batches(groups, cube, values, pool, rng)
+            yield from self._batches(groups, cube, values, buffer, pool, rng)
 
     def _batches(
         self,
         groups: Iterator[list[np.ndarray]],
         cube: xr.Dataset,
         values: xr.Variable,
+        buffer: np.ndarray,
         pool: ThreadPoolExecutor,
         rng: np.random.Generator | None,
     ) -> Iterator[torch.Tensor]:
         """Fill a buffer with a group of blocks at a time, and empty it in batches."""
-        shape = (values.sizes["layer"], values.sizes["hidden"])
-        buffer = np.empty((0, *shape), dtype=np.float32)
         held = 0  # tokens at the beginning of the buffer that have not been in a batch
         for group in groups:
             masks = _masks(cube, group)
             ends = held + np.cumsum([mask.sum() for mask in masks])
-            if ends[-1] > len(buffer):
-                larger = np.empty((max(ends[-1], 2 * len(buffer)), *shape), dtype=np.float32)
-                larger[:held] = buffer[:held]
-                buffer = larger
+            if ends[-1] > len(buffer):  # a single long sample
+                buffer = np.concatenate([buffer, np.empty_like(buffer, shape=(ends[-1], *buffer.shape[1:]))])
             parts = np.split(buffer[held : ends[-1]], ends[:-1] - held)
             list(pool.map(lambda block: _fill(values, *block), zip(group, masks, parts, strict=True)))
             order = np.arange(ends[-1]) if rng is None else rng.permutation(ends[-1])
