@@ -59,7 +59,12 @@ def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
                 "explains (95% confidence over all layers)."
             )
         elif flagged.ratio.notnull().any():
-            sentence += "; no step is larger than a smooth trend of the other steps explains."
+            most = flagged.isel(layer=int(np.nanargmax(flagged.ratio.values)))
+            sentence += (
+                "; no step exceeds a smooth trend of the other steps with 95% confidence over all layers. "
+                f"The largest in relation to it follows layer {most.layer.item()}: {float(most.ratio):,.3g} "
+                f"times the trend ({float(most.ratio_low):,.3g} to {float(most.ratio_high):,.3g})."
+            )
         else:
             sentence += "; no step can be tested, so this is descriptive."
         sentences.append(sentence)

@@ -100,7 +100,7 @@ def test_change_points_are_named_and_untested_steps_are_descriptive(run: Path) -
     adjacent, steps = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
     assert "no step can be tested, so this is descriptive" in findings.of_neighbours(adjacent, steps)[0]
     steps["ratio"][:, 1:3] = 1.0
-    assert "; no step is larger than a smooth trend" in findings.of_neighbours(adjacent, steps)[0]
+    assert "; no step exceeds a smooth trend" in findings.of_neighbours(adjacent, steps)[0]
     steps["change_point"][0, 2] = True
     sentences = findings.of_neighbours(adjacent, steps)
     assert ". The step after layer 2 is larger than a smooth trend of the other steps" in sentences[0]
