@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .exporters.run_export import export
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
+    from .extraction.seal import seal
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -51,6 +52,7 @@ __all__ = [
     "pull",
     "push",
     "report",
+    "seal",
     "similarity",
     "token_strings",
     "top_activating",
@@ -86,6 +88,7 @@ _MODULES = {
     "pull": ".store.push_pull",
     "push": ".store.push_pull",
     "report": ".reports",
+    "seal": ".extraction.seal",
     "similarity": ".stats.similarity",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",

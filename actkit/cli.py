@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .cli_copies import add_copy_commands
-from .cli_output import Rows, counts, cube_info, losses, print_pairs, print_table, shape, stored_bytes
+from .cli_output import Rows, counts, cube_info, print_cube, print_extraction, print_pairs
 from .config import Config
 from .errors import ActkitError, Fault, FaultsError, InputError
 from .estimates import readable_bytes
-from .stats.norms import layer_norms
 from .store.layout import find_cube
 from .store.reader import open_cube
 from .store.verification import verify
@@ -31,12 +30,6 @@ _NEGATIVE_VALUES = "Join a value that starts with a minus sign to its option: --
 
 # takes half a minute on two cores; most CPUs multiply bfloat16 matrices several times slower than float32
 _LLM_RUN = {"limit": 200, "dtype": "float32", "storage": "bfloat16"}
-
-_NORMED = {
-    "content": "content tokens",
-    "last": "the last tokens",
-    "mean": "the means over content tokens",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _add_demo,
         _add_extract,
+        _add_seal,
         _add_plan,
         _add_info,
         _add_verify,
@@ -192,6 +186,12 @@ def _add_extract(commands: Subparsers) -> None:
     parser = _add_command(commands, "extract", _extract, purpose, _NEGATIVE_VALUES)
     _add_config_options(parser)
     parser.add_argument("--queue", metavar="Q", help="folder in which runs wait for a free device")
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="compute one of several parts of the run, such as 3/16; other processes, on any machines that "
+        "share the folder, compute the others, and `actkit seal` finishes the run",
+    )
 
 
 def _import_extraction() -> None:
@@ -215,29 +215,26 @@ def _extract(config: str | None, **options: Any) -> int:
     from .extraction.run import extract
 
     last: deque[Progress] = deque(maxlen=1)
+    part = options.get("part")
     with _terminable():
-        cube = extract(config, listeners=[Bar(), last.append], **options)
-    files = find_cube(cube.encoding["source"])
-    path = str(files)
-    event = last[0]
-    speed = "nothing was left to do"
-    if event.tokens:
-        speed = f"{event.samples_per_second:,.1f} samples/s, {event.tokens_per_second:,.0f} tokens/s"
-    print_pairs(
-        [
-            ("cube", path),
-            ("shape", shape(cube)),
-            ("on disk", readable_bytes(stored_bytes(files))),
-            ("speed", speed),
-            *([("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []),
-            *losses(cube),
-        ]
+        cube = extract(config, listeners=[Bar(part), last.append], **options)
+    print_extraction(cube, last[0], part)
+    return 0
+
+
+def _add_seal(commands: Subparsers) -> None:
+    purpose = "finish a run that was computed in parts, after checking that it is complete and intact"
+    parser = _add_command(commands, "seal", _seal, purpose)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument(
+        "--quick", action="store_true", help="check only that all files exist, not what they contain"
     )
-    if "norm" in cube:
-        norms = layer_norms(cube.sel(layer=cube.has_residual))
-        print(f"\nmean norm of {_NORMED[norms.attrs['tokens']]}")
-        print_table(norms["mean"])
-    print(f"\nopen it in Python:  actkit.open_cube({path.rpartition(os.sep)[0]!r})")
+
+
+def _seal(run: str, quick: bool) -> int:
+    from .extraction.seal import seal
+
+    print_cube(seal(run, quick=quick))
     return 0
 
 
@@ -383,15 +380,8 @@ def _import(folder: str, languages: str | None, **options: Any) -> int:
     with _terminable():
         cube = import_files(folder, languages=languages.split(",") if languages else None, **options)
     files, empty = find_cube(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
-    print_pairs(
-        [
-            ("cube", str(files)),
-            ("shape", shape(cube)),
-            ("languages", counts(cube.language.values.tolist())),
-            *([("empty", f"{empty:,} samples without tokens")] if empty else []),
-            ("on disk", readable_bytes(stored_bytes(files))),
-        ]
-    )
+    rows = [("languages", counts(cube.language.values.tolist()))]
+    print_cube(cube, rows + [("empty", f"{empty:,} samples without tokens")] * bool(empty))
     print(f"\nopen it in Python:  actkit.open_cube({str(files.root.parent)!r})")
     return 0
 

@@ -19,7 +19,7 @@ from actkit.cli import main
 from actkit.config import Config
 from actkit.testing import write_cube
 
-COMMANDS = ("demo", "extract", "plan", "info", "verify", "report", "export", "import")
+COMMANDS = ("demo", "extract", "seal", "plan", "info", "verify", "report", "export", "import")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -21,8 +21,8 @@ from .byte_ranges import ByteRanges, LocalRanges
 from .compression import Compression
 from .folders import Folder
 from .metadata import METADATA, METADATA_BYTES, Document, node_fault, parsed, read_document
+from .object_clients import StorageOptions
 from .object_folder import Entry, ObjectFolder
-from .object_urls import StorageOptions
 from .plain_store import PlainStore
 from .range_cache import RangeCache
 from .remote_store import RemoteStore

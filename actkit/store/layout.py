@@ -13,6 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
 from ..errors import CorruptError, CubeError, Fault, InputError
+from ..object_urls import is_url
 from ..schema import FORMAT, Variable
 from .cube_files import LocalCube, RemoteCube, files_of, open_remote
 from .metadata import (
@@ -29,7 +30,7 @@ from .metadata import (
     is_known,
     listed_nodes,
 )
-from .object_urls import StorageOptions, is_url
+from .object_clients import StorageOptions
 from .plain_store import CheckedStore, PlainStore
 from .xarray_copies import is_copy
 

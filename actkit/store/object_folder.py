@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from ..errors import Fault, InputError
-from .object_urls import StorageOptions, checked_url, endpoint_name, open_store, secrets
+from ..object_urls import checked_url
+from .object_clients import StorageOptions, endpoint_name, open_store, secrets
 
 SINGLE_BYTES = 64 * 2**20  # larger objects are stored in parts
 _PART_BYTES = 32 * 2**20
@@ -345,6 +346,15 @@ class Upload:
             self._folder.put(self.name, self._file.read())
         else:
             self._folder.put(self.name, self._file)
+
+    def place_new(self) -> bool:
+        """Store the object unless one of that name exists; return whether it was stored, or was the same."""
+        self._file.seek(0)
+        try:
+            self._folder.create(self.name, self._file.read())
+        except FileExistsError:
+            return False
+        return True
 
     def close(self) -> None:
         """Discard what is held of the object on this machine."""

@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 
 from ..errors import CorruptError, Fault, InputError
+from ..object_urls import is_url
 from ..regular_files import MB
 from ..schema import MOMENTS, VARIABLES
 from .byte_ranges import ByteRanges
@@ -19,8 +20,8 @@ from .cube_files import LocalCube, RemoteCube
 from .folders import Folder, Partial
 from .layout import CUBE, array_names, array_of, find_cube, open_group, shards
 from .metadata import CHECKSUM, CHUNK_LIMIT, METADATA, METADATA_BYTES, listed_nodes
+from .object_clients import StorageOptions
 from .object_folder import WRITE_PATIENCE, ObjectFolder, Upload
-from .object_urls import StorageOptions, is_url
 from .plain_store import CheckedStore
 from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .remote_creation import check_digest, checked_coordinates, create_remote

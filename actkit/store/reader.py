@@ -1,6 +1,6 @@
 """Cubes as xarray Datasets backed by dask, in which reading a damaged file raises an error."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
@@ -18,10 +18,10 @@ from ..errors import CorruptError, CubeError, Fault, IncompleteError, StorageErr
 from ..regular_files import MB
 from ..schema import DIMS, VARIABLES, WIDTH, TokenKind
 from .cube_files import LocalCube, RemoteCube
-from .layout import Array, array_names, array_of, dims_of, find_cube, open_group, shards
+from .layout import Array, array_names, array_of, cube_path, dims_of, find_cube, open_group, shards
 from .lazy_values import dask_values, indexed_values
 from .metadata import ARRAYS, CHECKSUM
-from .object_urls import StorageOptions
+from .object_clients import StorageOptions
 from .stored_array import StoredArray
 from .verification import RERUN, read_committed
 from .xarray_copies import is_copy, open_copy
@@ -122,6 +122,18 @@ def read_cube(
         raise CorruptError(faults)
     cube = _dataset(folder, root, _group_paths(folder, root, group), committed, chunked)
     return cube if committed.all() else cube.isel(sample=_where(committed))
+
+
+def open_windows(path: Path, windows: Iterable[int]) -> xr.Dataset:
+    """Open the samples of some windows, all committed, of a cube whose others other processes write."""
+    folder = cube_path(path)
+    root = open_group(folder)
+    size, count = array_of(root, "committed").chunks[0], root["committed"].shape[0]  # type: ignore[union-attr]
+    chosen = np.zeros(count, dtype=bool)
+    for window in windows:
+        chosen[window * size : (window + 1) * size] = True
+    cube = _dataset(folder, root, _group_paths(folder, root, ""), chosen, True)
+    return cube.isel(sample=_where(chosen))
 
 
 def group_names(path: str | Path, storage_options: StorageOptions | None = None) -> list[str]:

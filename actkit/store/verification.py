@@ -21,7 +21,7 @@ from .layout import (
     shards,
 )
 from .metadata import CHECKSUM, CHUNK_LIMIT
-from .object_urls import StorageOptions
+from .object_clients import StorageOptions
 from .plain_store import CheckedStore, PlainStore
 from .receipts import RECEIPTS, Receipt, read_receipt
 

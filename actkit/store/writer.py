@@ -13,10 +13,11 @@ from ..batch_plan import Plan
 from ..errors import Fault, StorageError
 from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs
 from .commits import place_files, written
-from .cube_files import file_entry
+from .cube_files import RemoteCube, file_entry, files_of
 from .folders import Folder, Partial
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
+from .object_folder import Upload
 from .ragged import Ragged
 from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .shard_files import PIPELINE, ShardWriter, encoded, in_memory, storable
@@ -61,6 +62,7 @@ def create_cube(
     labels: Mapping[str, str],
     rows: Iterable[Mapping[str, np.ndarray]],
     attrs: Mapping[str, str | int | float | bool],
+    shared: bool = False,
 ) -> None:
     """Create a cube that holds its coordinates but no windows; it appears only once it is complete.
 
@@ -80,6 +82,9 @@ def create_cube(
         Values of ``ROW_COORDS`` and of the labels, in blocks of ``COORD_CHUNK`` consecutive samples.
     attrs
         JSON scalars that describe how the cube was made.
+    shared
+        Whether other processes may create the cube at the same time. The first one does; the caller must
+        compare the cube that is there afterwards with its own.
 
     Raises
     ------
@@ -96,7 +101,8 @@ def create_cube(
         folder = run if isinstance(run, Folder) else stack.enter_context(closing(Folder(run)))
         folder.check()
         building = folder.path_to(temporary)
-        folder.remove_tree(CREATING)
+        if not shared:
+            folder.remove_tree(CREATING)
         group = zarr.create_group(building, zarr_format=3)
         arrays = _create_arrays(group, declared, plan, labels)
         for name, values in {**coords, "batch": plan.batches}.items():
@@ -105,9 +111,13 @@ def create_cube(
         _write_attributes(building, group, declared, attrs)
         _write_coordinate_receipt(building, group, declared)
         fsync_tree(building)
-        folder.rename(temporary, CUBE)
+        try:
+            folder.rename(temporary, CUBE)  # never replaces a folder that holds files
+        except OSError:
+            if not shared or folder.size(f"{CUBE}/{METADATA}") < 0:
+                raise
         folder.sync()
-        folder.remove_tree(CREATING)
+        folder.remove_tree(temporary if shared else CREATING)
 
 
 def _create_arrays(
@@ -178,19 +188,20 @@ class CubeWriter:
     Parameters
     ----------
     path
-        The ``.zarr`` folder.
+        The ``.zarr`` folder, or its files in an object store.
     plan
         The plan with which the cube was created.
     threads
         Number of threads that compress.
     """
 
-    def __init__(self, path: Path, plan: Plan, *, threads: int = 1) -> None:
+    def __init__(self, path: Path | RemoteCube, plan: Plan, *, threads: int = 1) -> None:
         self.path = path
+        root = files_of(path).root
         self._plan = plan
         self._shards = ShardWriter(threads)
         with storage_errors("cannot open"):
-            self._folder = Folder(path)
+            self._folder = path.folder if isinstance(path, RemoteCube) else Folder(path)
         self._group = open_group(path)
         self._seal = str(self._group.attrs[CHECKSUM])
         self._root = self._folder.read(METADATA, -1)
@@ -201,10 +212,10 @@ class CubeWriter:
             if variable.by_window and name in self._group
         }
         self._files = {
-            name: [str(shard) for shard in shards(path, array)] for name, array in self._arrays.items()
+            name: [str(shard) for shard in shards(root, array)] for name, array in self._arrays.items()
         }
         flags = array_of(self._group, "committed")
-        self._flag_files = [str(shard) for shard in shards(path, flags)]
+        self._flag_files = [str(shard) for shard in shards(root, flags)]
         self._flags = {
             len(plan.samples_of(window)): encoded(flags, window, np.ones(len(plan.samples_of(window)), bool))
             for window in {0, plan.n_windows - 1}
@@ -248,11 +259,7 @@ class CubeWriter:
             damaged = [
                 name
                 for name, array in arrays.items()
-                if shard_faults(self.path, array, shards(self.path, array))
-                or (
-                    receipt
-                    and any(entries.get(str(s)) != file_entry(s.path) for s in shards(self.path, array))
-                )
+                if self._is_damaged(array, entries if receipt else None)
             ]
             encoding = {name: in_memory(arrays[name]) for name in damaged}
             for name in damaged:
@@ -306,7 +313,7 @@ class CubeWriter:
             if self._is_committed(window):
                 return 0
             with ExitStack() as stack:
-                files = []
+                files: list[Partial | Upload] = []
                 for name, array in self._arrays.items():
                     file = stack.enter_context(closing(self._folder.partial(self._files[name][window])))
                     files.append(file)
@@ -323,7 +330,7 @@ class CubeWriter:
         self._shards.close()
         self._folder.close()
 
-    def _commit(self, window: int, files: list[Partial]) -> int:
+    def _commit(self, window: int, files: "list[Partial | Upload]") -> int:
         """Rename the files of a window into place, its receipt and its flags last."""
         contents = {
             receipt_name(window): Receipt.of(self._seal, files).content(),
@@ -341,6 +348,16 @@ class CubeWriter:
         with self._folder.locked("committed"):
             self._check()
             yield
+
+    def _is_damaged(self, array: Array, entries: Mapping[str, tuple[int, str]] | None) -> bool:
+        """Return whether files of a coordinate cannot be read, or differ from those in the receipt."""
+        files = files_of(self.path)
+        expected = list(shards(files.root, array))
+        if shard_faults(self.path, array, expected):
+            return True
+        return entries is not None and any(
+            entries.get(str(shard)) != files.file_entry(str(shard)) for shard in expected
+        )
 
     def _check(self) -> None:
         self._folder.check()
