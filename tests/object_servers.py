@@ -104,6 +104,31 @@ class Proxy:
         return sum(method in ("", r.method) and re.search(part, r.path) is not None for r in self.requests)
 
 
+# what happens to a request, given the number of different requests before it
+FAULTS: dict[str, Callable[[Request, int], str]] = {
+    "answers 503": lambda r, n: "503" if n % 3 == 0 else "",
+    "answers 500": lambda r, n: "500" if n % 4 == 0 else "",
+    "answers 429": lambda r, n: "429" if n % 3 == 1 else "",
+    "cut requests": lambda r, n: "cut" if r.method == "PUT" and n % 3 == 0 else "",
+    "cut creates": lambda r, n: "cut" if r.is_create and n % 2 == 0 else "",
+    "lost answers": lambda r, n: "lost" if r.method == "PUT" and n % 3 == 0 else "",
+    "lost creates": lambda r, n: "lost" if r.is_create and n % 2 == 0 else "",
+    "409 on create": lambda r, n: "409" if r.is_create and n % 2 == 0 else "",
+}
+
+
+def first_attempts(disturbance: Callable[[Request, int], str]) -> Callable[[Request], str]:
+    """Return a fault that disturbs the first two attempts at some requests; each succeeds in the end."""
+    seen: Counter[str] = Counter()
+
+    def fault(request: Request) -> str:
+        key = f"{request.method} {request.path}"
+        seen[key] += 1
+        return disturbance(request, len(seen) + request.is_create) if seen[key] <= 2 else ""
+
+    return fault
+
+
 @contextmanager
 def proxy(server: int) -> Iterator[Proxy]:
     """Run a proxy before a server on this machine, in a thread."""

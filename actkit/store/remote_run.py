@@ -13,7 +13,7 @@ from .cube_files import RemoteCube
 from .folders import Folder
 from .layout import CUBE
 from .metadata import METADATA
-from .object_clients import work_folder
+from .object_clients import StorageOptions, work_folder
 from .object_folder import WRITE_PATIENCE, ObjectFolder
 from .remote_creation import create_remote
 from .remote_writer import RemoteWriter
@@ -31,17 +31,19 @@ class RemoteRun:
     ----------
     url
         URL of the run.
+    options
+        Options of obstore, such as ``endpoint``.
 
     Notes
     -----
     The lock, the status and the log are in a local folder, :attr:`folder`; status and log are copied to the
-    store. Credentials and endpoints come from the environment.
+    store. Credentials come from the environment.
     """
 
-    def __init__(self, url: str) -> None:
-        self.place = ObjectFolder(url, patience=WRITE_PATIENCE)
+    def __init__(self, url: str, options: StorageOptions | None = None) -> None:
+        self.place = ObjectFolder(url, options, patience=WRITE_PATIENCE)
         self.folder = work_folder(self.place.url)
-        self._copies = ObjectFolder(url, patience=_SHOWN_PATIENCE)
+        self._copies = ObjectFolder(url, options, patience=_SHOWN_PATIENCE)
         self._last, self._state = -_HEARTBEAT, ""
 
     def cube(self) -> RemoteCube | None:

@@ -27,10 +27,11 @@ from actkit.store.object_folder import ObjectFolder
 from actkit.store.xarray_backend import CubeBackend
 from actkit.testing import contents, flip_bit, write_cube
 from tests.object_servers import (
+    FAULTS,
     RETRY,
     SECRET,
     Proxy,
-    Request,
+    first_attempts,
     moto_server,
     new_bucket,
     options,
@@ -228,32 +229,11 @@ def test_a_forked_process_gets_an_error_instead_of_waiting_forever(
     assert b"start workers by `spawn`" in os.read(reading, 1000)
 
 
-FAULTS = {
-    "answers 503": lambda r, n: "503" if n % 3 == 0 else "",
-    "answers 500": lambda r, n: "500" if n % 4 == 0 else "",
-    "answers 429": lambda r, n: "429" if n % 3 == 1 else "",
-    "cut requests": lambda r, n: "cut" if r.method == "PUT" and n % 3 == 0 else "",
-    "cut creates": lambda r, n: "cut" if r.is_create and n % 2 == 0 else "",
-    "lost answers": lambda r, n: "lost" if r.method == "PUT" and n % 3 == 0 else "",
-    "lost creates": lambda r, n: "lost" if r.is_create and n % 2 == 0 else "",
-    "409 on create": lambda r, n: "409" if r.is_create and n % 2 == 0 else "",
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", ["answers 503", "cut requests", "lost creates"])
 def test_faults_of_the_network_change_no_byte(
     name: str, run: Path, url: str, server: int, disturbed: Proxy
 ) -> None:
-    seen: dict[str, int] = {}
-
-    def fault(request: Request) -> str:
-        """Disturb the first attempts at some requests; each succeeds in the end."""
-        key = f"{request.method} {request.path}"
-        seen[key] = seen.get(key, 0) + 1
-        number = len(seen) + request.is_create
-        return FAULTS[name](request, number) if seen[key] <= 2 else ""
-
-    disturbed.fault = fault
+    disturbed.fault = first_attempts(FAULTS[name])
     actkit.push(run, url, storage_options=options(disturbed.port))
     assert sum(disturbed.injected.values()) >= 3, disturbed.injected
     assert stored(url, server) == contents(run / CUBE)
