@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from safetensors.numpy import load, save
 
+from ..object_urls import is_url
 from ..regular_files import MB
 from ..stats.cka import adjacent_cka, cka, language_cka
 from ..stats.cross_language import transfer
@@ -21,6 +22,7 @@ from ..stats.directions import direction_cosines
 from ..stats.norms import layer_norms, layer_updates
 from ..stats.transitions import transitions
 from ..store.folders import Folder
+from ..store.object_clients import work_folder
 from ..store.metadata import CHECKSUM
 from ..store.stored_array import cube_version
 from ..store.xarray_copies import COPY
@@ -74,9 +76,9 @@ class Summaries:
         """
         if COPY in cube.attrs:  # its values cannot be identified without reading them
             return _STATISTICS[statistic](cube, **options).compute()
-        source = Path(cube.encoding["source"])
+        source = str(cube.encoding["source"])
         digest = _digest(cube, statistic, options)
-        key = str(source), cube_version(source), digest
+        key = source, () if is_url(source) else cube_version(Path(source)), digest
         with self._lock:
             busy = self._busy.setdefault(key, Lock())
         with busy:  # concurrent requests share one computation
@@ -84,7 +86,8 @@ class Summaries:
                 if key in self._known:
                     self._known.move_to_end(key)
                     return self._known[key]
-            kept = source.parent / FOLDER / f"{statistic}-{digest[:24]}.safetensors"
+            run = work_folder(source.rpartition("/")[0]) if is_url(source) else Path(source).parent
+            kept = run / FOLDER / f"{statistic}-{digest[:24]}.safetensors"
             result = _read(kept, digest)
             if result is None:
                 result = _STATISTICS[statistic](cube, **options).compute()
