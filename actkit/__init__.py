@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
     from .stats.geometry import anisotropy, intrinsic_dimension
+    from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
     from .stats.norms import layer_norms, layer_updates, massive_activations
     from .stats.similarity import similarity
+    from .stats.token_correlation import token_correlation
+    from .stats.token_filter import TokenFilter
+    from .stats.token_selection import select_tokens
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
@@ -32,10 +36,13 @@ __all__ = [
     "Config",
     "Eraser",
     "RunPlan",
+    "TokenFilter",
     "Whitener",
     "adjacent_cka",
     "anisotropy",
     "cka",
+    "cluster_samples",
+    "cluster_tokens",
     "direction_cosines",
     "export",
     "extract",
@@ -53,7 +60,9 @@ __all__ = [
     "push",
     "report",
     "seal",
+    "select_tokens",
     "similarity",
+    "token_correlation",
     "token_strings",
     "top_activating",
     "transfer",
@@ -68,10 +77,13 @@ _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
     "RunPlan": ".extraction.preflight.preparation",
+    "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
+    "cluster_samples": ".stats.kmeans",
+    "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
@@ -89,7 +101,9 @@ _MODULES = {
     "push": ".store.push_pull",
     "report": ".reports",
     "seal": ".extraction.seal",
+    "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
     "transfer": ".stats.cross_language",

@@ -161,10 +161,13 @@ def decode_over(chunks: list[bytes]) -> None:
 
 
 def timed(action: Callable[..., object], *arguments: object) -> np.ndarray:
-    """Return seconds, and seconds of all cores."""
-    busy = time.process_time()
-    took = seconds(action, *arguments)
-    return np.array([took, time.process_time() - busy])
+    """Return seconds, and seconds of all cores: medians of three repetitions."""
+    times = []
+    for _ in range(3):
+        busy = time.process_time()
+        took = seconds(action, *arguments)
+        times.append([took, time.process_time() - busy])
+    return np.median(times, axis=0)
 
 
 def decoding(run: Path, what: str) -> tuple[np.ndarray, np.ndarray]:

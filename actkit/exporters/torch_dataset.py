@@ -13,16 +13,19 @@ import xarray as xr
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..canonical import Cube, as_cube
-from ..errors import MissingError
+from ..errors import Fault, InputError, MissingError
 from ..regular_files import MB
 from ..schema import Component
 from ..stats import selection
+from ..stats.token_masks import SELECTED
+from ..stats.token_selection import select_tokens
 from ..store.reader import read_cube
 from .cube_blocks import where_labels
 
 _BLOCK = 64  # maximum number of samples that are read together
 _BLOCKS = 12  # minimum number of blocks whose tokens are shuffled together, unless a sample is longer
-_TOKEN_COORDS = ("language", "n_tokens", "position", "sample", "token", "token_kind")  # that identify content
+# coordinates that identify the tokens of a batch
+_TOKEN_COORDS = ("language", "n_tokens", "position", "sample", "token", "token_kind", SELECTED)
 _THREADS = min(os.cpu_count() or 1, 16)
 
 
@@ -41,6 +44,8 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         Layer index; or several, for batches with the dims ``(token, layer, hidden)``.
     component
         ``residual``, ``attention`` or ``mlp``.
+    tokens
+        Tokens yielded, as for :func:`actkit.layer_norms`.
     where
         Required value of each label given, or of ``language``.
     batch_size
@@ -73,6 +78,7 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         *,
         layer: int | Sequence[int],
         component: Component = "residual",
+        tokens: selection.TokenSelection = "content",
         where: Mapping[str, Any] | None = None,
         batch_size: int = 4096,
         shuffle: bool = True,
@@ -80,11 +86,13 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         buffer_bytes: int = 256 * MB,
     ) -> None:
         selection.check_counts(batch_size=batch_size, buffer_bytes=buffer_bytes)
-        self.run, self.layer, self.component = run, layer, component
+        self.run, self.layer, self.component, self.tokens = run, layer, component, tokens
         self.batch_size, self.buffer_bytes = batch_size, buffer_bytes
         self.shuffle, self.seed, self.epoch = shuffle, seed, 0
         cube = self._cube
         selection.require(cube, component)
+        if not self._layers:
+            raise InputError([Fault("layer", "names no layer", "give at least one")])
         captured = selection.captured(cube, component).layer.values.tolist()
         for index in self._layers:
             if index not in captured:
@@ -93,7 +101,12 @@ class LayerTokens(IterableDataset[torch.Tensor]):
 
     @cached_property
     def _cube(self) -> xr.Dataset:
-        return _open(self.run)
+        cube = _open(self.run)
+        if isinstance(self.tokens, str) and self.tokens == "content":
+            return cube
+        # without values, because the pooled ones are of no use here
+        selected = select_tokens(cube.drop_vars(cube.data_vars), self.tokens)
+        return cube.assign_coords({SELECTED: selected[SELECTED]}).assign_attrs(selected.attrs)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the labels and texts of a run folder, which a worker opens again."""

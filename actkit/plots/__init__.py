@@ -1,5 +1,6 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
+from .kmeans import kmeans
 from .lines import (
     adjacent_cka,
     anisotropy,
@@ -10,7 +11,7 @@ from .lines import (
     layer_updates,
     transfer,
 )
-from .maps import cka, direction_cosines, language_cka, similarity, tokens
+from .maps import cka, direction_cosines, language_cka, similarity, token_correlation, tokens
 from .points import projection
 from .style import figure, load_matplotlib
 
@@ -23,12 +24,14 @@ __all__ = [
     "figure",
     "group_differential",
     "intrinsic_dimension",
+    "kmeans",
     "language_cka",
     "layer_norms",
     "layer_updates",
     "load_matplotlib",
     "projection",
     "similarity",
+    "token_correlation",
     "tokens",
     "transfer",
 ]

@@ -164,6 +164,36 @@ def similarity(
     )
 
 
+def token_correlation(
+    correlation: xr.Dataset, variable: Literal["pearson", "spearman", "cosine"] = "pearson"
+) -> Any:
+    """Plot the correlation of tokens between all pairs of layers, one map per language.
+
+    Parameters
+    ----------
+    correlation
+        From :func:`actkit.token_correlation`.
+    variable
+        A variable of the result: ``pearson``; ``cosine`` of vectors; or ``spearman`` of norms.
+
+    Returns
+    -------
+    holoviews.Layout
+    """
+    table = correlation[variable].compute()
+    name = {"pearson": "Pearson correlation", "spearman": "Spearman correlation", "cosine": "Cosine"}[
+        variable
+    ]
+    label = f"{name} of token {correlation.attrs['of']}s"
+    span = (float(table.min()), float(table.max()))
+    return side_by_side(
+        [
+            _square(table.sel(language=language), f"{label}, {language}", span, SEQUENTIAL)
+            for language in table.language.values.tolist()
+        ]
+    )
+
+
 def tokens(cube: Cube, sample: int, *, variable: str = "norm", most: int = _MOST_TOKENS) -> Any:
     """Plot a sample as a layer × token map, with its text.
 

@@ -83,7 +83,10 @@ def describe(attrs: dict[str, Any]) -> str:
     attrs
         Attributes of the result.
     """
-    text = TEXTS[str(attrs["statistic"])].format_map(_Known(attrs))
+    text = TEXTS[str(attrs["statistic"])]
+    if "tokens" in attrs and "{tokens}" not in text:
+        text += " Only these tokens are used: {tokens}."
+    text = text.format_map(_Known(attrs))
     if "cluster" not in attrs:
         return text
     if not attrs["cluster"]:

@@ -15,6 +15,7 @@ from .finiteness import finite_cube
 from .kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
 from .matched_samples import Match, check_languages, same_samples
 from .token_cka import sampled_tokens, token_cka
+from .token_selection import select_tokens
 
 _VARIANTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cka_without_top": without_top,
@@ -29,6 +30,7 @@ def cka(
     b: Cube | None = None,
     *,
     vectors: selection.Vectors = "pooled",
+    tokens: selection.TokenSelection = "content",
     match: Match = "ids",
     cluster: str | None = selection.AUTO,
     batch: int | None = None,
@@ -46,6 +48,8 @@ def cka(
         itself.
     vectors
         ``pooled`` or ``last`` for one vector per sample; or ``tokens`` for content tokens.
+    tokens
+        As for :func:`adjacent_cka`.
     match
         How samples of two cubes are matched within each language. ``ids``: by ``sample_id``; if the data had
         no ids, so that these are row numbers, the texts of each pair must be equal. ``text``: by text, which
@@ -97,7 +101,7 @@ def cka(
     selection.check_counts(
         max_sampled_tokens=max_sampled_tokens, **({} if batch is None else {"batch": batch})
     )
-    cubes = [finite_cube(cube) for cube in (a, b) if cube is not None]
+    cubes = [select_tokens(finite_cube(cube), tokens) for cube in (a, b) if cube is not None]
     estimator = "debiased" if batch is None else f"minibatch of {batch}"
     arrays = [_vectors(cube, vectors, max_sampled_tokens, seed) for cube in cubes]
     if b is not None:
@@ -139,6 +143,7 @@ def adjacent_cka(
     cube: Cube,
     *,
     vectors: selection.Vectors = "pooled",
+    tokens: selection.TokenSelection = "content",
     cluster: str | None = selection.AUTO,
     variants: bool = True,
 ) -> xr.Dataset:
@@ -150,6 +155,10 @@ def adjacent_cka(
         From :func:`actkit.open_cube`.
     vectors
         ``pooled`` or ``last``; or ``tokens`` for all content tokens, read block by block.
+    tokens
+        Tokens that the vectors represent: a :class:`TokenFilter`, or a kind of token as for
+        :func:`layer_norms`. `pooled` and `last` of other tokens than ``content`` are computed from
+        `residual`, which the cube must hold at all content tokens.
     cluster
         As for :func:`cka`.
     variants
@@ -175,7 +184,7 @@ def adjacent_cka(
     See :func:`cka`. The participation ratio is the squared sum of the covariance eigenvalues over the sum of
     their squares.
     """
-    cube = finite_cube(cube)
+    cube = select_tokens(finite_cube(cube), tokens)
     selection.require(cube)
     choice = selection.cluster_choice(cube, cluster)
     if vectors == "tokens":
@@ -198,7 +207,11 @@ def adjacent_cka(
 
 
 def language_cka(
-    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = selection.AUTO
+    cube: Cube,
+    *,
+    vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
+    cluster: str | None = selection.AUTO,
 ) -> xr.Dataset:
     """Return the debiased CKA between languages at each layer, on samples matched by ``sample_id``.
 
@@ -206,7 +219,7 @@ def language_cka(
     ----------
     cube
         From :func:`actkit.open_cube`, with several languages.
-    vectors, cluster
+    vectors, tokens, cluster
         As for :func:`cka`, except ``tokens``. The vectors are the samples' translations; two samples are of
         one cluster if they share a value in either language.
 
@@ -221,7 +234,7 @@ def language_cka(
     InputError
         If no two languages share samples, or ``sample_id`` does not identify translations.
     """
-    array = selection.vectors(finite_cube(cube), vectors)
+    array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
     check_languages(array, "name samples by an id: `id_column`, or `data` of an import")
     choice = selection.cluster_choice(array, cluster)
     cluster_ids = _clusters(array, vectors, choice.name)

@@ -14,6 +14,7 @@ from .group_probes import check_estimator
 from .groups import label_text
 from .kernels import auroc, probes
 from .matched_samples import check_languages
+from .token_selection import select_tokens
 
 _VARIABLES = ("auroc", "auroc_low", "auroc_high", "auroc_sd")
 
@@ -26,6 +27,7 @@ def transfer(
     cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     folds: int = 5,
     seeds: int = 1,
     estimator: probes.Estimator = "ridge",
@@ -38,7 +40,7 @@ def transfer(
         From :func:`actkit.open_cube`.
     across
         Domains to train and test on: ``language``, or a label column.
-    by, cluster, between, vectors, folds, seeds, estimator
+    by, cluster, between, vectors, tokens, folds, seeds, estimator
         As for :func:`group_differential`. Without a cluster label, samples with the same ``sample_id`` form
         a cluster.
 
@@ -57,7 +59,7 @@ def transfer(
     selection.check_counts(seeds=seeds)
     selection.check_counts(2, folds=folds)
     check_estimator(estimator)
-    array = selection.vectors(finite_cube(cube), vectors)
+    array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
     domains = selection.column(array, across, "across")
     if not len(domains.values):
         raise InputError([Fault("across", f"no sample has a value of `{across}`", "choose another label")])

@@ -12,6 +12,7 @@ from .finiteness import finite_cube
 from .group_comparison import Contrast, contrasts_of, cut_folds
 from .group_probes import BASELINES, check_estimator, differences, probe_baselines, probe_layers
 from .kernels import contrasts, probes
+from .token_selection import select_tokens
 
 _EFFECTS = ("squared_smd", "squared_smd_se")
 _CORE = [["sample", "hidden"]]
@@ -24,6 +25,7 @@ def group_differential(
     cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     folds: int = 5,
     seeds: int = 3,
     permutations: int = 200,
@@ -47,6 +49,9 @@ def group_differential(
         ascending order. Samples without a value are excluded.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these and the embedding represent, as for :func:`adjacent_cka`. The baselines of the text
+        and its length are those of the whole text.
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
@@ -105,7 +110,7 @@ def group_differential(
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
     check_estimator(estimator)
-    whole = finite_cube(cube)
+    whole = select_tokens(finite_cube(cube), tokens)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)

@@ -10,6 +10,7 @@ from . import selection
 from .finiteness import finite_cube
 from .group_comparison import contrasts_of
 from .kernels.split_halves import PAIR_SUMMARIES, RELIABILITIES, Cells, cluster_halves, half_cosines
+from .token_selection import select_tokens
 
 _UNDEFINED = (
     "NaN where a direction cannot be told from sampling noise, because the 95% interval of its reliability "
@@ -25,6 +26,7 @@ def direction_cosines(
     cluster: str | None = selection.AUTO,
     between: tuple[Any, Any] | None = None,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     splits: int = 20,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -38,7 +40,7 @@ def direction_cosines(
     ----------
     cube
         From :func:`actkit.open_cube`.
-    by, cluster, between, vectors
+    by, cluster, between, vectors, tokens
         As for :func:`actkit.group_differential`. Without a cluster label, samples with the same ``sample_id``
         form a cluster.
     splits
@@ -77,7 +79,7 @@ def direction_cosines(
     American Journal of Psychology 1904. Intervals: jackknife over clusters.
     """
     selection.check_counts(splits=splits)
-    array = selection.vectors(finite_cube(cube), vectors)
+    array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
     choice = selection.cluster_choice(array, cluster, by)
     names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=2)
     contrasts = list(group_contrasts.values())

@@ -18,6 +18,8 @@ from .finiteness import finite_cube
 from .group_comparison import FEWEST
 from .kernels.erasure import Erasure, erasure
 from .kernels.norms import lengths
+from .token_masks import SELECTED_TOKENS
+from .token_selection import check_same_tokens, select_tokens
 
 _MAP_DIMS = {
     "mean": ("language", "layer", "hidden"),
@@ -87,6 +89,7 @@ class Eraser:
         *,
         by: str,
         vectors: selection.Pooling = "pooled",
+        tokens: selection.TokenSelection = "content",
         shrinkage: Literal["ledoit-wolf"] | None = None,
         cluster: str | None = selection.AUTO,
     ) -> "Eraser":
@@ -100,6 +103,9 @@ class Eraser:
             The label column to erase, with any number of values. Samples without a value are not used.
         vectors
             ``pooled`` or ``last``.
+        tokens
+            Tokens that these represent, as for :func:`adjacent_cka`. A cube to transform must then be that of
+            :func:`select_tokens` with the same tokens.
         shrinkage
             ``ledoit-wolf`` shrinks the covariance towards a multiple of the identity (Ledoit and Wolf 2004).
             Use it if there are not many times more samples than dimensions: without it, the map may amplify
@@ -119,7 +125,7 @@ class Eraser:
         """
         if shrinkage not in (None, "ledoit-wolf"):
             raise InputError([Fault("shrinkage", f"{shrinkage!r} is unknown", "ledoit-wolf")])
-        array = selection.vectors(finite_cube(cube), vectors)
+        array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
         labels = selection.column(array, by, "by")
         if not len(labels.values):
             raise InputError([Fault("by", f"no sample has a value of `{by}`", "choose another label")])
@@ -151,6 +157,7 @@ class Eraser:
             "by": by,
             "labels": labels.texts,
             "vectors": vectors,
+            "tokens": array.attrs.get(SELECTED_TOKENS),
             "shrinkage": shrinkage,
             **choice.attrs,
             "model": array.attrs.get("model", ""),
@@ -182,6 +189,7 @@ class Eraser:
             If the cube has a language or layer that was not fitted, another width, or lacks the vectors.
         """
         whole = as_cube(cube)
+        check_same_tokens(whole, self.settings)
         names = [self.settings["vectors"]]
         if residual:
             names = ["residual", *(name for name in selection.POOLINGS if name in whole)]

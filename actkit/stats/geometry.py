@@ -11,6 +11,7 @@ from . import selection
 from .finiteness import finite_cube
 from .kernels.geometry import cosine_means, two_nn
 from .representatives import independence, representatives
+from .token_selection import select_tokens
 
 _CORE = [["sample", "hidden"]]
 _MEANS = ("between", "within", "corrected")
@@ -20,6 +21,7 @@ def intrinsic_dimension(
     cube: Cube,
     *,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     cluster: str | None = selection.AUTO,
     fraction: float = 0.9,
     splits: int = 15,
@@ -33,6 +35,8 @@ def intrinsic_dimension(
         From :func:`actkit.open_cube`.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these represent, as for :func:`adjacent_cka`.
     cluster
         A label that dependent samples share, such as twins, which are each other's nearest neighbours;
         ``auto`` detects it, and None takes samples to be independent. One sample of each cluster, drawn at
@@ -73,7 +77,7 @@ def intrinsic_dimension(
     selection.check_counts(splits=splits)
     if not 0 < fraction < 1:
         raise InputError([Fault("fraction", f"is {fraction}", "give a number between 0 and 1, such as 0.9")])
-    array = selection.vectors(finite_cube(cube), vectors)
+    array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
     choice = selection.cluster_choice(array, cluster)
     cluster_ids = None if choice.name is None else selection.clusters(array, choice.name)
     kernel = partial(two_nn, fraction=fraction, splits=splits, seed=seed)
@@ -103,7 +107,11 @@ def intrinsic_dimension(
 
 
 def anisotropy(
-    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = selection.AUTO
+    cube: Cube,
+    *,
+    vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
+    cluster: str | None = selection.AUTO,
 ) -> xr.Dataset:
     """Return the mean cosine between vectors of different clusters, and that within clusters beyond it.
 
@@ -113,6 +121,8 @@ def anisotropy(
         From :func:`actkit.open_cube`.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these represent, as for :func:`adjacent_cka`.
     cluster
         A label that dependent samples share, such as twins or the versions of a sentence; ``auto`` detects
         it. With None, every sample is a cluster, and there is nothing within.
@@ -144,7 +154,7 @@ def anisotropy(
     >>> bool(abs(result.between).max() < 0.05)  # directions of the synthetic cube are uniform
     True
     """
-    array = selection.vectors(finite_cube(cube), vectors)
+    array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
     choice = selection.cluster_choice(array, cluster)
     cluster_ids = None if choice.name is None else selection.clusters(array, choice.name)
 

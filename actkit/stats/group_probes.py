@@ -98,7 +98,8 @@ def probe_baselines(
 
     def of_vectors(x: np.ndarray) -> tuple[np.ndarray, ...]:
         matrix = x.reshape(len(contrast.labels), -1)
-        return _summary(probes.probe(matrix, contrast.labels, folds, estimator=estimator)[0], contrast)
+        found = _summary(probes.probe(matrix, contrast.labels, folds, estimator=estimator)[0], contrast)
+        return found if matrix.shape[1] > 1 else _of_either_sign(*found)
 
     def of_texts(texts: np.ndarray) -> tuple[np.ndarray, ...]:
         return _summary(probes.probe_texts([str(text) for text in texts], contrast.labels, folds), contrast)
@@ -172,3 +173,16 @@ def _summary(held_out: probes.HeldOutScores, contrast: Contrast) -> tuple[np.nda
     fewest = auroc.fewest_clusters(contrast.labels, contrast.groups)
     low, high = auroc.auroc_interval(mean, influence, fewest)
     return np.asarray(mean), np.asarray(low), np.asarray(high), influence
+
+
+def _of_either_sign(
+    mean: np.ndarray, low: np.ndarray, high: np.ndarray, influence: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Widen the interval of a single feature, whose weight has no direction but its sign.
+
+    Other training samples may turn an AUROC of a into 1 - a, which no derivative tells. If the interval
+    contains 0.5, the sign is uncertain, and the interval takes in its mirror image.
+    """
+    if low <= 0.5 <= high:
+        low, high = np.minimum(low, 1 - high), np.maximum(high, 1 - low)
+    return mean, low, high, influence

@@ -22,7 +22,7 @@ def layer_vectors(
         known = ", ".join(("tokens", *selection.POOLINGS))
         raise InputError([Fault("vectors", f"{kind!r} is not one of {known}")])
     name = "residual" if kind == "tokens" else kind
-    selection.require(cube, name)
+    selection.require(cube, "residual") if kind == "tokens" else selection.require_pooling(cube, name)
     available = selection.captured(cube)
     if layer not in available.layer.values:
         raise InputError(

@@ -29,16 +29,19 @@ class Block:
         return np.asarray(self._data)
 
 
-def spans(array: xr.DataArray) -> list[slice]:
-    """Divide samples into slices, each read at once for one layer.
+def spans(array: xr.DataArray, *, layers_at_once: int = 1) -> list[slice]:
+    """Divide samples into slices, each read at once for one layer, or for several.
 
     Parameters
     ----------
     array
         Array with the dimension ``sample``, and ``layer`` unless it is a single layer.
+    layers_at_once
+        Number of layers read at once.
     """
     n = array.sizes["sample"]
-    return _cut(n, array.dtype.itemsize * array.size // max(n * array.sizes.get("layer", 1), 1), READ)
+    item_bytes = array.dtype.itemsize * array.size // max(n * array.sizes.get("layer", 1), 1)
+    return _cut(n, item_bytes * layers_at_once, READ)
 
 
 def slabs(values: np.ndarray) -> list[slice]:

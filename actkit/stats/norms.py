@@ -13,6 +13,7 @@ from . import selection
 from .cluster_detection import ClusterChoice
 from .finiteness import checked, finite_cube
 from .kernels.norms import NORM_SUMMARIES, empty_summary, largest, lengths, summarize_norms, updates
+from .token_selection import select_tokens
 
 _GROUP = "group"  # temporary name of the group dimension, until the result's variables are known
 
@@ -22,7 +23,7 @@ def layer_norms(
     *,
     by: str | None = None,
     cluster: str | None = selection.AUTO,
-    tokens: selection.Tokens = "content",
+    tokens: selection.TokenSelection = "content",
     component: Component = "residual",
     resamples: int = 1000,
     seed: int = 0,
@@ -40,7 +41,8 @@ def layer_norms(
         samples" in the methods). None if all samples are independent.
     tokens
         Tokens included: ``content``, ``special``, ``template``, ``text``, ``image``, ``generated``, ``first``
-        (position 0) or ``all``. A cube that keeps only last tokens or means uses those.
+        (position 0) or ``all``; or a :class:`TokenFilter`. A cube that keeps only last tokens or means uses
+        those.
     component
         ``residual``, whose norms the cube stores; or ``attention`` or ``mlp``, whose norms are computed.
     resamples
@@ -78,10 +80,10 @@ def layer_norms(
     True
     """
     selection.check_counts(resamples=resamples)
-    selected, norms = _norms(finite_cube(cube), component)
+    selected, norms = _norms(select_tokens(finite_cube(cube), tokens), component)
     choice = selection.cluster_choice(selected, cluster, by)
     cluster_ids = _cluster_ids(selected, choice)
-    mask = selection.token_mask(selected, tokens)
+    mask = selection.token_mask(selected)
     is_captured = selected.coords.get(f"has_{component}", True)  # layers without it are all NaN
     result = _summarize(selected, checked(norms, mask & is_captured), mask, by, cluster_ids, resamples, seed)
     if hidden := selected.sizes.get("hidden"):
@@ -92,7 +94,7 @@ def layer_norms(
         "layer_norms",
         by=by,
         group_dim=group_dim,
-        tokens=selection.counted(selected, tokens),
+        tokens=selection.counted(selected, "content"),
         component=component,
         interval=f"95%, bootstrap over {choice.name or 'samples'}",
         resamples=resamples,
@@ -107,6 +109,7 @@ def layer_updates(
     *,
     by: str | None = None,
     cluster: str | None = selection.AUTO,
+    tokens: selection.TokenSelection = "content",
     resamples: int = 1000,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -116,7 +119,7 @@ def layer_updates(
     ----------
     cube
         From :func:`actkit.open_cube`, with `residual`.
-    by, cluster, resamples, seed
+    by, cluster, tokens, resamples, seed
         As for :func:`layer_norms`.
 
     Returns
@@ -133,7 +136,7 @@ def layer_updates(
         If the label does not exist, or the cube has no `residual` or only one layer.
     """
     selection.check_counts(resamples=resamples)
-    cube = finite_cube(cube)
+    cube = select_tokens(finite_cube(cube), tokens)
     selection.require(cube, "residual")
     available = selection.captured(cube)
     choice = selection.cluster_choice(available, cluster, by)
@@ -168,7 +171,7 @@ def layer_updates(
     return result
 
 
-def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> xr.Dataset:
+def massive_activations(cube: Cube, *, tokens: selection.TokenSelection = "content") -> xr.Dataset:
     """Find the largest activation of each layer and its ratio to the median, and count massive activations.
 
     Parameters
@@ -196,10 +199,10 @@ def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> 
     -----
     Sun, Chen, Kolter, Liu, Massive activations in large language models, 2024, arXiv:2402.17762.
     """
-    cube = finite_cube(cube)
+    cube = select_tokens(finite_cube(cube), tokens)
     selection.require(cube, "residual")
     available = selection.captured(cube)
-    mask = selection.token_mask(available, tokens)
+    mask = selection.token_mask(available)
     residual = available.residual.transpose("layer", "sample", "token", "hidden")
     core = [["token", "hidden"], ["token"]]
     largest_value, median, token, hidden, n_massive = selection.apply(
@@ -223,7 +226,7 @@ def massive_activations(cube: Cube, *, tokens: selection.Tokens = "content") -> 
     result = selection.by_language(available, summarize)
     result["ratio"] = result["max"] / result["median"]
     result.attrs = selection.settings(
-        available, "massive_activations", tokens=selection.counted(available, tokens)
+        available, "massive_activations", tokens=selection.counted(available, "content")
     )
     return result
 

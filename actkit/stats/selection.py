@@ -11,26 +11,24 @@ import numpy as np
 import xarray as xr
 
 from ..canonical import require as require
-from ..errors import Fault, InputError, MissingError
-from ..schema import TokenKind, content_mask
+from ..errors import Fault, InputError
 from .cluster_detection import ClusterChoice, detect
 from .finiteness import checked
 from .groups import Groups
+from .token_filter import TokenCondition
+from .token_masks import SELECTED, SELECTED_TOKENS
+from .token_masks import TOKENS as TOKENS
+from .token_masks import Tokens as Tokens
+from .token_masks import counted as counted
+from .token_masks import holds_all_tokens as holds_all_tokens
+from .token_masks import token_mask as token_mask
 
 Pooling = Literal["pooled", "last"]
 Vectors = Literal["pooled", "last", "tokens"]
-Tokens = Literal["content", "all", "first", "special", "template", "text", "image", "generated"]
+TokenSelection = Tokens | TokenCondition
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-TOKENS: tuple[str, ...] = get_args(Tokens)
 AUTO = "auto"  # detect the cluster label
 Z95 = 1.959963984540054  # half-width of a normal 95% interval in standard errors
-_KINDS = {
-    "special": TokenKind.SPECIAL,
-    "template": TokenKind.TEMPLATE,
-    "text": TokenKind.TEXT,
-    "image": TokenKind.IMAGE,
-    "generated": TokenKind.GENERATED,
-}
 
 
 def check_counts(minimum: int = 1, **options: Any) -> None:
@@ -42,55 +40,6 @@ def check_counts(minimum: int = 1, **options: Any) -> None:
     ]
     if faults:
         raise InputError(faults)
-
-
-def token_mask(cube: xr.Dataset, tokens: Tokens = "content") -> xr.DataArray:
-    """Return the mask of included tokens, dims ``(sample, token)``.
-
-    Parameters
-    ----------
-    cube
-        From :func:`actkit.open_cube`.
-    tokens
-        ``content``; ``all``; ``first`` (position 0, where attention sinks form); or a kind of token.
-
-    Raises
-    ------
-    InputError, MissingError
-        If the kind does not exist, or the cube lacks the coordinates or attributes that identify tokens.
-    """
-    if tokens not in TOKENS:
-        raise InputError(
-            [Fault("tokens", f"{tokens!r} is not a kind of token", f"one of {', '.join(TOKENS)}")]
-        )
-    require(cube, "n_tokens", *(["token_kind"] if "token_kind" in cube.coords else []))
-    if "token" not in cube.coords:
-        raise MissingError("the cube has no coordinate `token`; keep it when selecting and renaming")
-    real: xr.DataArray = (cube.token < cube.n_tokens).transpose("sample", "token")
-    if tokens == "all" or counted(cube, tokens) != tokens:
-        return real
-    if tokens == "first":
-        first: xr.DataArray = cube.coords.get("position", cube.token) == 0
-        return real & first
-    if tokens == "content":
-        if "first_is_content" not in cube.attrs:
-            raise MissingError(
-                "the cube lacks the attribute `first_is_content`, which says whether position 0 is content; "
-                "restore it with cube.assign_attrs(original.attrs)"
-            )
-        return content_mask(cube.token_kind, first_is_content=bool(cube.attrs["first_is_content"]))
-    is_kind: xr.DataArray = cube.token_kind == _KINDS[tokens]
-    return is_kind
-
-
-def counted(cube: xr.Dataset, tokens: str) -> str:
-    """Return which tokens are actually included: cubes of means, last tokens or patches include all."""
-    if tokens != "content":
-        return tokens
-    if "token_kind" not in cube.coords:
-        return "patches"
-    kept = str(cube.attrs.get("tokens_kept", "all"))
-    return kept if kept in ("last", "mean") else tokens
 
 
 def captured(cube: xr.Dataset, component: str = "residual") -> xr.Dataset:
@@ -118,9 +67,26 @@ def vectors(cube: xr.Dataset, pooling: Pooling) -> xr.DataArray:
     """
     if pooling not in POOLINGS:
         raise InputError([Fault("vectors", f"{pooling!r} is not one of {', '.join(POOLINGS)}")])
-    require(cube, pooling)
+    require_pooling(cube, pooling)
     available = captured(cube).isel(sample=np.flatnonzero(with_vectors(cube, pooling)))
     return checked(available[pooling].transpose("layer", "sample", "hidden")).assign_attrs(cube.attrs)
+
+
+def require_pooling(cube: xr.Dataset, pooling: str) -> None:
+    """Check that a cube has ``pooled`` or ``last``, of the selected tokens if only some are selected.
+
+    Raises
+    ------
+    InputError
+        If they cannot be computed of the selected tokens.
+    MissingError
+        If the cube lacks them.
+    """
+    if pooling not in cube and SELECTED in cube.coords:
+        problem = f"`{pooling}` of {counted(cube, 'content')} needs `residual` at all content tokens"
+        hint = "use vectors='tokens' where possible, or extract again with keep_tokens=all and save=residual"
+        raise InputError([Fault("tokens", problem, hint)])
+    require(cube, pooling)
 
 
 def with_vectors(cube: xr.Dataset, pooling: Pooling) -> np.ndarray:
@@ -128,7 +94,8 @@ def with_vectors(cube: xr.Dataset, pooling: Pooling) -> np.ndarray:
 
     Errors and warnings are those of :func:`has_content`.
     """
-    if "token" not in cube.coords or "token" not in getattr(cube.coords.get("token_kind"), "dims", ()):
+    tells_kinds = "token" in cube.coords and "token" in getattr(cube.coords.get("token_kind"), "dims", ())
+    if not tells_kinds and SELECTED not in cube.coords:
         return np.ones(cube.sizes["sample"], dtype=bool)
     has_vector = token_mask(cube).any("token").values
     unclear = np.flatnonzero(~has_vector & ~holds_all_tokens(cube))
@@ -162,20 +129,18 @@ def has_content(cube: xr.Dataset, mask: np.ndarray) -> np.ndarray:
     has = np.asarray(mask.any(axis=1))
     if has.all() or not len(has):
         return has
+    what = "selected" if SELECTED in cube.coords else "content"
+    if not has.any() and what == "selected":
+        raise InputError([Fault("tokens", f"no sample has a token of {counted(cube, 'content')}")])
     if not has.any():
         remedy = "position 0, special, template and generated tokens are not content: use longer texts"
         raise InputError([Fault("cube", "no sample has a content token", remedy)])
     language = cube.language.values.astype(str)
     lost = sorted(set(language) - set(language[has]))
     named = f"; none remain in {', '.join(lost)}" if lost else ""
-    problem = f"{(~has).sum():,} of {len(has):,} samples have no content token and are excluded{named}"
+    problem = f"{(~has).sum():,} of {len(has):,} samples have no {what} token and are excluded{named}"
     warnings.warn(problem, stacklevel=4)
     return has
-
-
-def holds_all_tokens(cube: xr.Dataset) -> np.ndarray:
-    """Return which samples still have all of their tokens, dims ``(sample,)``."""
-    return np.asarray((token_mask(cube, "all").sum("token") == cube.n_tokens).values)
 
 
 def languages(cube: xr.Dataset | xr.DataArray) -> Iterator[tuple[str, np.ndarray]]:
@@ -384,8 +349,10 @@ def apply(
 def settings(cube: xr.Dataset | xr.DataArray, statistic: str, **options: Any) -> dict[str, Any]:
     """Return the attributes of a result: the statistic, its options, and its source."""
     kept = {name: value for name, value in options.items() if value is not None}
+    selected = {"tokens": cube.attrs[SELECTED_TOKENS]} if SELECTED_TOKENS in cube.attrs else {}
     return {
         "statistic": statistic,
+        **selected,
         **kept,
         "n_samples": cube.sizes["sample"],
         "model": cube.attrs.get("model", ""),

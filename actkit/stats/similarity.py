@@ -14,6 +14,7 @@ from .finiteness import finite_cube
 from .kernels import similarity as kernels
 from .matched_samples import Match, check_languages, same_samples
 from .representatives import independence, representatives
+from .token_selection import select_tokens
 
 Measure = Literal["cka", "mutual_knn", "rsa", "procrustes"]
 Across = Literal["layer", "language"]
@@ -36,6 +37,7 @@ def similarity(
     measure: Measure = "cka",
     across: Across = "layer",
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     match: Match = "ids",
     cluster: str | None = selection.AUTO,
     k: int = 10,
@@ -61,6 +63,8 @@ def similarity(
         ``sample_id``.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these represent, as for :func:`adjacent_cka`.
     match
         How samples of two cubes are matched, as for :func:`cka`.
     cluster
@@ -113,7 +117,11 @@ def similarity(
     [1.0, 1.0, 0.05]
     """
     _check(measure, across, b, k, n_components, permutations)
-    arrays = [selection.vectors(finite_cube(cube), vectors) for cube in (a, b) if cube is not None]
+    arrays = [
+        selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
+        for cube in (a, b)
+        if cube is not None
+    ]
     if b is not None:
         first, second = same_samples(arrays[0], arrays[1], match)
         arrays = [arrays[0].isel(sample=first), arrays[1].isel(sample=second)]

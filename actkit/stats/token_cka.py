@@ -22,7 +22,7 @@ from .lazy_blocks import SLAB, Block
 def sampled_tokens(cube: xr.Dataset, most: int, seed: int) -> xr.DataArray:
     """Draw content tokens of each language at random, dims ``(layer, sample, hidden)``, one token per sample.
 
-    The coordinate ``drawn_from`` holds the index of the sample that each token belongs to.
+    The coordinates ``drawn_from`` and ``drawn_at`` hold the indices of each token's sample and position.
 
     Parameters
     ----------
@@ -52,7 +52,8 @@ def sampled_tokens(cube: xr.Dataset, most: int, seed: int) -> xr.DataArray:
     tokens: xr.DataArray = (
         picked.rename(picked="sample")
         .transpose("layer", "sample", "hidden")
-        .assign_coords(sample=np.arange(len(sample)), drawn_from=("sample", sample))
+        .assign_coords(sample=np.arange(len(sample)))
+        .assign_coords(drawn_from=("sample", sample), drawn_at=("sample", token))
         .assign_attrs(available.attrs)
     )
     return checked(tokens)

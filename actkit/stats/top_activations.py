@@ -10,6 +10,7 @@ from ..errors import Fault, InputError
 from ..schema import TokenKind
 from . import selection
 from .finiteness import check_values, finite_cube
+from .token_selection import select_tokens
 
 _CONTEXT = 8  # number of tokens shown before and after
 _AT_ONCE = 64  # number of samples per block
@@ -24,7 +25,7 @@ def top_activating(
     direction: np.ndarray | xr.DataArray | None = None,
     count: int = 20,
     lowest: bool = False,
-    tokens: selection.Tokens = "content",
+    tokens: selection.TokenSelection = "content",
 ) -> pd.DataFrame:
     """Find the tokens with the largest activation along a dimension of the residual stream or a direction.
 
@@ -64,11 +65,11 @@ def top_activating(
     True
     """
     selection.check_counts(count=count)
-    cube = finite_cube(cube)
+    cube = select_tokens(finite_cube(cube), tokens)
     selection.require(cube, "residual", "sample_id", "text", "token_kind")
     available = selection.captured(cube)
     weights = _weights(available, layer, hidden, direction)
-    mask = selection.token_mask(available, tokens).values
+    mask = selection.token_mask(available).values
     residual = available.residual.sel(layer=layer).transpose("sample", "token", "hidden")
     if not dask.base.is_dask_collection(residual):
         residual = residual.chunk(sample=_AT_ONCE)

@@ -11,10 +11,15 @@ from . import selection
 from .finiteness import finite_cube
 from .kernels.change_points import FEWEST_STEPS, contrasts
 from .kernels.cka import align, standard_error
+from .token_selection import select_tokens
 
 
 def transitions(
-    cube: Cube, *, vectors: selection.Pooling = "pooled", cluster: str | None = selection.AUTO
+    cube: Cube,
+    *,
+    vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
+    cluster: str | None = selection.AUTO,
 ) -> xr.Dataset:
     """Find change points: steps between layers that a smooth trend of the other steps does not explain.
 
@@ -24,8 +29,8 @@ def transitions(
         From :func:`actkit.open_cube`.
     vectors
         ``pooled`` or ``last``.
-    cluster
-        As for :func:`cka`.
+    tokens, cluster
+        As for :func:`adjacent_cka`.
 
     Returns
     -------
@@ -49,7 +54,7 @@ def transitions(
     point in at most 5% of cases. See docs/methods.md for the profiles on which this was measured, and for the
     power.
     """
-    array = selection.vectors(finite_cube(cube), vectors)
+    array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
     n_layers = array.sizes["layer"]
     if n_layers < 2:
         raise MissingError("the cube has one layer, and layers are compared; select or extract several")

@@ -16,6 +16,8 @@ from .finiteness import finite_cube
 from .kernels.moments import Moments
 from .layer_moments import accumulate, layer_vectors
 from .moment_files import gathered_moments
+from .token_masks import SELECTED_TOKENS
+from .token_selection import check_same_tokens, select_tokens
 from .whitener_files import read_whitener, write_whitener
 
 _MIN_VECTORS = 5  # per dimension
@@ -88,6 +90,7 @@ class Whitener:
         layer: int,
         language: str | None = None,
         vectors: selection.Vectors = "tokens",
+        tokens: selection.TokenSelection = "content",
         method: Method = "zca",
         eps_rel: float = 1e-6,
         shrinkage: Literal["ledoit-wolf"] | None = None,
@@ -106,6 +109,8 @@ class Whitener:
             Language whose samples are used; all by default.
         vectors
             ``tokens`` for content tokens; or ``pooled`` or ``last``.
+        tokens
+            Tokens that these represent, as for :func:`adjacent_cka`.
         method
             ``zca``, which stays closest to the original vectors; or ``pca``, whose components are ordered by
             variance.
@@ -124,11 +129,12 @@ class Whitener:
             If the cube lacks requested data, a value is not finite, or there are fewer than 5 vectors per
             dimension without ``shrinkage`` or a small enough ``n_components``.
         """
-        cube = finite_cube(cube)
+        cube = select_tokens(finite_cube(cube), tokens)
         source = {
             "layer": layer,
             "vectors": vectors,
             "language": language,
+            "tokens": cube.attrs.get(SELECTED_TOKENS),
             "model": cube.attrs.get("model", ""),
         }
         source = {name: value for name, value in source.items() if value is not None}
@@ -264,6 +270,8 @@ class Whitener:
         else:
             cube = as_cube(vectors)
             name = "residual" if self.settings["vectors"] == "tokens" else self.settings["vectors"]
+            if name != "residual":
+                check_same_tokens(cube, self.settings)
             selection.require(cube, name)
             if self.settings["layer"] not in cube.layer.values:
                 problem, known = f"the cube lacks {self.settings['layer']}", cube.layer.values.tolist()

@@ -316,9 +316,10 @@ def _chunks(array: Array, committed: np.ndarray) -> tuple[tuple[int, ...], ...]:
     """Return sizes of dask's chunks along each axis."""
     sizes = dict(zip(dims_of(array), array.shape, strict=True))
     file = (array.shards or array.chunks)[list(sizes).index("sample")]
-    # large variables are read one layer at a time; few and large blocks keep dask's overhead small
-    layers = 1 if "hidden" in sizes else sizes.get("layer", 1)
     item_bytes = 8 if array.dtype.kind == "T" else array.dtype.itemsize
+    # large variables are read one layer at a time; few and large blocks keep dask's overhead small
+    by_layer = {"token", "hidden"} <= set(sizes) or prod(array.shape) * item_bytes > BLOCK_BYTES
+    layers = 1 if by_layer and "hidden" in sizes else sizes.get("layer", 1)
     others = prod(size for dim, size in sizes.items() if dim not in ("layer", "sample"))
     files = max(1, BLOCK_BYTES // max(item_bytes * layers * others * file, 1))
     blocks: dict[str, tuple[int, ...]] = {dim: (size,) for dim, size in sizes.items()}

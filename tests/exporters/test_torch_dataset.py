@@ -119,6 +119,14 @@ def test_labels_choose_samples(run: Path, cube: xr.Dataset) -> None:
     np.testing.assert_array_equal(ordered(tokens.numpy()), ordered(content(selected)))
 
 
+@pytest.mark.parametrize("opened", [False, True], ids=["run", "cube"])
+def test_a_kind_of_token_is_chosen(run: Path, cube: xr.Dataset, opened: bool) -> None:
+    source = actkit.open_cube(run) if opened else run
+    vectors = torch.cat(list(LayerTokens(source, layer=1, tokens="special", shuffle=False))).numpy()
+    mask = token_mask(cube, "special").transpose("sample", "token").values
+    np.testing.assert_array_equal(vectors, cube.residual.sel(layer=1).values[mask])
+
+
 def test_what_is_not_there_is_said(run: Path) -> None:
     with pytest.raises(MissingError, match="layer 9"):
         LayerTokens(run, layer=9)
@@ -128,5 +136,7 @@ def test_what_is_not_there_is_said(run: Path) -> None:
         LayerTokens(run, layer=1, where={"gender": "nobody"})
     with pytest.raises(InputError, match="colour"):
         LayerTokens(run, layer=1, where={"colour": "red"})
+    with pytest.raises(InputError, match="layer: names no layer"):
+        LayerTokens(run, layer=[])
     with pytest.raises(InputError, match="batch_size: is 0"):
         LayerTokens(run, layer=1, batch_size=0)

@@ -121,3 +121,17 @@ def test_equally_good_probes_rarely_differ(design: Design, n_layers: int) -> Non
     truth = float(result.auroc.mean()) - result.auroc_embedding.item()
     covered = (result.auroc_difference_low <= truth) & (truth <= result.auroc_difference_high)
     assert float(covered.mean()) >= 0.92
+
+
+@pytest.mark.parametrize("n_trials", [100, pytest.param(2000, marks=FOREVER)])
+@pytest.mark.parametrize("distance", [0, 1])
+def test_intervals_of_the_length_are_informative(distance: float, n_trials: int) -> None:
+    """The weight of a single feature has no direction but its sign, so its relative error is no error."""
+    cube = simulate("singles", n_trials, 100, 0)
+    lengths = np.random.default_rng(1).standard_normal(cube.sizes["sample"])
+    lengths += distance * (cube.gender.values == "male")
+    cube["n_tokens"] = ("sample", np.round(1000 + 100 * lengths).astype(int))
+    result = differential(cube.set_coords("n_tokens"), permutations=1)
+    low, high, truth = result.auroc_length_low, result.auroc_length_high, result.auroc_length.mean()
+    assert float(((low <= truth) & (truth <= high)).mean()) >= 0.88
+    assert float((high - low).median()) < 0.4

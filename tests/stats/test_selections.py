@@ -27,6 +27,8 @@ def mean(cube: xr.Dataset) -> xr.DataArray:
     return xr.DataArray(fitted.mean, dims="hidden")
 
 
+NOT_THIRD = ~actkit.TokenFilter(strings="ن3")
+FEW_FITS = {"resamples": 1, "permutations": 3}
 FEW = {"folds": 2, "seeds": 1}
 
 
@@ -41,10 +43,13 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "adjacent_cka": actkit.adjacent_cka,
     "adjacent_cka.tokens": lambda cube: actkit.adjacent_cka(cube, vectors="tokens"),
     "anisotropy": lambda cube: actkit.anisotropy(cube, cluster="image_id"),
+    "anisotropy.tokens": lambda cube: actkit.anisotropy(cube, tokens=NOT_THIRD),
     "cka": actkit.cka,
     "cka.batch": lambda cube: actkit.cka(cube, batch=20),
     "cka.tokens": lambda cube: actkit.cka(cube, vectors="tokens"),
     "cka.two": lambda cube: actkit.cka(cube, cube, match="text"),
+    "cluster_samples": lambda cube: actkit.cluster_samples(cube, n_clusters=2, by="gender", **FEW_FITS),
+    "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, n_clusters=2, **FEW_FITS),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
     "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),
@@ -57,6 +62,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "layer_subset": lambda cube: actkit.layer_subset(actkit.massive_activations, cube, layers=(0, 3)),
     "plots.projection": lambda cube: plots.projection(cube, 3, by="gender"),
     "plots.tokens": lambda cube: plots.tokens(cube, 4),
+    "select_tokens": lambda cube: actkit.select_tokens(cube, NOT_THIRD).is_selected_token,
     "similarity": lambda cube: actkit.similarity(cube, permutations=3),
     "similarity.languages": lambda cube: actkit.similarity(cube, across="language", permutations=3),
     "similarity.mutual_knn": lambda cube: actkit.similarity(
@@ -64,12 +70,15 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     ),
     "similarity.procrustes": lambda cube: actkit.similarity(cube, measure="procrustes", permutations=3),
     "similarity.two": lambda cube: actkit.similarity(cube, cube, match="text", measure="rsa", permutations=3),
+    "token_correlation": actkit.token_correlation,
+    "token_correlation.norm": lambda cube: actkit.token_correlation(cube, of="norm"),
     "token_strings": lambda cube: actkit.token_strings(cube, 4),
     "top_activating": lambda cube: actkit.top_activating(cube, layer=3, hidden=3, count=5),
     "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
     "transitions": actkit.transitions,
 }
-NO_CUBE = {"Config", "RunPlan", "export", "extract", "import_files", "open_cube", "plan", "report", "verify"}
+NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "import_files", "open_cube", "plan"}
+NO_CUBE |= {"report", "verify"}
 
 # selections by one label, and the same by a list of it
 SINGLE: dict[str, tuple[Change, Change]] = {

@@ -65,16 +65,22 @@ def auroc_gradient(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     -------
     numpy.ndarray
         Dims ``(sample,)``. The AUROC counts pairs in the right order; each pair is smoothed by a normal
-        distribution whose width decreases with the number of samples. 0 if all scores of a label are equal.
+        distribution whose width is proportional to the spread of the scores, so that their scale has no
+        effect, and decreases with the number of samples. 0 if all scores of a label are equal.
     """
     gradient = np.zeros(len(scores))
     second, first = scores[labels], scores[~labels]
-    width = np.sqrt(second.var() + first.var()) * min(len(second), len(first)) ** -0.2
+    ratio = min(len(second), len(first)) ** -0.2
+    width = np.sqrt(second.var() + first.var()) * ratio
     if width > 0:
         distance = (second[:, None] - first) / width
         density = np.where(np.abs(distance) < 20, np.exp(-np.square(distance) / 2), 0)
         density /= width * np.sqrt(2 * np.pi) * density.size
         gradient[labels], gradient[~labels] = density.sum(axis=1), -density.sum(axis=0)
+        # the width depends on the scores too
+        spread = -(density * distance).sum() * ratio**2 / width
+        gradient[labels] += spread * (second - second.mean()) / len(second)
+        gradient[~labels] += spread * (first - first.mean()) / len(first)
     return gradient
 
 

@@ -105,6 +105,7 @@ def test_the_gradient_is_that_of_the_auroc() -> None:
     assert gradient[labels].sum() == pytest.approx(-gradient[~labels].sum())
     moved = [column_aurocs((row + step * labels)[:, None], labels[:, None])[0] for step in (-0.1, 0.1)]
     assert gradient[labels].sum() == pytest.approx((moved[1] - moved[0]) / 0.2, rel=0.1)
+    assert gradient @ row == pytest.approx(0, abs=1e-12)  # the scale of the scores has no effect
     assert not auroc_gradient(np.zeros(4), np.arange(4) < 2).any()
 
 
