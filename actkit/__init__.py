@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
+    from .stats.classification_probe import classification_probe
     from .stats.cross_language import transfer
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
+    from .stats.multiple_results import holm
     from .stats.norms import layer_norms, layer_updates, massive_activations
+    from .stats.regression_probe import regression_probe
     from .stats.similarity import similarity
     from .stats.token_correlation import token_correlation
     from .stats.token_filter import TokenFilter
@@ -41,12 +44,14 @@ __all__ = [
     "adjacent_cka",
     "anisotropy",
     "cka",
+    "classification_probe",
     "cluster_samples",
     "cluster_tokens",
     "direction_cosines",
     "export",
     "extract",
     "group_differential",
+    "holm",
     "import_files",
     "intrinsic_dimension",
     "language_cka",
@@ -58,6 +63,7 @@ __all__ = [
     "plan",
     "pull",
     "push",
+    "regression_probe",
     "report",
     "seal",
     "select_tokens",
@@ -82,12 +88,14 @@ _MODULES = {
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
     "cka": ".stats.cka",
+    "classification_probe": ".stats.classification_probe",
     "cluster_samples": ".stats.kmeans",
     "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
+    "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
     "language_cka": ".stats.cka",
@@ -99,6 +107,7 @@ _MODULES = {
     "plan": ".extraction.run",
     "pull": ".store.push_pull",
     "push": ".store.push_pull",
+    "regression_probe": ".stats.regression_probe",
     "report": ".reports",
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",

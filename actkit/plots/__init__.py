@@ -1,6 +1,7 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
 from .kmeans import kmeans
+from .label_probes import classification_probe, regression_probe
 from .lines import (
     adjacent_cka,
     anisotropy,
@@ -9,9 +10,18 @@ from .lines import (
     intrinsic_dimension,
     layer_norms,
     layer_updates,
+    selectivity,
     transfer,
 )
-from .maps import cka, direction_cosines, language_cka, similarity, token_correlation, tokens
+from .maps import (
+    cka,
+    direction_cosines,
+    language_cka,
+    layer_difference,
+    similarity,
+    token_correlation,
+    tokens,
+)
 from .points import projection
 from .style import figure, load_matplotlib
 
@@ -20,16 +30,20 @@ __all__ = [
     "anisotropy",
     "auroc_difference",
     "cka",
+    "classification_probe",
     "direction_cosines",
     "figure",
     "group_differential",
     "intrinsic_dimension",
     "kmeans",
     "language_cka",
+    "layer_difference",
     "layer_norms",
     "layer_updates",
     "load_matplotlib",
     "projection",
+    "regression_probe",
+    "selectivity",
     "similarity",
     "token_correlation",
     "tokens",

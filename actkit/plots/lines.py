@@ -1,22 +1,16 @@
 """Curves over layers: norms, updates, CKA of adjacent layers, group separability and probe transfer."""
 
-from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import holoviews as hv
 import numpy as np
 import xarray as xr
 
+from ..errors import MissingError
 from ..stats.groups import label_text
+from .curves import BASELINES, Line, lines_of
 from .style import GREY, colours, framed, shaded, side_by_side, styled
 
-_DASHES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
-_BASELINES = (
-    ("auroc_embedding", "embedding", "dashed"),
-    ("auroc_tfidf", "TF-IDF of the text", "dotted"),
-    ("auroc_length", "length", "dashdot"),
-)
 _VARIANTS = (
     ("cka_without_top", "without top 3 dimensions", "dashed"),
     ("cka_z_scored", "z-scored", "dotted"),
@@ -39,7 +33,7 @@ def layer_norms(norms: xr.Dataset) -> Any:
     """
     table = norms.compute()
     parts = []
-    for line in _lines(table):
+    for line in lines_of(table):
         parts += [line.band("p5", "p95", 0.12), line.band("low", "high", 0.35), line.curve("mean")]
     kind = {"content": "content tokens", "first": "first position"}.get(
         table.attrs["tokens"], table.attrs["tokens"]
@@ -72,7 +66,7 @@ def layer_updates(updates: xr.Dataset) -> Any:
     pictures = []
     for variable, label in shown:
         parts = []
-        for line in _lines(table):
+        for line in lines_of(table):
             parts += [line.band(f"{variable}_low", f"{variable}_high", 0.3), line.curve(variable)]
         title = "Relative size of updates" if variable == "relative" else "Cosine of adjacent layers"
         pictures.append(
@@ -109,7 +103,7 @@ def adjacent_cka(
     table = similarity.compute()
     flagged = None if transitions is None else transitions.compute()
     parts = []
-    for line in _lines(table):
+    for line in lines_of(table):
         parts += [line.band("low", "high", 0.25), line.curve("cka")]
         for variable, label, dash in _VARIANTS if variants else ():
             if variable in table:
@@ -149,16 +143,16 @@ def group_differential(differential: xr.Dataset) -> Any:
         (layers, np.full(len(layers), 0.5), np.full(len(layers), bound)), "layer", ["low", "high"]
     )
     parts = [shaded(chance.relabel("95% of permutations"), GREY, 0.3)]
-    for variable, _, _ in _BASELINES:
-        table[variable] = table[variable].expand_dims(layer=layers)
-    for line in _lines(table):
+    for name in BASELINES:
+        table[f"auroc_{name}"] = table[f"auroc_{name}"].expand_dims(layer=layers)
+    for line in lines_of(table):
         parts += [line.band("auroc_low", "auroc_high", 0.2), line.curve("auroc")]
         certain = line.table.auroc.where(line.table.p < 0.05).dropna("layer")
         if len(certain):
             parts.append(line.marks(certain, ": p < 0.05"))
-        for variable, label, dash in _BASELINES:
-            if line.table[variable].notnull().any():
-                parts.append(line.curve(variable, f", {label}", dash=dash, width=1))
+        for name, (label, dash) in BASELINES.items():
+            if line.table[f"auroc_{name}"].notnull().any():
+                parts.append(line.curve(f"auroc_{name}", f", {label}", dash=dash, width=1))
     by, between = table.attrs["by"], table.attrs["between"].replace(" to ", " or ")
     return framed(
         hv.Overlay(parts),
@@ -187,8 +181,8 @@ def auroc_difference(differential: xr.Dataset) -> Any:
     layers = table.layer.values
     none = hv.Curve((layers, np.zeros(len(layers))), "layer", "auroc_difference")
     parts = [styled(none, color=GREY, bokeh={"line_width": 1}, mpl={"linewidth": 1})]
-    for variable, label, dash in _BASELINES:
-        for line in _lines(table.sel(baseline=variable.removeprefix("auroc_"))):
+    for name, (label, dash) in BASELINES.items():
+        for line in lines_of(table.sel(baseline=name)):
             if line.table.auroc_difference.notnull().any():
                 parts.append(line.band("auroc_difference_low", "auroc_difference_high", 0.1))
                 parts.append(line.curve("auroc_difference", f", minus {label}", dash=dash))
@@ -199,6 +193,46 @@ def auroc_difference(differential: xr.Dataset) -> Any:
         xlabel="layer",
         table=table,
         ylabel="difference in AUROC",
+    )
+
+
+def selectivity(differential: xr.Dataset) -> Any:
+    """Plot the probe AUROC over layers with that of control tasks, and the selectivity.
+
+    Parameters
+    ----------
+    differential
+        From :func:`actkit.group_differential` with ``control``.
+
+    Returns
+    -------
+    holoviews.Overlay
+        The AUROC, solid; that of control tasks, dashed; the selectivity with its 95% interval, dotted.
+
+    Raises
+    ------
+    MissingError
+        If the result has no control tasks.
+    """
+    if "selectivity" not in differential:
+        raise MissingError(
+            "the result has no control tasks; compute it with group_differential(…, control=…)"
+        )
+    table = differential.drop_dims("hidden", errors="ignore").compute()
+    parts = []
+    for line in lines_of(table):
+        parts.append(line.curve("auroc"))
+        if line.table.selectivity.notnull().any():
+            parts.append(line.curve("auroc_control", ", control task", dash="dashed"))
+            parts.append(line.band("selectivity_low", "selectivity_high", 0.25))
+            parts.append(line.curve("selectivity", ", selectivity", dash="dotted"))
+    return framed(
+        hv.Overlay(parts),
+        title=f"Selectivity of the probe of {table.attrs['by']}, by {table.attrs['control']}",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel="AUROC, and difference",
     )
 
 
@@ -222,7 +256,7 @@ def transfer(transferred: xr.Dataset) -> Any:
     for row, train in enumerate(sides):
         for column, test in enumerate(label_text(side) for side in table.test.values):
             dash = "solid" if train == test else "dashed"
-            line = _Line(f"{train} to {test}", table.isel(train=row, test=column), shades[train], dash)
+            line = Line(f"{train} to {test}", table.isel(train=row, test=column), shades[train], dash)
             parts += [line.band("auroc_low", "auroc_high", 0.1), line.curve("auroc")]
     return framed(
         hv.Overlay(parts),
@@ -248,7 +282,7 @@ def intrinsic_dimension(dimension: xr.Dataset) -> Any:
     """
     table = dimension.compute()
     parts = []
-    for line in _lines(table):
+    for line in lines_of(table):
         parts += [line.band("low", "high", 0.25), line.curve("dimension")]
     return framed(
         hv.Overlay(parts),
@@ -280,7 +314,7 @@ def anisotropy(cosines: xr.Dataset) -> Any:
         ("corrected", ", corrected", "dotted"),
     )
     parts = []
-    for line in _lines(table):
+    for line in lines_of(table):
         for variable, label, dash in shown:
             if line.table[variable].notnull().any():
                 band = line.band(f"{variable}_low", f"{variable}_high", 0.25)
@@ -293,59 +327,3 @@ def anisotropy(cosines: xr.Dataset) -> Any:
         table=table,
         ylabel=f"cosine of {table.attrs['vectors']} vectors",
     )
-
-
-@dataclass(frozen=True)
-class _Line:
-    """The values and style of the curve of a language, or of a group within a language."""
-
-    name: str
-    table: xr.Dataset
-    colour: str
-    dash: str = "solid"
-
-    def curve(self, variable: str, label: str = "", *, dash: str = "", width: float = 2) -> Any:
-        curve = hv.Curve(
-            (self.table.layer.values, self.table[variable].values),
-            "layer",
-            variable,
-            label=f"{self.name}{label}",
-        )
-        dash = dash or self.dash
-        return styled(
-            curve,
-            color=self.colour,
-            bokeh={"line_dash": dash, "line_width": width, "tools": [] if label else ["hover"]},
-            mpl={"linestyle": _DASHES[dash], "linewidth": width},
-        )
-
-    def band(self, low: str, high: str, alpha: float) -> Any:
-        table = self.table
-        area = hv.Area((table.layer.values, table[low].values, table[high].values), "layer", [low, high])
-        return shaded(area, self.colour, alpha)
-
-    def marks(self, values: xr.DataArray, label: str) -> Any:
-        points = hv.Scatter(
-            (values.layer.values, values.values), "layer", str(values.name), label=f"{self.name}{label}"
-        )
-        return styled(
-            points,
-            bokeh={"size": 7, "line_color": self.colour, "fill_color": self.colour},
-            mpl={"s": 40, "edgecolor": self.colour, "facecolors": self.colour},
-        )
-
-
-def _lines(table: xr.Dataset) -> list[_Line]:
-    """Return a line per language, or per group and language with a dash pattern for each language."""
-    names = [str(name) for name in table.language.values]
-    dim = table.attrs.get("group_dim")
-    if dim is None:
-        shades = colours(names)
-        return [_Line(name, table.sel(language=name), shades[name]) for name in names]
-    groups = [label_text(group) for group in table[dim].values]
-    shades = colours(groups)
-    return [
-        _Line(f"{name}, {group}", table.sel(language=name).isel({dim: at}), shades[group], dash)
-        for name, dash in zip(names, cycle(_DASHES), strict=False)
-        for at, group in enumerate(groups)
-    ]

@@ -85,6 +85,32 @@ def direction_cosines(cosines: xr.Dataset) -> Any:
     return side_by_side(pictures)
 
 
+def layer_difference(differential: xr.Dataset) -> Any:
+    """Plot the difference between the probe AUROCs of all pairs of layers, one map per language.
+
+    Parameters
+    ----------
+    differential
+        From :func:`actkit.group_differential`.
+
+    Returns
+    -------
+    holoviews.Layout
+        The AUROC of the layer on the vertical axis minus that of the layer on the horizontal axis. Pairs that
+        cannot be told apart (p of at least 0.05, corrected over all pairs) are left out.
+    """
+    table = differential[["layer_difference", "layer_difference_p"]].compute()
+    shown = table.layer_difference.where(table.layer_difference_p < 0.05).rename("difference")
+    span = max(float(np.abs(table.layer_difference).max()), 0.01)
+    pictures = []
+    for name in table.language.values.tolist():
+        title, values = f"Difference in AUROC between layers, {name}", shown.sel(language=name)
+        is_known = bool(values.notnull().any())
+        square = _square(values, title, (-span, span), DIVERGING)
+        pictures.append(square if is_known else _undefined(title, "no two layers can be told apart"))
+    return side_by_side(pictures)
+
+
 def language_cka(similarity: xr.Dataset) -> Any:
     """Plot the CKA between each pair of languages over layers.
 
@@ -297,9 +323,9 @@ def _image(
     )
 
 
-def _undefined(title: str) -> Any:
+def _undefined(title: str, statement: str = "cannot be told from sampling noise") -> Any:
     """Draw a statement in place of a map without values."""
-    text = hv.Text(0.5, 0.5, "cannot be told from sampling noise")
+    text = hv.Text(0.5, 0.5, statement)
     size = {"frame_width": HEIGHT, "frame_height": HEIGHT}
     return styled(text, title=title, xaxis=None, yaxis=None, bokeh=size, mpl={"fig_inches": 4})
 

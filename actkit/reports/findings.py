@@ -84,7 +84,8 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         sentence = (
             f"{name}: the probe separates the groups best at layer {probe.layer.values[at]} (AUROC "
             f"{auroc[at]:.3f}, 95% interval {probe.auroc_low.values[at]:.3f} to "
-            f"{probe.auroc_high.values[at]:.3f}; p {_p(float(probe.p.values[at]))}, corrected over layers)"
+            f"{probe.auroc_high.values[at]:.3f}; p {_p(float(probe.p_holm.values[at]))}, corrected over "
+            "layers and languages)"
         )
         baselines = {name: float(probe[f"auroc_{name}"]) for name in _BASELINES}
         baselines = {name: value for name, value in baselines.items() if np.isfinite(value)}
@@ -95,15 +96,73 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         sentence += (
             f" The layer adds {float(added.auroc_difference):+.3f} (95% interval "
             f"{float(added.auroc_difference_low):+.3f} to {float(added.auroc_difference_high):+.3f}, "
-            f"p {_p(float(added.auroc_difference_p))}) to the strongest baseline, {_BASELINES[strongest]}"
+            f"p {_p(float(added.auroc_difference_p_holm))}) to the strongest baseline, "
+            f"{_BASELINES[strongest]}"
         )
         sentence += (
             "."
-            if added.auroc_difference > 0 and added.auroc_difference_p < 0.05
+            if added.auroc_difference > 0 and added.auroc_difference_p_holm < 0.05
             else ", which does not show that the layers add information."
         )
         sentences.append(sentence)
+        if len(auroc) > 1:
+            sentences.append(_of_layers(name, probe, at))
+        if "selectivity" in probe and np.isfinite(probe.selectivity_low.values[at]):
+            sentences.append(
+                f"{name}: at layer {probe.layer.values[at]}, a probe of random labels by "
+                f"{differential.attrs['control']} has an AUROC of {probe.auroc_control.values[at]:.3f}; the "
+                f"selectivity is {probe.selectivity.values[at]:+.3f} (95% interval "
+                f"{probe.selectivity_low.values[at]:+.3f} to {probe.selectivity_high.values[at]:+.3f})."
+            )
     return sentences
+
+
+def of_measure(probe: xr.Dataset, measure: str, does: str, name: str) -> list[str]:
+    """Report where a probe is best by a measure, and what the layer adds to the strongest baseline.
+
+    Parameters
+    ----------
+    probe
+        From :func:`actkit.classification_probe` or :func:`actkit.regression_probe`.
+    measure
+        Variable of the measure.
+    does
+        What the probe does, as a verb phrase.
+    name
+        Name of the measure.
+    """
+    sentences = []
+    for language, table in _each(probe):
+        values = table[measure].values
+        if not np.isfinite(values).any():
+            continue
+        best = table.isel(layer=int(np.nanargmax(values)))
+        low, high, p = (float(best[f"{measure}_{part}"]) for part in ("low", "high", "p"))
+        sentence = (
+            f"{language}: the probe {does} best at layer {best.layer.item()} ({name} "
+            f"{float(best[measure]):.3f}, 95% interval {low:.3f} to {high:.3f}; p {_p(p)}, corrected over "
+            "layers)"
+        )
+        baselines = {key: float(best[f"{measure}_{key}"]) for key in _BASELINES}
+        baselines = {key: value for key, value in baselines.items() if np.isfinite(value)}
+        listed = ", ".join(f"{_BASELINES[key]} {value:.3f}" for key, value in baselines.items())
+        strongest = max(baselines, key=baselines.__getitem__)
+        against = best.sel(baseline=strongest)
+        added, low, high = (float(against[f"{measure}_difference{part}"]) for part in ("", "_low", "_high"))
+        sentences.append(
+            f"{sentence}; baselines: {listed}. The layer adds {added:+.3f} (95% interval {low:+.3f} to "
+            f"{high:+.3f}) to the strongest baseline, {_BASELINES[strongest]}."
+        )
+    return sentences
+
+
+def _of_layers(name: str, probe: xr.Dataset, best: int) -> str:
+    """Report which layers cannot be told apart from the best."""
+    p = probe.layer_difference_p.values[best]
+    similar = [layer for at, layer in enumerate(probe.layer.values.tolist()) if at != best and p[at] >= 0.05]
+    sentence = f"{name}: {len(similar)} of {len(p) - 1} other layers cannot be told apart from the best"
+    listed = f" ({_listed(similar)})" if 0 < len(similar) <= 10 else ""
+    return f"{sentence}{listed}; differences between layers are corrected over all pairs."
 
 
 def of_transfer(transferred: xr.Dataset) -> list[str]:

@@ -51,10 +51,27 @@ TEXTS = {
         "{seeds} seeds: mean AUROC, with a 95% interval by cluster. p: max-T permutation test of the same "
         "AUROC, corrected over layers, with {permutations} permutations that respect the clusters (seed "
         "{seed}). Differences to the baselines are paired by fold and cluster; their p-values are two-sided "
-        "and corrected over layers by Holm's method. Squared "
+        "and corrected over layers by Holm's method. All p-values are corrected over languages too (p_holm). "
+        "Differences between layers: simultaneous 95% intervals and p-values by max-T over all pairs, with "
+        "a multivariate t distribution. Control tasks (Hewitt and Liang 2019): the same probe for a random "
+        "label of each type ({control}), mean over 20 draws. Squared "
         "standardized mean difference: the squared distance between the group means, corrected for bias, "
         "divided by the total within-group variance. "
         "Compared: {between}."
+    ),
+    "classification_probe": (
+        "One-vs-rest ridge regressions of {vectors} vectors, standardised in each training part, "
+        "cross-validated in {folds} folds that are stratified by class and do not split clusters, with "
+        "{seeds} seeds: mean AUROC of each class and its macro average, with 95% intervals by cluster. p: "
+        "max-T permutation tests, corrected over layers and, for single classes, over classes too, with "
+        "{permutations} permutations that respect the clusters (seed {seed}). Baselines use the same folds."
+    ),
+    "regression_probe": (
+        "A ridge regression of {vectors} vectors, standardised in each training part, cross-validated in "
+        "{folds} random folds that do not split clusters, with {seeds} seeds: R² relative to the mean of the "
+        "training samples, and the mean Spearman correlation over folds, with 95% intervals by cluster. p: "
+        "max-T permutation tests, corrected over layers, with {permutations} permutations that respect the "
+        "clusters (seed {seed}). Baselines use the same folds."
     ),
     "transfer": (
         "The same probe, trained in one {across} and tested in each, on clusters held out from training "
@@ -87,6 +104,10 @@ def describe(attrs: dict[str, Any]) -> str:
     if "tokens" in attrs and "{tokens}" not in text:
         text += " Only these tokens are used: {tokens}."
     text = text.format_map(_Known(attrs))
+    if attrs.get("matched_on"):
+        text += f" Samples are matched on {attrs['matched_on']}."
+    if attrs.get("residualized_on"):
+        text += f" A regression on {attrs['residualized_on']} in each training part was subtracted."
     if "cluster" not in attrs:
         return text
     if not attrs["cluster"]:

@@ -8,10 +8,22 @@ import xarray as xr
 
 from ..canonical import Cube
 from . import selection
+from .baseline_inputs import mean_embedding
+from .control_types import check_control, control_tasks_of
 from .finiteness import finite_cube
 from .group_comparison import Contrast, contrasts_of, cut_folds
-from .group_probes import BASELINES, check_estimator, differences, probe_baselines, probe_layers
+from .group_probes import (
+    BASELINES,
+    SELECTIVITY,
+    check_estimator,
+    differences,
+    layer_differences,
+    probe_baselines,
+    probe_layers,
+)
 from .kernels import contrasts, probes
+from .length_matches import MatchedOn
+from .multiple_results import over_languages
 from .token_selection import select_tokens
 
 _EFFECTS = ("squared_smd", "squared_smd_se")
@@ -31,6 +43,8 @@ def group_differential(
     permutations: int = 200,
     seed: int = 0,
     estimator: probes.Estimator = "ridge",
+    matched_on: MatchedOn | None = None,
+    control: str | None = None,
 ) -> xr.Dataset:
     """Measure how separable two groups of samples are at each layer, with baselines and permutation tests.
 
@@ -62,6 +76,15 @@ def group_differential(
         Probe of the layers, the permutations, the embedding and the length: ``ridge``, a ridge regression
         with a closed form; or ``logistic``, an L2-penalised logistic regression iterated to convergence,
         which needs minutes per layer for 200 permutations.
+    matched_on
+        ``length`` keeps, within each language, as many samples of each group with each number of tokens (see
+        "Matching and residuals" in the methods); with the seed, clusters are put in a random order, whose
+        first samples are kept. :func:`actkit.classification_probe` can also remove what length predicts.
+    control
+        The type of a sample in control tasks, which give each type a random label: a label column, such as
+        a template or a noun; or ``word`` (unless a label column has that name), the most frequent word of the
+        text among those that occur in at least as many clusters as there are folds and in at most a tenth of
+        all clusters (or twice the folds), so that it is a content word that recurs. None by default.
 
     Returns
     -------
@@ -79,17 +102,30 @@ def group_differential(
           ``squared_smd_low`` and ``squared_smd_high`` (95% interval);
         - with ``hidden``: ``direction``, the difference between the means (second label minus first) scaled
           to length 1, and ``d``, Cohen's d; ``d_bound``, the 95% quantile of the permuted maximum of ``|d|``
-          over dimensions and layers.
+          over dimensions and layers;
+        - with ``control``: ``auroc_control``, the AUROC of the same probe for a random label of each type,
+          the mean over 20 draws; ``selectivity``, ``auroc`` minus ``auroc_control``; its 95% interval
+          ``selectivity_low`` and ``selectivity_high``. With dims ``(language,)``, ``control_shared`` is the
+          share of samples whose type also occurs in another cluster; below one half, the others are NaN.
 
         With dims ``(language,)``, baselines without the model's layers: ``auroc_embedding`` (input of the
         first block; NaN if a selection dropped tokens), ``auroc_tfidf`` (characters of the text),
-        ``auroc_length`` (number of tokens), each with ``_low`` and ``_high``; and the group sizes
-        ``n_<label>``.
+        ``auroc_length`` (number of tokens), each with ``_low`` and ``_high``; the group sizes ``n_<label>``;
+        and, with ``matched_on``, ``n_unmatched``, the number of samples left out.
 
         With dims ``(language, layer, baseline)``, what the layer adds: ``auroc_difference``, the AUROC of
         the layer minus that of the baseline in the same folds; its 95% interval ``auroc_difference_low``
         and ``auroc_difference_high``; and ``auroc_difference_p``, two-sided, with Holm's correction over
-        layers. Lazy if the cube is.
+        layers.
+
+        With dims ``(language, layer, layer_2)``: ``layer_difference``, the AUROC of one layer minus that of
+        another; ``layer_difference_low`` and ``layer_difference_high``, intervals that hold for all pairs of
+        layers at once with 95% confidence; and ``layer_difference_p``, two-sided and corrected over all
+        pairs, so that the best layer may be chosen after looking at the results.
+
+        ``p``, ``auroc_difference_p`` and ``layer_difference_p`` are corrected within a language;
+        ``p_holm``, ``auroc_difference_p_holm`` and ``layer_difference_p_holm`` are corrected over languages
+        too, as by :func:`actkit.holm`. Lazy if the cube is.
 
     Raises
     ------
@@ -99,13 +135,17 @@ def group_differential(
     Warns
     -----
     UserWarning
-        If there are too few clusters for a small p-value, or some folds lack a label.
+        If there are too few clusters for a small p-value, some folds lack a label, or there is no control
+        task, because types do not recur in other clusters.
 
     Notes
     -----
-    Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993. Intervals: LeDell, Petersen, van
-    der Laan 2015 and Obuchowski 1997; they hold the trained probes fixed. docs/decisions/0022 explains why
-    ridge regression is the default.
+    Control tasks and selectivity: Hewitt, Liang, Designing and interpreting probes with control tasks, EMNLP
+    2019. Their types are word forms. A text as a whole hardly ever recurs, so its random label could not be
+    learnt; the type is therefore a surface form that texts share. Differences between layers: Hothorn, Bretz,
+    Westfall, Biometrical Journal 2008. Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993.
+    Intervals: LeDell, Petersen, van der Laan 2015 and Obuchowski 1997, with the influence of training
+    samples. docs/decisions/0022 explains why ridge regression is the default.
     """
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
@@ -114,18 +154,35 @@ def group_differential(
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)
-    names, group_contrasts = contrasts_of(array, by=by, cluster=choice.name, between=between, folds=folds)
-    embedding = _embedding(whole, vectors)
+    check_control(array, control, by)
+    names, group_contrasts = contrasts_of(
+        array,
+        by=by,
+        cluster=choice.name,
+        between=between,
+        folds=folds,
+        matched_on=matched_on,
+        seed=seed,
+    )
+    embedding = mean_embedding(whole, vectors)
 
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
         contrast = group_contrasts[language]
-        splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds)
+        splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds, contrast.strata)
         permuted = contrasts.permuted(contrast.labels, contrast.groups, permutations, seed=seed)
         part = array.isel(sample=contrast.places)
-        layers = probe_layers(part, contrast, splits, permuted, estimator)
+        share, drawn = np.nan, None
+        if control is not None:
+            share, drawn = control_tasks_of(language, part, contrast, control, fewest=folds, seed=seed)
+        layers = probe_layers(part, contrast, splits, permuted, estimator, drawn)
         inputs = None if embedding is None else embedding.isel(sample=contrast.places)
         baselines = probe_baselines(part, inputs, contrast, splits, estimator)
         result = layers.drop_vars("influence").merge(differences(layers, baselines, contrast))
+        result = result.merge(layer_differences(layers, contrast, seed))
+        if control is not None:
+            result["control_shared"] = share
+            if drawn is None:
+                result = result.assign(dict.fromkeys(SELECTIVITY, xr.full_like(result.auroc, np.nan)))
         for name in BASELINES:
             values = baselines.sel(baseline=name, drop=True)
             result[f"auroc_{name}"] = values.auroc
@@ -143,9 +200,13 @@ def group_differential(
         result["squared_smd_high"] = result.squared_smd + selection.Z95 * result.squared_smd_se
         result["direction"], result["d"] = direction, d
         counts = {f"n_{names[0]}": (~contrast.labels).sum(), f"n_{names[1]}": contrast.labels.sum()}
+        if matched_on is not None:
+            counts["n_unmatched"] = contrast.n_unmatched
         return result.assign({name: int(count) for name, count in counts.items()})
 
-    result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
+    result = selection.by_language(array, summarize)
+    result = result.assign_coords(layer=array.layer.values, layer_2=array.layer.values)
+    (result,) = over_languages([result])
     result.attrs = selection.settings(
         array,
         "group_differential",
@@ -158,6 +219,8 @@ def group_differential(
         seed=seed,
         **choice.attrs,
         estimator=estimator,
+        matched_on=matched_on,
+        control=control,
     )
     return result
 
@@ -178,23 +241,4 @@ def _effects(
         contrasts.largest_d(x, permuted),
         difference / norm if norm > 0 else np.full(len(difference), np.nan),
         contrasts.cohens_d(x, is_second),
-    )
-
-
-def _embedding(cube: xr.Dataset, vectors: selection.Pooling) -> xr.DataArray | None:
-    """Return the mean input of the first block over content tokens, dims ``(sample, hidden)``."""
-    part = cube.isel(sample=np.flatnonzero(selection.with_vectors(cube, vectors)))
-    if "embedding" not in cube or not selection.holds_all_tokens(part).all():
-        return None
-    mask = selection.token_mask(part)
-    core = [["token", "hidden"], ["token"]]
-    (means,) = selection.apply(_means, part.embedding, mask, core=core, out=[["hidden"]], each=False)
-    return means
-
-
-def _means(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray]:
-    return (
-        np.stack(
-            [rows[included].mean(axis=0, dtype=np.float64) for rows, included in zip(x, mask, strict=True)]
-        ),
     )

@@ -2,14 +2,24 @@
 
 from typing import Any
 
+import dask.base
 import numpy as np
 import xarray as xr
+from dask.graph_manipulation import bind
 
 from ..canonical import Cube
 from . import selection
 from .finiteness import finite_cube
 from .group_comparison import contrasts_of
-from .kernels.split_halves import PAIR_SUMMARIES, RELIABILITIES, Cells, cluster_halves, half_cosines
+from .kernels.layer_directions import LAYER_SUMMARIES, deletion_changes, layer_cosines
+from .kernels.split_halves import (
+    PAIR_SUMMARIES,
+    RELIABILITIES,
+    Cells,
+    cluster_halves,
+    deletion_weights,
+    half_cosines,
+)
 from .token_selection import select_tokens
 
 _UNDEFINED = (
@@ -55,9 +65,9 @@ def direction_cosines(
         the cosine that equal directions would have, given their reliabilities; and ``disattenuated``, the
         cosine over its ceiling, which estimates the cosine of the true directions. Within a language, dims
         ``(language, layer, layer_2)``: ``layers`` and ``layers_disattenuated``, correspondingly. With dims
-        ``(language, layer)``: ``reliability``, the cosine between the directions of two halves. The cosines
-        between languages and the reliabilities have 95% intervals, such as ``disattenuated_low`` to
-        ``disattenuated_high``. Lazy if the cube is.
+        ``(language, layer)``: ``reliability``, the cosine between the directions of two halves. All but the
+        ceiling have 95% intervals, such as ``disattenuated_low`` to ``disattenuated_high``. Lazy if the cube
+        is.
 
         A ceiling or disattenuated cosine is NaN where the interval of a reliability contains 0; so is a
         disattenuated cosine whose interval contains every value from -1 to 1 (attribute ``undefined``).
@@ -90,9 +100,10 @@ def direction_cosines(
         for contrast, end, clusters in zip(contrasts, ends, np.split(shared, ends[:-1]), strict=True)
     ]
     halves = cluster_halves(cells, splits, seed=seed)
+    chosen = array.isel(sample=np.concatenate([contrast.places for contrast in contrasts]))
     pairs, reliabilities, directions = selection.apply(
         lambda x: half_cosines(x, cells, halves),
-        array.isel(sample=np.concatenate([contrast.places for contrast in contrasts])),
+        chosen,
         core=[["sample", "hidden"]],
         out=[
             ["pair", "language", "language_2"],
@@ -110,7 +121,7 @@ def direction_cosines(
             **{name: reliabilities.isel(summary=at) for at, name in enumerate(RELIABILITIES)},
         }
     )
-    result = result.merge(_layer_cosines(directions, is_reliable=result.reliability_low > 0))
+    result = result.merge(_layer_cosines(chosen, directions, result.reliability_low > 0, cells, halves))
     languages = np.array(list(group_contrasts), dtype=object)
     result = result.assign_coords(language=languages, language_2=languages, layer=array.layer.values)
     result = result.assign_coords(layer_2=array.layer.values)
@@ -132,31 +143,57 @@ def direction_cosines(
     return result
 
 
-def _layer_cosines(directions: xr.DataArray, is_reliable: xr.DataArray) -> xr.Dataset:
-    """Return cosines between layers from directions of disjoint halves.
+def _layer_cosines(
+    vectors: xr.DataArray,
+    directions: xr.DataArray,
+    is_reliable: xr.DataArray,
+    cells: list[Cells],
+    halves: np.ndarray,
+) -> xr.Dataset:
+    """Return cosines between layers from directions of disjoint halves, with intervals.
 
     Parameters
     ----------
+    vectors
+        Dims ``(layer, sample, hidden)``.
     directions
         Dims ``(layer, half, split, language, hidden)``.
     is_reliable
         Whether the direction differs from noise, dims ``(layer, language)``.
+    cells
+        Samples of each language.
+    halves
+        Dims ``(split, cluster)``.
     """
-    if directions.chunks is not None:  # small by now, and needed in full
-        directions = directions.chunk(layer=-1)
-    first, second = (directions.isel(half=half) for half in (0, 1))
-    core = ["split", "hidden"]
-    products = xr.dot(first, second.rename(layer="layer_2"), dim=core)
-    products = products + xr.dot(second, first.rename(layer="layer_2"), dim=core)
-    lengths = (directions**2).sum(["half", *core])
-    true = 2 * (first * second).sum(core)
-    true = true.where(is_reliable if is_reliable.chunks is None else is_reliable.chunk(layer=-1))
-    is_same = xr.DataArray(np.eye(directions.sizes["layer"], dtype=bool), dims=["layer", "layer_2"])
-    cosines = products / np.sqrt(lengths * lengths.rename(layer="layer_2"))
-    disattenuated = products / np.sqrt(true * true.rename(layer="layer_2"))
-    return xr.Dataset(
-        {
-            "layers": cosines.where(~is_same | cosines.isnull(), 1),
-            "layers_disattenuated": disattenuated.clip(-1, 1),
-        }
+    if dask.base.is_dask_collection(vectors):  # read again rather than kept until all directions are known
+        vectors = bind(vectors, directions)
+    dims = ["half", "split", "language", "hidden"]
+    changes, lengths = selection.apply(
+        lambda x, d: deletion_changes(x, d, cells, halves),
+        vectors,
+        directions.rename(layer="layer_2"),
+        core=[["sample", "hidden"], ["layer_2", *dims]],
+        out=[["language", "layer_2", "cluster"], ["language", "cluster"]],
+        sizes={"cluster": halves.shape[1]},
     )
+    weights = xr.DataArray(
+        np.stack([deletion_weights(part, halves) for part in cells]), dims=["language", "cluster", "split"]
+    )
+    (summaries,) = selection.apply(
+        lambda *values: (layer_cosines(*values),),
+        directions,
+        changes,
+        lengths,
+        is_reliable,
+        weights,
+        core=[
+            ["layer", "half", "split", "hidden"],
+            ["layer", "layer_2", "cluster"],
+            ["layer", "cluster"],
+            ["layer"],
+            ["cluster", "split"],
+        ],
+        out=[["summary", "layer", "layer_2"]],
+        sizes={"summary": len(LAYER_SUMMARIES)},
+    )
+    return xr.Dataset({name: summaries.isel(summary=at) for at, name in enumerate(LAYER_SUMMARIES)})

@@ -10,6 +10,7 @@ import xarray as xr
 from ..errors import Fault, InputError
 from . import selection
 from .kernels import probes
+from .length_matches import MatchedOn, check_matched_on, matched
 
 FEWEST = 10  # samples required of each label
 
@@ -29,12 +30,18 @@ class Contrast:
     shared
         Cluster of each sample, numbered alike in all languages, dims ``(sample,)``. Without a cluster label,
         translations share theirs.
+    n_unmatched
+        Number of samples that matching left out.
+    strata
+        Strata of length and label by which folds are drawn, dims ``(sample,)``; None without matching.
     """
 
     places: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
     shared: np.ndarray
+    n_unmatched: int = 0
+    strata: np.ndarray | None = None
 
     @property
     def is_grouped(self) -> bool:
@@ -48,7 +55,14 @@ class Contrast:
 
 
 def contrasts_of(
-    array: xr.DataArray, *, by: str, cluster: str | None, between: tuple[Any, Any] | None, folds: int
+    array: xr.DataArray,
+    *,
+    by: str,
+    cluster: str | None,
+    between: tuple[Any, Any] | None,
+    folds: int,
+    matched_on: MatchedOn | None = None,
+    seed: int = 0,
 ) -> tuple[tuple[str, str], dict[str, Contrast]]:
     """Return the samples of two labels in each language, and check that there are enough of them.
 
@@ -56,7 +70,7 @@ def contrasts_of(
     ----------
     array
         From :func:`~actkit.stats.selection.vectors`.
-    by, between, folds
+    by, between, folds, matched_on, seed
         As for :func:`group_differential`.
     cluster
         The label that dependent samples share; None if all are independent.
@@ -76,14 +90,20 @@ def contrasts_of(
     UserWarning
         If there are too few clusters for a small p-value.
     """
+    check_matched_on(matched_on)
     labels, kept, is_second = two_labels(array, by, between)
     cluster_ids = None if cluster is None else selection.clusters(array, cluster)
     shared = selection.codes(_sample_ids(array)) if cluster_ids is None else selection.codes(cluster_ids)
     contrasts, faults = {}, []
     for language, samples in selection.languages(array):
-        chosen = samples[kept[samples]]
+        labelled = samples[kept[samples]]
+        chosen, strata = labelled, None
+        if matched_on is not None:
+            ids = None if cluster_ids is None else cluster_ids[labelled]
+            chosen, strata = matched(array, labelled, is_second[labelled], ids, folds=folds, seed=seed)
         groups = np.arange(len(chosen)) if cluster_ids is None else selection.codes(cluster_ids[chosen])
-        contrasts[language] = Contrast(chosen, is_second[chosen], groups, shared[chosen])
+        n_unmatched = len(labelled) - len(chosen)
+        contrasts[language] = Contrast(chosen, is_second[chosen], groups, shared[chosen], n_unmatched, strata)
         faults += faults_of(language, is_second[chosen], groups, labels, folds)
     if faults:
         raise InputError(faults, f"cannot compare {by}")
@@ -104,9 +124,14 @@ def _sample_ids(array: xr.DataArray) -> np.ndarray:
 
 
 def cut_folds(
-    where: str, is_second: np.ndarray, groups: np.ndarray, folds: int, seeds: int
+    where: str,
+    is_second: np.ndarray,
+    groups: np.ndarray,
+    folds: int,
+    seeds: int,
+    strata: np.ndarray | None = None,
 ) -> list[probes.Fold]:
-    """Divide samples into folds that contain both labels.
+    """Divide samples into folds that contain both labels, stratified by label unless strata are given.
 
     Raises
     ------
@@ -118,7 +143,7 @@ def cut_folds(
     UserWarning
         If some folds lack a label.
     """
-    splits = probes.grouped_folds(is_second, groups, folds=folds, seeds=seeds)
+    splits = probes.grouped_folds(is_second, groups, folds=folds, seeds=seeds, strata=strata)
     lost = folds * seeds - len(splits)
     if not splits:
         problem = f"none of {folds * seeds} folds of whole clusters contains both labels"
@@ -146,7 +171,12 @@ def two_labels(
     if len(set(codes)) != 2 or None in codes:
         shown = ", ".join(texts[:10]) + (" …" if len(texts) > 10 else "")
         problem = f"two labels are compared, but `{by}` has {len(texts)}: {shown}"
-        raise InputError([Fault("between", problem, "name two of them, the reference first")])
+        hint = "name two of them, the reference first"
+        if between is None and len(texts) > 2:
+            hint += ", or probe all of them with actkit.classification_probe"
+            if groups.values.dtype.kind in "iuf":
+                hint += " or, as numbers, with actkit.regression_probe"
+        raise InputError([Fault("between", problem, hint)])
     first, second = (place for place in codes if place is not None)
     return (texts[first], texts[second]), np.isin(groups.codes, [first, second]), groups.codes == second
 

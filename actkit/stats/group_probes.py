@@ -1,5 +1,7 @@
 """Probe AUROC of layers and baselines on the same folds, with intervals and paired differences by cluster."""
 
+from functools import partial
+
 import dask.base
 import numpy as np
 import xarray as xr
@@ -7,9 +9,10 @@ import xarray as xr
 from ..errors import Fault, InputError
 from . import selection
 from .group_comparison import Contrast
-from .kernels import auroc, probes
+from .kernels import auroc, control_tasks, multiple_tests, probes
 
 BASELINES = ("embedding", "tfidf", "length")
+SELECTIVITY = ("auroc_control", "selectivity", "selectivity_low", "selectivity_high")
 _VECTORS = [["sample", "hidden"]]
 _INFLUENCE = ["role", "cluster"]
 
@@ -28,6 +31,7 @@ def probe_layers(
     folds: list[probes.Fold],
     permuted: np.ndarray,
     estimator: probes.Estimator,
+    control: np.ndarray | None = None,
 ) -> xr.Dataset:
     """Return the AUROC of each layer, with its interval and its null distribution.
 
@@ -43,22 +47,35 @@ def probe_layers(
         Permuted labels, dims ``(permutation, sample)``.
     estimator
         ``ridge`` or ``logistic``.
+    control
+        Labels of control tasks, dims ``(draw, sample)``; none by default.
 
     Returns
     -------
     xarray.Dataset
         Dims ``(layer,)``: ``auroc``, ``auroc_low``, ``auroc_high``, ``auroc_sd``, ``balanced_accuracy``,
-        ``p`` and ``auroc_bound``; and ``influence``, dims ``(layer, role, cluster)``.
+        ``p`` and ``auroc_bound``; with control tasks, ``auroc_control``, ``selectivity``, ``selectivity_low``
+        and ``selectivity_high``; and ``influence``, dims ``(layer, role, cluster)``.
     """
 
     def kernel(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        held_out, draws = probes.probe(x, contrast.labels, folds, permuted=permuted, estimator=estimator)
+        held_out, draws = probes.probe(
+            x, contrast.labels, folds, permuted=permuted, control=control, estimator=estimator
+        )
         aurocs = auroc.fold_aurocs(held_out.scores, contrast.labels)
         sd, accuracy = aurocs.std(ddof=1), probes.balanced_accuracy(held_out.scores, contrast.labels)
-        return (*_summary(held_out, contrast), np.asarray(sd), np.asarray(accuracy), draws)
+        found = (*_summary(held_out, contrast), np.asarray(sd), np.asarray(accuracy), draws)
+        if control is None:
+            return found
+        selectivity = control_tasks.selectivity(held_out, found[3], contrast.labels, control, contrast.groups)
+        return (*found, *map(np.asarray, selectivity))
 
-    names = ("auroc", "auroc_low", "auroc_high", "influence", "auroc_sd", "balanced_accuracy", "draws")
+    names: tuple[str, ...] = ("auroc", "auroc_low", "auroc_high", "influence")
+    names += ("auroc_sd", "balanced_accuracy", "draws")
     out: list[list[str]] = [[], [], [], _INFLUENCE, [], [], ["draw"]]
+    if control is not None:
+        names += SELECTIVITY
+        out += [[]] * len(SELECTIVITY)
     sizes = {"role": 2, "cluster": contrast.n_clusters, "draw": len(permuted)}
     found = selection.apply(kernel, vectors, core=_VECTORS, out=out, sizes=sizes)
     result = xr.Dataset(dict(zip(names, found, strict=True)))
@@ -99,7 +116,7 @@ def probe_baselines(
     def of_vectors(x: np.ndarray) -> tuple[np.ndarray, ...]:
         matrix = x.reshape(len(contrast.labels), -1)
         found = _summary(probes.probe(matrix, contrast.labels, folds, estimator=estimator)[0], contrast)
-        return found if matrix.shape[1] > 1 else _of_either_sign(*found)
+        return found if matrix.shape[1] > 1 else of_either_sign(*found)
 
     def of_texts(texts: np.ndarray) -> tuple[np.ndarray, ...]:
         return _summary(probes.probe_texts([str(text) for text in texts], contrast.labels, folds), contrast)
@@ -166,6 +183,37 @@ def differences(layers: xr.Dataset, baselines: xr.Dataset, contrast: Contrast) -
     return result.transpose("layer", "baseline")
 
 
+def layer_differences(layers: xr.Dataset, contrast: Contrast, seed: int) -> xr.Dataset:
+    """Return the differences between the AUROCs of all pairs of layers.
+
+    Parameters
+    ----------
+    layers
+        From :func:`probe_layers`.
+    contrast
+        Labels and clusters of the samples.
+    seed
+        Random seed.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(layer, layer_2)``: ``layer_difference``, ``layer_difference_low``, ``layer_difference_high``
+        and ``layer_difference_p``, corrected over all pairs.
+    """
+    fewest = auroc.fewest_clusters(contrast.labels, contrast.groups)
+    found = selection.apply(
+        partial(multiple_tests.pairwise_differences, fewest=fewest, seed=seed),
+        layers.auroc,
+        layers.influence,
+        core=[["layer"], ["layer", *_INFLUENCE]],
+        out=[["layer", "layer_2"]] * 4,
+        sizes={"layer_2": layers.sizes["layer"]},
+    )
+    names = ("layer_difference", "layer_difference_low", "layer_difference_high", "layer_difference_p")
+    return xr.Dataset(dict(zip(names, found, strict=True)))
+
+
 def _summary(held_out: probes.HeldOutScores, contrast: Contrast) -> tuple[np.ndarray, ...]:
     """Return the mean AUROC over folds, the ends of its interval, and the influence of each cluster."""
     mean = auroc.fold_aurocs(held_out.scores, contrast.labels).mean()
@@ -175,14 +223,21 @@ def _summary(held_out: probes.HeldOutScores, contrast: Contrast) -> tuple[np.nda
     return np.asarray(mean), np.asarray(low), np.asarray(high), influence
 
 
-def _of_either_sign(
-    mean: np.ndarray, low: np.ndarray, high: np.ndarray, influence: np.ndarray
+def of_either_sign(
+    mean: np.ndarray, low: np.ndarray, high: np.ndarray, influence: np.ndarray, *, chance: float = 0.5
 ) -> tuple[np.ndarray, ...]:
     """Widen the interval of a single feature, whose weight has no direction but its sign.
 
     Other training samples may turn an AUROC of a into 1 - a, which no derivative tells. If the interval
-    contains 0.5, the sign is uncertain, and the interval takes in its mirror image.
+    contains chance, the sign is uncertain, and the interval takes in its mirror image.
+
+    Parameters
+    ----------
+    mean, low, high, influence
+        The measure, the ends of its interval, and the influence of each cluster.
+    chance
+        The value by chance: 0.5 for an AUROC, 0 for a correlation.
     """
-    if low <= 0.5 <= high:
-        low, high = np.minimum(low, 1 - high), np.maximum(high, 1 - low)
+    if low <= chance <= high:
+        low, high = np.minimum(low, 2 * chance - high), np.maximum(high, 2 * chance - low)
     return mean, low, high, influence

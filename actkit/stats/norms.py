@@ -145,9 +145,9 @@ def layer_updates(
     cluster_ids = _cluster_ids(available, choice)
     before = available.residual.isel(layer=slice(None, -1))
     after = available.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
-    core = [["hidden"], ["hidden"]]
-    outputs = selection.apply(updates, before, after, core=core, out=[[], [], []], each=False)
     mask, result = selection.token_mask(available), xr.Dataset()
+    core = [["hidden"], ["hidden"], []]
+    outputs = selection.apply(updates, before, after, mask, core=core, out=[[], [], []], each=False)
     outputs = (checked(outputs[0].rename("update_norm"), mask), *outputs[1:])
     for name, values in zip(("update_norm", "relative", "cosine"), outputs, strict=True):
         summary = _summarize(

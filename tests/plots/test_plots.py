@@ -13,6 +13,7 @@ from PIL import Image
 
 import actkit
 from actkit import plots
+from actkit.errors import MissingError
 from actkit.plots.style import LANGUAGES, colours
 from actkit.testing import write_cube
 from tests.stats.conftest import planted
@@ -30,12 +31,30 @@ def matplotlib() -> None:
     plots.load_matplotlib()
 
 
+def rated(cube: xr.Dataset) -> xr.Dataset:
+    """Add a numeric label."""
+    return cube.assign_coords(rating=("sample", cube.n_tokens.values * 0.5, {"label": True}))
+
+
+def with_types(cube: xr.Dataset) -> xr.Dataset:
+    """Add a type that several clusters share."""
+    return cube.assign_coords(type=("sample", np.arange(cube.sizes["sample"]) // 2 % 9, {"label": True}))
+
+
 PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "norms": lambda cube: plots.layer_norms(actkit.layer_norms(cube)),
     "norms by group": lambda cube: plots.layer_norms(actkit.layer_norms(cube, by="gender")),
     "updates": lambda cube: plots.layer_updates(actkit.layer_updates(cube)),
     "differential": lambda cube: plots.group_differential(actkit.group_differential(cube, **QUICK)),
     "what layers add": lambda cube: plots.auroc_difference(actkit.group_differential(cube, **QUICK)),
+    "classes": lambda cube: plots.classification_probe(actkit.classification_probe(cube, **QUICK)),
+    "numbers": lambda cube: plots.regression_probe(
+        actkit.regression_probe(rated(cube), **{**QUICK, "by": "rating"})
+    ),
+    "selectivity": lambda cube: plots.selectivity(
+        actkit.group_differential(with_types(cube), **QUICK, control="type")
+    ),
+    "layers": lambda cube: plots.layer_difference(actkit.group_differential(cube, **QUICK)),
     "transfer": lambda cube: plots.transfer(actkit.transfer(cube, by="gender")),
     "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube, by="gender")),
     "cka": lambda cube: plots.cka(actkit.cka(cube)),
@@ -89,6 +108,7 @@ def test_both_backends_draw_it(draw: Callable[[str], Any], tmp_path: Path, name:
         "norms",
         "differential",
         "what layers add",
+        "selectivity",
         "transfer",
         "adjacent",
         "languages",
@@ -177,6 +197,22 @@ def test_the_projection_is_that_of_scikit_learn(cube: xr.Dataset) -> None:
     points = np.concatenate([part.dframe()[["first", "second"]].to_numpy() for part in picture])
     wanted = PCA(2).fit_transform(cube.pooled.sel(layer=2).values.astype(np.float64))
     np.testing.assert_allclose(np.sort(np.abs(points), axis=0), np.sort(np.abs(wanted), axis=0), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_layers_that_cannot_be_told_apart_are_left_out(cube: xr.Dataset) -> None:
+    result = actkit.group_differential(cube, **QUICK).compute()
+    picture = plots.layer_difference(result)
+    values = picture.traverse(lambda part: part, [hv.QuadMesh])[0].dimension_values(2, flat=False)
+    expected = result.layer_difference.where(result.layer_difference_p < 0.05).isel(language=0)
+    np.testing.assert_allclose(values, expected)
+    assert np.isnan(values).any()
+    none = plots.layer_difference(result.isel(layer=[0, 1], layer_2=[0, 1]))
+    assert [type(part).__name__ for part in none] == ["Text", "Text"]
+    with pytest.raises(
+        MissingError, match=r"no control tasks; compute it with group_differential\(…, control"
+    ):
+        plots.selectivity(result)
 
 
 def test_directions_that_cannot_be_told_from_noise_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from actkit.cli import main
 from actkit.errors import InputError
 from actkit.reports import findings
 from actkit.reports.html_page import csv_of, table_of
+from actkit.reports.sections import choose, sections
 from actkit.testing import write_cube
 from tests.browser import CHROMIUM, FLAGS
 from tests.stats.conftest import planted
@@ -85,6 +86,8 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert re.search(
         r"The layer adds \+0\.\d+ \(95% interval \+0\.\d+ to \+0\.\d+, p .*\) to the strong", text
     )
+    assert re.search(r"english: \d of 4 other layers cannot be told apart from the best( \(|;)", text)
+    assert "corrected over layers and languages" in text
     assert re.search(r"english: the intrinsic dimension is between \d+\.\d \(95% interval", text)
     assert re.search(r"arabic: the mean cosine of vectors of different clusters is at most 0\.\d\d, at", text)
     assert "TF-IDF of the text" in text
@@ -120,6 +123,7 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
         "cka",
         "group_differential",
         "intrinsic_dimension",
+        "layer_difference",
         "norms",
         "transfer",
     }
@@ -231,3 +235,30 @@ def test_a_written_table_has_no_formula(tmp_path: Path) -> None:
         content = path.read_text()
         assert not re.search(r"(^|,)\"?(=|-a)", content, re.MULTILINE), path.name
     assert "'=cmd" in (tmp_path / "report_tables" / "norms.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("by", "name", "said"),
+    [
+        ("kind", "classification_probe", "english: the probe tells the classes apart best at layer"),
+        ("rating", "regression_probe", "english: the probe predicts rating best at layer"),
+    ],
+)
+def test_classes_and_numbers_have_their_probe(run: Path, by: str, name: str, said: str) -> None:
+    cube = actkit.open_cube(run).isel(layer=[3])
+    n_samples = cube.sizes["sample"]
+    kind = np.array(["abc"[at // 2 % 3] for at in range(n_samples)], dtype=object)
+    cube = cube.assign_coords(
+        kind=("sample", kind, {"label": True}),
+        rating=("sample", np.sqrt(np.arange(n_samples)), {"label": True}),
+    )
+    choice = choose(cube, by, "image_id", "pooled")
+    found = {section.name: (section, notes) for section, notes in sections(cube, choice)}
+    section, notes = found["groups"]
+    assert not notes
+    assert name in section.pictures
+    assert section.sentences[0].startswith(said)
+    assert "to the strongest baseline" in section.sentences[0]
+    assert f"{name}_by_baseline" in section.results
+    assert section.methods[0].endswith("are treated as one cluster.")

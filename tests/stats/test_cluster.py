@@ -27,6 +27,9 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "language_cka": actkit.language_cka,
     "transitions": actkit.transitions,
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=4, seeds=1),
+    "classification_probe": lambda cube: actkit.classification_probe(
+        cube, by="gender", residualized_on=("length", "tfidf"), permutations=4, seeds=1
+    ),
     "transfer": lambda cube: actkit.transfer(cube, by="gender"),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender"),
 }

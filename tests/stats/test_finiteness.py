@@ -32,6 +32,12 @@ ANALYSES: dict[str, Analysis] = {
     "group_differential": lambda cube: actkit.group_differential(
         cube, by="gender", permutations=2, folds=2, seeds=1
     ),
+    "classification_probe": lambda cube: actkit.classification_probe(
+        cube, by="gender", permutations=2, folds=2, seeds=1
+    ),
+    "regression_probe": lambda cube: actkit.regression_probe(
+        cube.assign_coords(rating=cube.n_tokens * 0.5), by="rating", permutations=2, folds=2, seeds=1
+    ),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender"),
     "transfer": lambda cube: actkit.transfer(cube, by="gender", folds=2, seeds=1),
     "similarity": lambda cube: actkit.similarity(cube, permutations=3),

@@ -54,6 +54,12 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "group_differential": lambda c: actkit.group_differential(
         c, by="g", cluster=None, permutations=5, folds=2, seeds=1
     ),
+    "classification_probe": lambda c: actkit.classification_probe(
+        c, by="g", cluster=None, matched_on="length", permutations=5, folds=2, seeds=1
+    ),
+    "regression_probe": lambda c: actkit.regression_probe(
+        c.assign_coords(rating=c.n_tokens), by="rating", cluster=None, permutations=5, folds=2, seeds=1
+    ),
     "direction_cosines": lambda c: actkit.direction_cosines(c, by="g", cluster=None, splits=2),
     "transfer": lambda c: actkit.transfer(c, by="gender", across="g", cluster=None, folds=2),
     "Eraser": lambda c: actkit.Eraser.fit(c, by="g", cluster="image_id").transform(c),

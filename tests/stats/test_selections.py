@@ -32,6 +32,13 @@ FEW_FITS = {"resamples": 1, "permutations": 3}
 FEW = {"folds": 2, "seeds": 1}
 
 
+def rated(cube: xr.Dataset) -> xr.Dataset:
+    """Add a numeric label."""
+    if "n_tokens" not in cube.coords:
+        return cube
+    return cube.assign_coords(rating=(cube.n_tokens * 0.5).assign_attrs(label=True))
+
+
 def erased(cube: xr.Dataset) -> xr.DataArray:
     return actkit.Eraser.fit(cube, by="gender", shrinkage="ledoit-wolf").transform(cube).pooled
 
@@ -48,6 +55,9 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "cka.batch": lambda cube: actkit.cka(cube, batch=20),
     "cka.tokens": lambda cube: actkit.cka(cube, vectors="tokens"),
     "cka.two": lambda cube: actkit.cka(cube, cube, match="text"),
+    "classification_probe": lambda cube: actkit.classification_probe(
+        cube, by="gender", residualized_on="length", permutations=2, **FEW
+    ),
     "cluster_samples": lambda cube: actkit.cluster_samples(cube, n_clusters=2, by="gender", **FEW_FITS),
     "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, n_clusters=2, **FEW_FITS),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
@@ -62,6 +72,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "layer_subset": lambda cube: actkit.layer_subset(actkit.massive_activations, cube, layers=(0, 3)),
     "plots.projection": lambda cube: plots.projection(cube, 3, by="gender"),
     "plots.tokens": lambda cube: plots.tokens(cube, 4),
+    "regression_probe": lambda cube: actkit.regression_probe(rated(cube), by="rating", permutations=2, **FEW),
     "select_tokens": lambda cube: actkit.select_tokens(cube, NOT_THIRD).is_selected_token,
     "similarity": lambda cube: actkit.similarity(cube, permutations=3),
     "similarity.languages": lambda cube: actkit.similarity(cube, across="language", permutations=3),
@@ -77,8 +88,8 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "transfer": lambda cube: actkit.transfer(cube, by="gender", **FEW),
     "transitions": actkit.transitions,
 }
-NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "import_files", "open_cube", "plan"}
-NO_CUBE |= {"report", "verify"}
+NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "holm", "import_files", "open_cube"}
+NO_CUBE |= {"plan", "report", "verify"}
 
 # selections by one label, and the same by a list of it
 SINGLE: dict[str, tuple[Change, Change]] = {

@@ -31,7 +31,7 @@ def panes(explorer: Explorer) -> list[Any]:
 def test_every_tab_draws(run: Path, tab: str) -> None:
     explorer = Explorer(run, tab=tab, cluster="", sample=3)
     explorer.show()
-    assert len(panes(explorer)) == {"norms": 2, "groups": 2, "cka": 2, "updates": 1, "samples": 2}[tab]
+    assert len(panes(explorer)) == {"norms": 2, "groups": 3, "cka": 2, "updates": 1, "samples": 2}[tab]
     for pane in panes(explorer):
         assert pane.get_root() is not None
 

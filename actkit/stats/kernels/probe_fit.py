@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+
+from .ridge import RidgeSystem
 
 _VECTORS = 8  # random vectors that estimate the mean leverage
 _LARGEST_LEVERAGE = 0.9
@@ -99,18 +100,8 @@ def fit_ridge(x: np.ndarray, labels: np.ndarray) -> FittedProbe:
     """
     targets = np.where(labels, 1.0, -1.0).T
     targets -= targets.mean(axis=0)
-    penalty = max(np.square(x).sum() / len(x), 1e-12)
-    is_wide = x.shape[1] > len(x)  # primal and dual give the same weights; solve the smaller system
-    gram = x @ x.T if is_wide else x.T @ x
-    gram[np.diag_indices_from(gram)] += penalty
-    factor = cho_factor(gram, overwrite_a=True)
-
-    def solve(sides: np.ndarray) -> np.ndarray:
-        if not is_wide:
-            return np.asarray(cho_solve(factor, sides))
-        return np.asarray((sides - x.T @ cho_solve(factor, x @ sides)) / penalty)
-
-    weights = x.T @ cho_solve(factor, targets) if is_wide else cho_solve(factor, x.T @ targets)
+    system = RidgeSystem.of(x)
+    weights = system.weights(targets)
     intercepts = np.zeros(len(labels))
     middle = (labels[0] / labels[0].sum() + ~labels[0] / (~labels[0]).sum()) @ x / 2
     intercepts[0] = -middle @ weights[:, 0]
@@ -120,5 +111,5 @@ def fit_ridge(x: np.ndarray, labels: np.ndarray) -> FittedProbe:
         intercepts,
         residual=targets[:, 0] - x @ weights[:, 0],
         curvature=np.ones(len(x)),
-        solve=solve,
+        solve=system.solve,
     )

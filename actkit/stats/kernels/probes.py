@@ -1,17 +1,18 @@
 """Linear probes that predict a label from vectors, texts or lengths, tested on held-out samples."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.model_selection import StratifiedGroupKFold
 
 from .auroc import auroc_gradient, column_aurocs
 from .blas_threads import one_thread
 from .logistic import fit_logistic, fit_sparse_logistic
 from .probe_fit import FittedProbe, fit_ridge
+from .text_features import ngram_counts, tfidf
 
 Fold = tuple[np.ndarray, np.ndarray]
 Estimator = Literal["ridge", "logistic"]
@@ -20,30 +21,45 @@ _DECIMALS = 10  # of scores, so that those that differ by rounding errors are ti
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 
 
-def grouped_folds(labels: np.ndarray, groups: np.ndarray, *, folds: int, seeds: int) -> list[Fold]:
+def grouped_folds(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    folds: int,
+    seeds: int,
+    strata: np.ndarray | None = None,
+) -> list[Fold]:
     """Divide samples into stratified folds that keep clusters together.
 
     Parameters
     ----------
     labels
-        Boolean, dims ``(sample,)``.
+        Label of each sample, dims ``(sample,)``: booleans, or integers for several classes.
     groups
         Cluster of each sample, dims ``(sample,)``.
     folds
         Number of folds per seed.
     seeds
         Number of repetitions, with seeds from 0.
+    strata
+        What the folds are stratified by, dims ``(sample,)``; by default the labels.
 
     Returns
     -------
     list of (numpy.ndarray, numpy.ndarray)
         Indices of the training and the test samples of each fold. Folds that lack a label are omitted.
     """
-    cuts = []
+    cuts, n_labels = [], len(np.unique(labels))
+    strata = labels if strata is None else strata
     for seed in range(seeds):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for train, test in splitter.split(np.zeros(len(labels)), labels, groups):
-            if all(0 < labels[side].sum() < len(side) for side in (train, test)):
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The least populated class"
+            )  # of strata; labels are checked below
+            splits = list(splitter.split(np.zeros(len(labels)), strata, groups))
+        for train, test in splits:
+            if all(len(np.unique(labels[side])) == n_labels for side in (train, test)):
                 cuts.append((train, test))
     return cuts
 
@@ -110,15 +126,19 @@ class HeldOutScores:
     effects
         Dims ``(fold, sample)``: the change of the fold's AUROC if a training sample is added, to first order;
         0 for other samples.
+    control
+        Scores for the labels of control tasks, dims ``(draw, fold, sample)``, if there are any.
     """
 
     scores: np.ndarray
     effects: np.ndarray
+    control: np.ndarray | None = None
 
     @classmethod
-    def undefined(cls, n_folds: int, n_samples: int) -> "HeldOutScores":
+    def undefined(cls, n_folds: int, n_samples: int, n_draws: int = 0) -> "HeldOutScores":
         """Return scores that are all NaN."""
-        return cls(np.full((n_folds, n_samples), np.nan), np.zeros((n_folds, n_samples)))
+        control = np.full((n_draws, n_folds, n_samples), np.nan) if n_draws else None
+        return cls(np.full((n_folds, n_samples), np.nan), np.zeros((n_folds, n_samples)), control)
 
 
 @one_thread()
@@ -128,6 +148,7 @@ def probe(
     folds: Sequence[Fold],
     *,
     permuted: np.ndarray | None = None,
+    control: np.ndarray | None = None,
     estimator: Estimator = "ridge",
 ) -> tuple[HeldOutScores, np.ndarray]:
     """Return the held-out scores of a probe, and its AUROC for permuted labels.
@@ -142,17 +163,21 @@ def probe(
         From :func:`grouped_folds`.
     permuted
         Labels permuted under the null hypothesis, dims ``(permutation, sample)``; none by default.
+    control
+        Labels of control tasks, dims ``(draw, sample)``; none by default.
     estimator
-        ``ridge`` or ``logistic``, for the labels and for the permutations.
+        ``ridge`` or ``logistic``, for all labellings.
 
     Returns
     -------
     tuple
         Held-out scores, and the mean AUROC over folds, dims ``(permutation,)``; NaN if a value is not finite.
     """
-    labellings = labels[None] if permuted is None else np.vstack([labels, permuted])
-    held_out = HeldOutScores.undefined(len(folds), len(labels))
-    aurocs = np.full((len(labellings), len(folds)), np.nan)
+    labellings = np.vstack([part for part in (labels[None], permuted, control) if part is not None])
+    n_draws = 0 if control is None else len(control)
+    last = len(labellings) - n_draws  # the draws of the control task come after it
+    held_out = HeldOutScores.undefined(len(folds), len(labels), n_draws)
+    aurocs = np.full((last, len(folds)), np.nan)
     exact = vectors.astype(np.float64)
     if not np.isfinite(exact).all():
         return held_out, aurocs[1:, 0]
@@ -164,7 +189,9 @@ def probe(
         held_out.scores[number, test] = scores[:, 0]
         gradient = auroc_gradient(scores[:, 0], labels[test])
         held_out.effects[number, train] = fitted.effects(tested.T @ gradient)
-        aurocs[1:, number] = column_aurocs(scores[:, 1:], labellings[1:, test].T)
+        aurocs[1:, number] = column_aurocs(scores[:, 1:last], labellings[1:last, test].T)
+        if held_out.control is not None:
+            held_out.control[:, number, test] = scores[:, last:].T
     return held_out, np.asarray(np.nanmean(aurocs[1:], axis=1))
 
 
@@ -196,13 +223,9 @@ def probe_texts(texts: Sequence[str], labels: np.ndarray, folds: Sequence[Fold])
     held_out = HeldOutScores.undefined(len(folds), len(labels))
     if not any(text.strip() for text in texts):
         return held_out
-    array = np.array(texts, dtype=object)
-    counts = CountVectorizer(analyzer="char_wb", ngram_range=(1, 5)).fit_transform(array)
+    counts = ngram_counts(texts)
     for number, (train, test) in enumerate(folds):
-        in_training = counts[train].getnnz(axis=0) > 0  # the vocabulary, as if only these texts were known
-        weighting = TfidfTransformer(sublinear_tf=True)
-        x = weighting.fit_transform(counts[train][:, in_training])
-        tested = weighting.transform(counts[test][:, in_training])
+        x, tested = tfidf(counts[train], counts[test])
         fitted = fit_sparse_logistic(x, labels[train], penalty=_TEXT_PENALTY)
         scores = np.round((tested @ fitted.weights + fitted.intercepts)[:, 0], _DECIMALS)
         held_out.scores[number, test] = scores

@@ -11,7 +11,7 @@ PAIR_SUMMARIES = (
     *("disattenuated", "disattenuated_low", "disattenuated_high"),
 )
 RELIABILITIES = ("reliability", "reliability_low", "reliability_high")
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
 _SIGNS = np.array([-1.0, 1.0])
 
 
@@ -124,7 +124,7 @@ def half_cosines(
     directions = np.full((2, n_splits, n_languages, n_hidden), np.nan)
     if not np.isfinite(vectors).all():
         return pairs, reliabilities, directions
-    parts = [_Language(vectors, part, halves) for part in cells]
+    parts = [HalfMeans(vectors, part, halves) for part in cells]
     with np.errstate(invalid="ignore", divide="ignore"):
         for a, part in enumerate(parts):
             directions[:, :, a] = part.directions.transpose(1, 0, 2)
@@ -145,7 +145,37 @@ def half_cosines(
     return pairs, reliabilities, directions
 
 
-class _Language:
+def deletion_weights(cells: Cells, halves: np.ndarray) -> np.ndarray:
+    """Return the weight of each split without a cluster.
+
+    Parameters
+    ----------
+    cells
+        Samples of a language.
+    halves
+        From :func:`cluster_halves`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Dims ``(cluster, split)``: 0 in splits whose half would lack a label; NaN for clusters that no half
+        can spare, or that have no samples.
+    """
+    _, counts = _half_sizes(cells, halves)
+    rest = counts[np.arange(len(halves)), halves.T] - cells.sizes[:, None, :]
+    can_delete = (rest > 0).all(axis=2) & (counts > 0).all(axis=(1, 2))
+    can_delete &= (cells.sizes > 0).any(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(can_delete / can_delete.sum(axis=1, keepdims=True))
+
+
+def _half_sizes(cells: Cells, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return clusters of halves, dims ``(split, half, 1, cluster)``, and sizes ``(split, half, class)``."""
+    is_in = halves[:, None, None, :] == np.arange(2)[:, None, None]
+    return is_in, (is_in * cells.sizes.T).sum(axis=3)
+
+
+class HalfMeans:
     """The class means of one language in each half, and how they change without a cluster."""
 
     def __init__(self, vectors: np.ndarray, cells: Cells, halves: np.ndarray) -> None:
@@ -154,8 +184,7 @@ class _Language:
         self.cells, self.halves = cells, halves
         self.sums = np.add.reduceat(exact, cells.starts)
         n_splits = len(halves)
-        is_in = halves[:, None, None, :] == np.arange(2)[:, None, None]  # split, half, 1, cluster
-        counts = (is_in * cells.sizes.T).sum(axis=3)  # split, half, class
+        is_in, counts = _half_sizes(cells, halves)
         self.is_valid = (counts > 0).all(axis=(1, 2))
         weights = is_in[..., cells.cluster] * (cells.side == np.arange(2)[:, None])
         scaled = weights / np.maximum(counts, 1)[..., None]
@@ -202,6 +231,36 @@ class _Language:
         total += np.einsum("gsk,gk->gs", np.square(s), own)
         return np.asarray(total + 2 * s[..., 0] * s[..., 1] * between[:, None])
 
+    @property
+    def lengths_without(self) -> np.ndarray:
+        """Mean squared length of the directions without each cluster, dims ``(cluster,)``."""
+        lengths = np.square(self.directions).sum(axis=(1, 2)) / 2
+        own = np.take_along_axis(self.changes(self.directions), self.half[..., None], axis=2)[..., 0]
+        weights = deletion_weights(self.cells, self.halves)
+        return np.asarray((weights * (lengths + own + self.squares / 2)).sum(axis=1))
+
+    def changes_in(self, split: int, half: int, others: np.ndarray) -> np.ndarray:
+        """Return the changes of the direction of a half, times other directions.
+
+        Parameters
+        ----------
+        split, half
+            The half.
+        others
+            Dims ``(hidden, direction)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            Dims ``(cluster, direction)``, for the clusters of the half.
+        """
+        is_in = self.halves[split] == half
+        rows = np.flatnonzero(is_in[self.cells.cluster])
+        products = np.zeros((*self.cells.sizes.shape, others.shape[1]))
+        products[self.cells.cluster[rows], self.cells.side[rows]] = self.sums[rows] @ others
+        change = self._of_means[is_in, split] @ (self.means[split, half] @ others)
+        return np.asarray(change + np.einsum("gk,gkd->gd", self._of_sums[is_in, split], products[is_in]))
+
     def _by_cluster(self, cells: np.ndarray) -> np.ndarray:
         """Arrange values of cells by cluster and class, 0 where there is no cell."""
         arranged = np.zeros((*self.cells.sizes.shape, *cells.shape[1:]))
@@ -212,7 +271,7 @@ class _Language:
 class _Products:
     """Products of the half directions of two languages: of all clusters, and without each of them."""
 
-    def __init__(self, a: _Language, b: _Language) -> None:
+    def __init__(self, a: HalfMeans, b: HalfMeans) -> None:
         present = np.flatnonzero((a.cells.sizes + b.cells.sizes).sum(axis=1))
         half = a.half[present]
         weights = (a.can_delete & b.can_delete)[present].astype(float)
@@ -227,12 +286,12 @@ class _Products:
         def of_half(changes: np.ndarray, half: np.ndarray) -> np.ndarray:
             return np.take_along_axis(changes[present], half[..., None], axis=2)[..., 0]
 
-        def crossed(x: _Language, y: _Language) -> np.ndarray:
+        def crossed(x: HalfMeans, y: HalfMeans) -> np.ndarray:
             products = np.einsum("shd,shd->s", x.directions, y.directions[:, ::-1]) / 2
             changes = of_half(x.changes(y.directions), 1 - half) + of_half(y.changes(x.directions), 1 - half)
             return average(products, changes / 2)
 
-        def squared(x: _Language) -> np.ndarray:
+        def squared(x: HalfMeans) -> np.ndarray:
             lengths = np.square(x.directions).sum(axis=(1, 2)) / 2
             return average(lengths, of_half(x.changes(x.directions), half) + x.squares[present] / 2)
 
@@ -266,4 +325,4 @@ def _interval(value: float, without: np.ndarray) -> list[float]:
     if len(kept) < 2:
         return [float(np.clip(value, -1, 1)), np.nan, np.nan]
     error = np.sqrt((len(kept) - 1) / len(kept) * np.square(kept - kept.mean()).sum())
-    return [float(limit) for limit in np.clip([value, value - _Z95 * error, value + _Z95 * error], -1, 1)]
+    return [float(limit) for limit in np.clip([value, value - Z95 * error, value + Z95 * error], -1, 1)]

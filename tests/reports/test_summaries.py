@@ -14,10 +14,10 @@ import xarray as xr
 import actkit
 from actkit import open_cube
 from actkit.errors import CubeError, MissingError
+from actkit.reports import summaries
+from actkit.reports.summaries import Summaries
 from actkit.store.layout import CUBE
 from actkit.testing import synthetic, write_cube
-from actkit.widgets import summaries
-from actkit.widgets.summaries import Summaries
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "layer_norms": {"by": "gender"},
