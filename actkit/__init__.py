@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config
     from .exporters.run_export import export
+    from .extraction.extend import extend
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
     from .extraction.seal import seal
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
+    from .store.joins import join
     from .store.push_pull import pull, push
     from .store.reader import open_cube, token_strings
     from .store.verification import verify
@@ -49,11 +51,13 @@ __all__ = [
     "cluster_tokens",
     "direction_cosines",
     "export",
+    "extend",
     "extract",
     "group_differential",
     "holm",
     "import_files",
     "intrinsic_dimension",
+    "join",
     "language_cka",
     "layer_norms",
     "layer_subset",
@@ -93,11 +97,13 @@ _MODULES = {
     "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
+    "extend": ".extraction.extend",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
     "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
+    "join": ".store.joins",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
     "layer_updates": ".stats.norms",

@@ -1,13 +1,9 @@
 """Commands that copy runs to and from object stores."""
 
-import argparse
-from typing import TypeAlias
-
+from .cli_cubes import Subparsers, add_command
 from .cli_output import print_pairs
 from .estimates import readable_bytes
 from .store.push_pull import RunCopy, pull, push
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _CREDENTIALS = (
     "Credentials and endpoints come from the environment, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL."
@@ -15,18 +11,21 @@ _CREDENTIALS = (
 _CONTINUED = "the same command continues a copy that was interrupted"
 
 
-def add_copy_commands(commands: Subparsers) -> None:
-    """Add the commands ``push`` and ``pull``."""
-    purpose = f"copy a run to an object store; {_CONTINUED}"
-    parser = commands.add_parser("push", help=purpose, description=purpose, epilog=_CREDENTIALS)
+def add_push(commands: Subparsers) -> None:
+    """Add the command that copies a run to an object store."""
+    parser = add_command(
+        commands, "push", _push, f"copy a run to an object store; {_CONTINUED}", _CREDENTIALS
+    )
     parser.add_argument("run", help="run folder")
     parser.add_argument("url", help="URL of the copy, such as s3://bucket/runs/x")
-    parser.set_defaults(command=_push)
+
+
+def add_pull(commands: Subparsers) -> None:
+    """Add the command that copies a run from an object store."""
     purpose = f"copy a run from an object store; {_CONTINUED}"
-    parser = commands.add_parser("pull", help=purpose, description=purpose, epilog=_CREDENTIALS)
+    parser = add_command(commands, "pull", _pull, purpose, _CREDENTIALS)
     parser.add_argument("url", help="URL of the run, such as s3://bucket/runs/x")
     parser.add_argument("run", help="run folder to create")
-    parser.set_defaults(command=_pull)
 
 
 def _push(run: str, url: str) -> int:

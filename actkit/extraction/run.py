@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -15,6 +16,7 @@ import torch
 import xarray as xr
 
 from ..config import Config
+from ..errors import Fault, InputError
 from ..layer_spec import describe_all
 from ..object_urls import is_url
 from ..options import Options
@@ -24,6 +26,7 @@ from ..store.parts import Part, locked_part
 from ..store.reader import open_cube, open_windows
 from ..store.remote_run import RemoteRun
 from ..store.run_folder import CONFIG, SKIPPED, locked
+from ..store.settings import check_unchanged
 from ..store.shared_writer import SharedWriter
 from ..store.writer import CubeWriter, create_cube, storage_errors
 from .capture.hooks import call
@@ -40,11 +43,15 @@ from .monitoring.progress import Bar, Listener, Meter, StatusFile
 from .monitoring.run_log import log_file, logger
 from .monitoring.wandb_sink import tracked
 from .preflight.preparation import RunPlan, prepare
-from .settings import check_unchanged
 
 
 def plan(
-    config: str | Path | Config | None = None, *, trial: bool = True, **options: Unpack[Options]
+    config: str | Path | Config | None = None,
+    *,
+    trial: bool = True,
+    parts: int | None = None,
+    network: float | None = None,
+    **options: Unpack[Options],
 ) -> RunPlan:
     """Check a run and estimate its cost, without leaving any files behind.
 
@@ -55,6 +62,9 @@ def plan(
     trial
         Whether to load the model and run a few batches, which takes about ten seconds longer. Without a
         trial, and if less memory is available than the run needs, the estimate is calculated, without time.
+    parts, network
+        Number of parts in which the run is computed at once, each on a device like this one, and the
+        bandwidth that they share, in gigabits per second.
     **options
         Options, named as in :class:`actkit.config.Config`.
 
@@ -70,7 +80,14 @@ def plan(
         than there is.
     """
     share_heap()
-    prepared = prepare(config, options)
+    faults = [
+        Fault(name, f"is {value}", "give a number above 0")
+        for name, value in (("parts", parts), ("network", network))
+        if value is not None and not value > 0
+    ]
+    if faults:
+        raise InputError(faults)
+    prepared = replace(prepare(config, options), parts=parts, network=network)
     fits = prepared.estimate.host <= psutil.virtual_memory().available
     return run_trial(prepared, _threads()) if trial and fits else prepared
 
@@ -191,7 +208,7 @@ def _run(
     model = None
     is_part = windows is not None
     if path.exists():
-        check_unchanged(path, prepared, same_machine=is_part)
+        check_unchanged(path, prepared.attrs, same_machine=is_part)
     else:
         model = _load(prepared)
         sum_rule = _check_sum_rule(prepared, model)
@@ -208,7 +225,7 @@ def _run(
             shared=is_part,
         )
     if is_part:  # another part may have created the cube
-        check_unchanged(path, prepared, same_machine=True)
+        check_unchanged(path, prepared.attrs, same_machine=True)
         if folder.size(CONFIG) < 0:
             _write_settings(prepared, folder)
     threads = _threads()
@@ -242,7 +259,7 @@ def _run_remote(
         )
         _write_settings(prepared, remote)
     else:
-        check_unchanged(cube, prepared, same_machine=windows is not None)
+        check_unchanged(cube, prepared.attrs, same_machine=windows is not None)
     with closing(remote.writer(prepared.plan, windows, threads=_threads())) as writer:
         _complete(prepared, folder, model, writer, meter, windows)
 

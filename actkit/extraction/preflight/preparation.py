@@ -59,6 +59,8 @@ class RunPlan:
         Seconds that the checks took.
     rates
         Rates measured by a trial; None without one.
+    parts, network
+        Number of parts that run at once, and the bandwidth that they share, in gigabits per second.
     """
 
     spec: RunSpec
@@ -68,6 +70,8 @@ class RunPlan:
     free: int
     checking: float
     rates: Rates | None = None
+    parts: int | None = None
+    network: float | None = None
 
     @property
     def config(self) -> Config:
@@ -113,7 +117,14 @@ class RunPlan:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the name and the text of each line of the table."""
-        return summary_lines(self.spec, self.size, free=self.free, rates=self.rates)
+        return summary_lines(
+            self.spec,
+            self.size,
+            free=self.free,
+            rates=self.rates,
+            parts=self.parts,
+            network=self.network,
+        )
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<14}{text}" for name, text in self.lines())
