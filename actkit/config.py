@@ -119,7 +119,7 @@ class Config(BaseModel):
     )
     out: str = Field(
         min_length=1,
-        description="run folder to create or continue, or its URL in an object store, such as s3://bucket/runs/x",
+        description="run folder to create or continue, or its URL in an object store",
     )
     layers: str = Field("all", description=f"layers to capture: {layer_spec.GRAMMAR}")
     languages: tuple[str, ...] | None = Field(None, description="languages to keep; all by default")

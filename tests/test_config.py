@@ -265,7 +265,7 @@ def test_missing_options_are_all_named() -> None:
     assert [str(fault) for fault in faults] == [
         "model: is missing (give Hugging Face model id, model folder, or GGUF file)",
         f"data: is missing (give {DATA})",
-        "out: is missing (give run folder to create or continue)",
+        "out: is missing (give run folder to create or continue, or its URL in an object store)",
     ]
 
 
