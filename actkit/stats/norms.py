@@ -236,7 +236,8 @@ def _cluster_ids(cube: xr.Dataset, choice: ClusterChoice) -> np.ndarray | None:
 
 
 def _norms(cube: xr.Dataset, component: Component) -> tuple[xr.Dataset, xr.DataArray]:
-    is_subset = cube.sizes.get("hidden") != cube.attrs.get(WIDTH, cube.sizes.get("hidden"))
+    width = cube.attrs.get(WIDTH)
+    is_subset = cube.sizes.get("hidden", width) != (width or cube.sizes.get("hidden"))
     if component == "residual" and not is_subset:  # `norm` is that of all dimensions
         selection.require(cube, "norm")
         return cube, cube.norm
