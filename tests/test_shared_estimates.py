@@ -30,12 +30,12 @@ def test_files_are_those_that_are_written(tmp_path: Path) -> None:
 
 
 def test_large_files_take_several_requests() -> None:
-    shape = plan_of([1000] * 16, layers=34, hidden=2560, window_samples=16)
+    shape = plan_of([10_000], layers=34, hidden=2560)
     counts = count_files(shape, ["residual", "norm"], layers={"residual": 34}, value_bytes=2)
     assert counts.windows == 1
-    assert counts.largest == pytest.approx(16_000 * 34 * 2560 * 2 * 0.75)
+    assert counts.largest == pytest.approx(10_000 * 34 * 2560 * 2 * 0.75)
     assert counts.requests_per_window == math.ceil(counts.largest / 2**25) + 2 + 1 + 2
-    assert str(counts).startswith("4, 4 a window, the largest about 2.1 GB; as objects")
+    assert str(counts).startswith("4, 4 a window, the largest about 1.3 GB; as objects")
 
 
 @pytest.mark.parametrize(
@@ -81,5 +81,5 @@ def test_the_table_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None
     assert int(windows.replace(",", "")) == pytest.approx(33_400, rel=0.05)
     (size,) = re.findall(r"cube \| ([\d.]+) TB", table)
     assert float(size) == pytest.approx((17.4 + 0.5 + 0.4) * 0.75, rel=0.03)
-    assert len(re.findall(r"\| network \|", table)) == 2  # computing binds in the last row alone
-    assert "| computing | 12 s" not in table
+    rows = [line for line in table.splitlines() if "Gbit/s |" in line]
+    assert [row.split(" | ")[3] for row in rows] == ["network", "network", "computing"]

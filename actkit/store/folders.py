@@ -324,13 +324,12 @@ class Partial:
 
     def place_new(self) -> bool:
         """Give the file its final name, unless a file of that name exists; return whether it was given."""
-        with self._folder.writing(self.name, self.size):
+        with self._folder.writing(self.name, self.size), suppress(FileExistsError):
             self._file.flush()
-            try:  # unlike a rename, a link never replaces a file
-                os.link(self._folder.path_to(self._unfinished), self._folder.path_to(self.name))
-            except FileExistsError:
-                return False
-        return True
+            # unlike a rename, a link never replaces a file
+            os.link(self._folder.path_to(self._unfinished), self._folder.path_to(self.name))
+            return True
+        return False
 
     def close(self) -> None:
         """Close the file, and remove its temporary name unless it was placed."""

@@ -108,7 +108,9 @@ def machines() -> str:
     disk = estimate(plan, variables, host_bytes=0, **counted).disk
     files = count_files(plan, variables, **counted)
     rows = ["| | |", "|---|---|"]
-    rows += [f"| tokens, prompts | {plan.tokens:,} in {samples:,} prompts of {_PROMPT} |"]
+    rows += [
+        f"| tokens, prompts | {plan.tokens:,} in {samples:,} prompts of {_PROMPT}, batches of {_BATCH:,} |"
+    ]
     rows += [f"| cube | {readable_bytes(disk)}, {readable_bytes(disk / plan.tokens)} a token |"]
     rows += [
         f"| windows | {plan.n_windows:,} of {plan.window} prompts, in batches of up to {_BATCH:,} tokens |"
