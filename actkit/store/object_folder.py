@@ -22,6 +22,7 @@ _PART_BYTES = 32 * 2**20
 READ_PATIENCE, WRITE_PATIENCE = 30.0, 600.0  # seconds
 _LONGEST_WAIT = 15.0
 _STATUS = re.compile(r"status code: (\d{3})")
+_TRANSIENT = ("408", "409", "412", "425", "429")
 _RECEIPT = re.compile(r"(.*/)?committed/receipt\.(\d+)\.json")
 _FLAGS = re.compile(r"(.*/)?committed/c\.\d+")
 
@@ -175,9 +176,12 @@ class ObjectFolder:
                 with self._requests(name) as obstore:
                     obstore.put(self._store, self._key(name), content, mode="create", use_multipart=False)
                 return
-            except PermissionError:
-                raise
+            except FileNotFoundError:
+                what = "cannot be stored: the bucket does not exist"
+                raise FileNotFoundError(errno.ENOENT, what, f"{self.url}/{name}") from None
             except OSError as error:
+                if error.errno in (errno.EACCES, errno.EINVAL):
+                    raise
                 failure = error
             # the request may have succeeded in spite of the error
             stored = self.read(name, -1)
@@ -211,13 +215,14 @@ class ObjectFolder:
             If it ignores the condition, so that two writers could replace each other's commits.
         """
         name = f".probe-{uuid4().hex}"
-        self.create(name, b"1")
+        folder = ObjectFolder(self.url, self._options)  # a wrong endpoint is reported soon
+        folder.create(name, b"1")
         try:
-            self.create(name, b"2")
+            folder.create(name, b"2")
         except FileExistsError:
             return
         finally:
-            self.remove(name)
+            folder.remove(name)
         host = endpoint_name(self.url, self._options)
         what = f"the server {host} ignores If-None-Match, so that commits could be overwritten"
         raise InputError([Fault(f"out {self.url}", what, "use a server with conditional writes")])
@@ -277,7 +282,10 @@ class ObjectFolder:
             what = "access was denied; check the credentials in the environment"
             raise PermissionError(errno.EACCES, what, where) from None
         except (exceptions.BaseError, OSError) as error:
-            raise OSError(errno.EIO, self._described(error), where) from None
+            status = _STATUS.search(str(error))
+            is_final = status is not None and status[1].startswith("4") and status[1] not in _TRANSIENT
+            code = errno.EINVAL if is_final else errno.EIO
+            raise OSError(code, self._described(error), where) from None
 
     def _described(self, error: Exception) -> str:
         """Return the cause of an error without credentials, which obstore's text may contain."""

@@ -43,6 +43,7 @@ class RemoteRun:
     def __init__(self, url: str, options: StorageOptions | None = None) -> None:
         self.place = ObjectFolder(url, options, patience=WRITE_PATIENCE)
         self.folder = work_folder(self.place.url)
+        self._reading = ObjectFolder(url, options)  # a wrong endpoint is reported soon
         self._copies = ObjectFolder(url, options, patience=_SHOWN_PATIENCE)
         self._last, self._state = -_HEARTBEAT, ""
 
@@ -55,8 +56,8 @@ class RemoteRun:
             If the store cannot be read.
         """
         with storage_errors("cannot read", "nothing was written"):
-            folder = self.place / CUBE
-            return RemoteCube(folder) if folder.entry(METADATA) is not None else None
+            root = self._reading.entry(f"{CUBE}/{METADATA}")
+            return None if root is None else RemoteCube(self.place / CUBE)
 
     def check(self) -> None:
         """Check that the server honours the condition under which windows are committed.

@@ -19,7 +19,7 @@ from .shard_reader import ShardReader
 from .verification import StrictStore, shard_faults
 
 # errors of a server or a network rather than of a file
-_UNREADABLE = (errno.EIO, errno.EACCES, errno.ENOTSUP, errno.ESTALE)
+_UNREADABLE = (errno.EIO, errno.EINVAL, errno.EACCES, errno.ENOTSUP, errno.ESTALE)
 
 
 class _Opened(NamedTuple):

@@ -257,6 +257,11 @@ def test_a_server_that_stays_away_is_named_and_a_rerun_continues(
     assert stored(url, server) == contents(run / CUBE)
 
 
+def test_a_bucket_that_does_not_exist_is_named(run: Path, server: int) -> None:
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        actkit.push(run, "s3://no-such-bucket/runs/x", storage_options=options(server))
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
