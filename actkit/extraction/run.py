@@ -185,6 +185,7 @@ def _held(run: Path, part: Part | None) -> Iterator[tuple[Folder, Folder]]:
             yield folder, folder
     else:
         with closing(Folder(run)) as folder, locked_part(run, part) as part_folder:
+            folder.must_lock = False
             yield folder, part_folder
 
 

@@ -11,9 +11,9 @@ import xarray as xr
 from ..errors import CorruptError, Fault, IncompleteError
 from ..store.folders import PARTIAL, Folder
 from ..store.layout import CUBE, array_of, cube_path, open_group
-from ..store.parts import Part, combined_status, is_ended, part_state, read_parts
+from ..store.parts import Part, combined_status, is_ended, locked_if_possible, part_state, read_parts
 from ..store.reader import open_cube
-from ..store.run_folder import CONFIG, locked, read_status, write_status
+from ..store.run_folder import CONFIG, read_status, write_status
 from ..store.verification import read_committed, verify
 from ..store.writer import CREATING, storage_errors
 from ..yaml_files import read_yaml
@@ -59,7 +59,7 @@ def seal(run: str | Path, *, quick: bool = False) -> xr.Dataset:
     cube_path(path)
     path = path.parent if not (path / CUBE).is_dir() else path
     _check_complete(path)
-    with locked(path) as folder, log_file(folder):
+    with locked_if_possible(path) as folder, log_file(folder):
         state = "failed"
         try:
             _sweep(path, folder)

@@ -85,30 +85,39 @@ class Part:
 
 @contextmanager
 def locked_part(run: Path, part: Part) -> Iterator[Folder]:
-    """Hold the folder of a part, and its lock as far as the file system has locks.
+    """Hold the folder of a part, which is created if necessary; otherwise like :func:`locked_if_possible`."""
+    path = part.folder(run)
+    with storage_errors("cannot make the folder of the part"):
+        path.mkdir(parents=True, exist_ok=True)
+    with locked_if_possible(path) as folder:
+        yield folder
 
-    The lock saves work: a second process of the same part ends at once. The cube does not depend on it,
-    because on some file systems shared by several machines each machine obtains the lock.
+
+@contextmanager
+def locked_if_possible(path: Path) -> Iterator[Folder]:
+    """Hold a folder, and its lock as far as the file system has locks.
+
+    The lock saves work: a second process ends at once. The cube does not depend on it, because on some file
+    systems that several machines share each machine obtains the lock.
 
     Yields
     ------
     Folder
-        The folder of the part.
+        The folder, in which files can be written without locks.
 
     Raises
     ------
     LockedError
-        If a process on this machine computes the part, or one elsewhere that recently sent a heartbeat.
+        If a process on this machine holds the folder, or one elsewhere that recently sent a heartbeat.
     StorageError
         If the folder cannot be written.
     """
-    path = part.folder(run)
-    with storage_errors("cannot make the folder of the part"):
-        path.mkdir(parents=True, exist_ok=True)
-        folder = Folder(path, follow=False)
     lock = -1
+    with storage_errors("cannot lock"):
+        folder = Folder(path)
     try:
-        with storage_errors("cannot lock the part"):
+        folder.must_lock = False
+        with storage_errors("cannot lock"):
             lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -132,7 +132,7 @@ def open_windows(path: Path, windows: Iterable[int]) -> xr.Dataset:
     chosen = np.zeros(count, dtype=bool)
     for window in windows:
         chosen[window * size : (window + 1) * size] = True
-    cube = _dataset(folder, root, _group_paths(folder, root, ""), chosen, True)
+    cube = _dataset(folder, root, _group_paths(folder, root, ""), chosen, chunked=True)
     return cube.isel(sample=_where(chosen))
 
 

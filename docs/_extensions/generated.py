@@ -108,17 +108,15 @@ def machines() -> str:
     disk = estimate(plan, variables, host_bytes=0, **counted).disk
     files = count_files(plan, variables, **counted)
     rows = ["| | |", "|---|---|"]
-    rows += [
-        f"| tokens, prompts | {plan.tokens:,} in {samples:,} prompts of {_PROMPT}, batches of {_BATCH:,} |"
-    ]
+    rows += [f"| tokens, prompts | {plan.tokens:,} in {samples:,} prompts of {_PROMPT} |"]
     rows += [f"| cube | {readable_bytes(disk)}, {readable_bytes(disk / plan.tokens)} a token |"]
     rows += [
-        f"| windows | {plan.n_windows:,} of {plan.window} prompts, in batches of up to {_BATCH:,} tokens |"
+        f"| windows | {plan.n_windows:,} of {plan.window} prompts in batches of up to {_BATCH:,} tokens |"
     ]
     rows += [
         f"| files | {files} |",
         "",
-        "| network | computing | network | bottleneck | windows/s | requests/s |",
+        "| network | computing takes | network takes | bottleneck | windows/s | requests/s |",
     ]
     rows += ["|---|---|---|---|---|---|"]
     for gigabits in (25, 100, 400):

@@ -1,5 +1,7 @@
 """Runs in parts: the cube is that of one process, in whatever order the parts run and whoever is killed."""
 
+import errno
+import fcntl
 import json
 import random
 import shutil
@@ -233,6 +235,23 @@ def test_a_part_that_loses_the_race_to_create_the_cube_joins_or_is_refused(
     seal(run)
     assert contents(run / CUBE) == undisturbed
     assert sorted(path.name for path in run.iterdir()) == [".lock", CONFIG, CUBE, LOG, "parts", STATUS]
+
+
+@pytest.mark.slow
+def test_a_file_system_without_locks(
+    options: Options, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lustre is mounted without `-o flock`."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = tmp_path / "run"
+    extract(**options, out=str(run), part="1/1", listeners=[])
+    seal(run)
+    assert contents(run / CUBE) == undisturbed
+    assert read_status(run)[0]["state"] == "done"
 
 
 @pytest.mark.slow
