@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
     from .store.joins import join
+    from .store.push_pull import pull, push
     from .store.reader import open_cube, token_strings
     from .store.verification import verify
 
@@ -64,6 +65,8 @@ __all__ = [
     "massive_activations",
     "open_cube",
     "plan",
+    "pull",
+    "push",
     "regression_probe",
     "report",
     "seal",
@@ -108,6 +111,8 @@ _MODULES = {
     "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
+    "pull": ".store.push_pull",
+    "push": ".store.push_pull",
     "regression_probe": ".stats.regression_probe",
     "report": ".reports",
     "seal": ".extraction.seal",

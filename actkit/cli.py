@@ -12,6 +12,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from .cli_copies import add_pull, add_push
 from .cli_cubes import (
     Subparsers,
     Terminated,
@@ -91,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         add_report,
         add_export,
         add_import,
+        add_push,
+        add_pull,
     ):
         add(commands)
     return parser

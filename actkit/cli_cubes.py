@@ -74,7 +74,7 @@ def _seal(run: str, quick: bool) -> int:
 def add_info(commands: Subparsers) -> None:
     """Add the command `info`."""
     parser = add_command(commands, "info", _info, "show what a cube holds and how it was made")
-    parser.add_argument("path", help="run folder, or its cube.zarr")
+    parser.add_argument("path", help="run folder, its cube.zarr, or the URL of either")
 
 
 def _info(path: str) -> int:
@@ -86,7 +86,7 @@ def add_verify(commands: Subparsers) -> None:
     """Add the command `verify`."""
     purpose = "read every file of a cube and check it against its checksums"
     parser = add_command(commands, "verify", _verify, purpose)
-    parser.add_argument("path", help="run folder, or its cube.zarr")
+    parser.add_argument("path", help="run folder, its cube.zarr, or the URL of either")
 
 
 def _verify(path: str) -> int:
@@ -103,7 +103,7 @@ def _verify(path: str) -> int:
 def add_report(commands: Subparsers) -> None:
     """Add the command `report`."""
     parser = add_command(commands, "report", _report, "write a one-page HTML report of a cube's results")
-    parser.add_argument("path", help="run folder, or its cube.zarr, finished or not")
+    parser.add_argument("path", help="run folder, its cube.zarr, or the URL of either, finished or not")
     parser.add_argument("--out", default="report.html", help="output file (default: %(default)s)")
     parser.add_argument(
         "--by",
@@ -136,7 +136,7 @@ def _report(path: str, cluster: str, **options: Any) -> int:
 def add_export(commands: Subparsers) -> None:
     """Add the command `export`."""
     parser = add_command(commands, "export", _export, "write a run as files that other scripts read")
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", help="run folder, or its URL")
     parser.add_argument("--format", required=True, help="pt, npz, batches, safetensors or arrow")
     parser.add_argument("--out", required=True, help="new folder to create")
     parser.add_argument("--layers", default="all", help="layers of one component (default: %(default)s)")

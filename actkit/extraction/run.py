@@ -13,11 +13,13 @@ import xarray as xr
 
 from ..config import Config
 from ..errors import Fault, InputError
+from ..object_urls import is_url
 from ..options import Options
 from ..store.folders import Folder
 from ..store.layout import CUBE
 from ..store.parts import Part, locked_part
 from ..store.reader import open_cube, open_windows
+from ..store.remote_run import RemoteRun
 from ..store.run_folder import CONFIG, SKIPPED, locked
 from ..store.settings import check_unchanged
 from ..store.shared_writer import SharedWriter, remove_unfinished
@@ -147,19 +149,26 @@ def extract(
         _check_cluster(cluster, part)
     prepared = prepare(config, options)
     run, plan = prepared.run, prepared.plan
+    remote = RemoteRun(prepared.config.out) if is_url(prepared.config.out) else None
+    if remote is not None and cluster is not None:
+        hint = "give a folder and `actkit push` it, or compute parts"
+        raise InputError([Fault("cluster", "cannot write to an object store yet", hint)])
     with storage_errors("cannot make the run folder"):
         run.mkdir(parents=True, exist_ok=True)
     tracking = tracked(prepared.config, prepared.rules.axis, plan.shape)
     windows = share.windows(plan.n_windows) if share else range(plan.n_windows)
     with _held(run, share) as (folder, status_folder), log_file(status_folder), tracking as trackers:
-        progress_listeners: Sequence[Listener] = listeners if listeners is not None else [Bar(share)]
+        progress_listeners: list[Listener] = list(listeners) if listeners is not None else [Bar(share)]
         status_file = StatusFile(status_folder, run_samples=plan.shape.sample if share else 0)
         total = sum(len(plan.samples_of(window)) for window in windows)
-        meter = Meter(total, [*progress_listeners, status_file, *trackers])
+        progress_listeners = [*progress_listeners, status_file, *trackers]
+        if remote is not None:
+            progress_listeners.append(lambda event: remote.copy_status(status_folder, event.state))
+        meter = Meter(total, progress_listeners)
         state = "failed"
         try:
             with _device_turn(prepared.config, queue, meter):
-                _run(prepared, folder, meter, windows if share else None, cluster)
+                _run(prepared, folder, meter, windows if share else None, remote, cluster)
             state = "done"
         except KeyboardInterrupt:
             state = "interrupted"
@@ -167,6 +176,10 @@ def extract(
         finally:
             logger.info(state)
             meter.emit(state)
+            if remote is not None:
+                remote.copy_log(status_folder)
+    if remote is not None:
+        return open_cube(prepared.config.out, partial=share is not None)
     return open_windows(run, windows) if share else open_cube(run)
 
 
@@ -201,8 +214,18 @@ def _check_cluster(cluster: str, part: object) -> None:
     check_cluster(cluster)
 
 
-def _run(prepared: RunPlan, folder: Folder, meter: Meter, windows: range | None, cluster: str | None) -> None:
+def _run(
+    prepared: RunPlan,
+    folder: Folder,
+    meter: Meter,
+    windows: range | None,
+    remote: RemoteRun | None,
+    cluster: str | None,
+) -> None:
     """Create the cube unless it exists, and compute its windows, or those of a part."""
+    if remote is not None:
+        _run_remote(prepared, folder, meter, windows, remote)
+        return
     meter.emit("loading")
     folder.check()
     if cluster is None:
@@ -254,7 +277,32 @@ def _compute(
         _complete(prepared, folder, engine, writer, meter, windows)
 
 
-def _write_settings(prepared: RunPlan, folder: Folder) -> None:
+def _run_remote(
+    prepared: RunPlan, folder: Folder, meter: Meter, windows: range | None, remote: RemoteRun
+) -> None:
+    """Do the same in an object store, where any number of processes may write without a lock."""
+    meter.emit("loading")
+    remote.check()
+    engine = LocalEngine(prepared)
+    cube = remote.cube()
+    if cube is None:
+        sum_rule = engine.check_model()
+        remote.create(
+            prepared.plan,
+            variables=prepared.size.variables,
+            coords=prepared.coords(),
+            labels=prepared.scan.label_dtypes,
+            rows=prepared.rows(),
+            attrs={**prepared.attrs, **sum_rule},
+        )
+        _write_settings(prepared, remote)
+    else:
+        check_unchanged(cube, prepared.attrs, same_machine=windows is not None)
+    with closing(remote.writer(prepared.plan, windows, threads=compression_threads())) as writer:
+        _complete(prepared, folder, engine, writer, meter, windows)
+
+
+def _write_settings(prepared: RunPlan, folder: Folder | RemoteRun) -> None:
     """Write the list of skipped rows, if there are any, and the options."""
     if skipped := prepared.scan.skipped:
         lines = (json.dumps({"where": where, "what": what}, ensure_ascii=False) for where, what in skipped)
@@ -262,7 +310,7 @@ def _write_settings(prepared: RunPlan, folder: Folder) -> None:
     _write_file(folder, CONFIG, prepared.config.to_yaml())
 
 
-def _write_file(folder: Folder, name: str, text: str) -> None:
+def _write_file(folder: Folder | RemoteRun, name: str, text: str) -> None:
     with storage_errors("cannot write"):
         folder.replace(name, text.encode())
 

@@ -15,6 +15,8 @@ class ByteRanges(Protocol):
     """
 
     request_bytes: int  # longer ranges are divided into several requests
+    inline_bytes: int  # a smaller result is not worth waiting for other threads
+    threads: int  # number of concurrent requests
 
     def size(self, key: str) -> int:
         """Return the size of a file in bytes."""
@@ -35,6 +37,8 @@ class LocalRanges:
     """
 
     request_bytes = 2**20  # small enough that memory is reused and every thread has work
+    inline_bytes = 2**20
+    threads = min(os.cpu_count() or 1, 16)
 
     def __init__(self, root: Path, limits: Mapping[str, int]) -> None:
         self._root, self._limits = root, limits

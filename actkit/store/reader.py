@@ -1,8 +1,7 @@
 """Cubes as xarray Datasets backed by dask, in which reading a damaged file raises an error."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,12 +14,14 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from ..canonical import Cube, as_cube, sample_of
-from ..errors import CorruptError, CubeError, Fault, IncompleteError
+from ..errors import CorruptError, CubeError, Fault, IncompleteError, StorageError
 from ..regular_files import MB
 from ..schema import DIMS, VARIABLES, WIDTH, TokenKind
-from .layout import Array, array_names, array_of, cube_path, dims_of, open_group, shards
+from .cube_files import LocalCube, RemoteCube
+from .layout import Array, array_names, array_of, cube_path, dims_of, find_cube, open_group, shards
 from .lazy_values import dask_values, indexed_values
 from .metadata import ARRAYS, CHECKSUM
+from .object_clients import StorageOptions
 from .stored_array import StoredArray
 from .verification import RERUN, read_committed
 from .xarray_copies import is_copy, open_copy
@@ -29,34 +30,49 @@ BLOCK_BYTES = 128 * MB
 EAGER_SAMPLES = 2**14  # coordinates of up to so many samples are read at once, so that their values are shown
 
 
-def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr.Dataset:
+def open_cube(
+    path: str | Path,
+    *,
+    group: str = "",
+    partial: bool = False,
+    storage_options: StorageOptions | None = None,
+    cache: str | Path | None = None,
+) -> xr.Dataset:
     """Open a cube.
 
     Parameters
     ----------
     path
-        Run folder, or its ``cube.zarr``; or a copy of a cube or of a part of it, written by
+        Run folder, or its ``cube.zarr``; the URL of either in an object store (``s3://``, ``gs://``,
+        ``az://``); or a copy of a cube or of a part of it, written by
         :meth:`xarray.Dataset.to_zarr`, which has no checksums and is marked by the attribute ``copy``.
     group
         ``"vision"`` for the outputs of the blocks of the vision tower, with separate ``layer``, ``token`` and
         ``hidden`` axes and the samples of the cube.
     partial
         Whether to open a cube that is being written or was interrupted, with its committed samples.
+    storage_options
+        Options of obstore for a URL, such as ``endpoint``; credentials come from the environment.
+    cache
+        Local folder in which parts of a remote cube are kept once they were read; nothing is removed from it.
 
     Returns
     -------
     xarray.Dataset
         Dims ``layer``, ``sample``, ``token``, ``hidden``; the variables of the cube format, backed by
-        dask. Coordinates along ``sample`` are in memory; those of large cubes are read on first use.
+        dask. Coordinates along ``sample`` are in memory; those of large or remote cubes are read on first
+        use.
 
     Raises
     ------
     CubeError
-        If there is no cube, or it has no such group.
+        If there is no cube, or it has no such group; on use, also if a remote cube was replaced.
     IncompleteError
         If samples are missing and ``partial`` is False.
     CorruptError
         If committed shards are missing or empty; on use, also if they are damaged.
+    StorageError
+        If an object store cannot be read.
 
     Examples
     --------
@@ -65,27 +81,35 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
     >>> cube.residual.sel(layer=2).dims
     ('sample', 'token', 'hidden')
     """
-    return read_cube(path, group, partial=partial)
+    return read_cube(path, group, partial=partial, storage_options=storage_options, cache=cache)
 
 
 def read_cube(
-    path: str | Path, group: str = "", *, partial: bool = False, chunked: bool = True
+    path: str | Path,
+    group: str = "",
+    *,
+    partial: bool = False,
+    chunked: bool = True,
+    storage_options: StorageOptions | None = None,
+    cache: str | Path | None = None,
 ) -> xr.Dataset:
     """Open a cube; parameters and errors as for :func:`open_cube`.
 
     Parameters
     ----------
-    path, group, partial
+    path, group, partial, storage_options, cache
         As for :func:`open_cube`.
     chunked
         Whether values are dask arrays; otherwise xarray reads them when they are used.
     """
-    folder = cube_path(path)
-    if is_copy(folder):
+    files = find_cube(path, storage_options, cache)
+    folder = files.root if isinstance(files, LocalCube) else files
+    if isinstance(folder, Path) and is_copy(folder):
         copy = open_copy(folder, group, chunked=chunked)
         return as_cube(copy) if chunked else copy
-    root = open_group(folder)
-    committed, faults = read_committed(folder, root)
+    with _reading(files):
+        root = open_group(folder)
+        committed, faults = read_committed(folder, root, listed=True)
     if faults:
         raise CorruptError(faults)
     if not committed.all() and not partial:
@@ -93,7 +117,7 @@ def read_cube(
             f"{folder}: {committed.sum()} of {len(committed)} samples are committed; "
             "rerun the extraction to complete it, or open it with partial=True"
         )
-    faults = list(_absent(folder, root, committed))
+    faults = list(_absent(files, root, committed))
     if faults:
         raise CorruptError(faults)
     cube = _dataset(folder, root, _group_paths(folder, root, group), committed, chunked)
@@ -112,7 +136,7 @@ def open_windows(path: Path, windows: Iterable[int]) -> xr.Dataset:
     return cube.isel(sample=_where(chosen))
 
 
-def group_names(path: str | Path) -> list[str]:
+def group_names(path: str | Path, storage_options: StorageOptions | None = None) -> list[str]:
     """Return the names of the groups of a cube, such as ``vision``.
 
     Raises
@@ -120,13 +144,24 @@ def group_names(path: str | Path) -> list[str]:
     CubeError
         As for :func:`open_cube`.
     """
-    folder = cube_path(path)
-    if is_copy(folder):
+    files = find_cube(path, storage_options)
+    if isinstance(files, LocalCube) and is_copy(files.root):
         return []
-    return sorted({name.rpartition("/")[0] for name in array_names(open_group(folder))} - {""})
+    return sorted({name.rpartition("/")[0] for name in array_names(open_group(files))} - {""})
 
 
-def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
+@contextmanager
+def _reading(files: LocalCube | RemoteCube) -> Iterator[None]:
+    """Turn errors of an object store into errors that say that nothing is known to be damaged."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(files, LocalCube):
+            raise
+        raise StorageError(f"cannot read {error.filename or files}: {error.strerror or error}") from None
+
+
+def _group_paths(folder: Path | RemoteCube, root: zarr.Group, group: str) -> dict[str, str]:
     """Return the paths of the arrays of a group by name, in the order in which they are shown."""
     names = array_names(root)
     groups = {name.rpartition("/")[0] for name in names}
@@ -143,7 +178,11 @@ def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
 
 
 def _dataset(
-    folder: Path, root: zarr.Group, paths: Mapping[str, str], committed: np.ndarray, chunked: bool
+    folder: Path | RemoteCube,
+    root: zarr.Group,
+    paths: Mapping[str, str],
+    committed: np.ndarray,
+    chunked: bool,
 ) -> xr.Dataset:
     """Return the arrays at some paths as a Dataset of all samples, committed or not."""
     data: dict[str, xr.Variable] = {}
@@ -178,7 +217,8 @@ def _values(stored: StoredArray, array: Array, committed: np.ndarray, chunked: b
         return stored[...]
     by_window = stored.name in VARIABLES and VARIABLES[stored.name].by_window
     column = _Column(stored, array, committed if by_window else None)
-    return column.lazy if len(committed) > EAGER_SAMPLES else column.values
+    is_remote = isinstance(stored.folder, RemoteCube)  # each file is a request
+    return column.lazy if is_remote or len(committed) > EAGER_SAMPLES else column.values
 
 
 def token_strings(cube: Cube, sample: int) -> list[str]:
@@ -304,27 +344,16 @@ def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the sizes of the files of a folder, without those that a writer renames meanwhile."""
-    sizes: dict[str, int] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                regular = entry.is_file(follow_symlinks=False)
-                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size if regular else -1
-    return sizes
-
-
-def _absent(folder: Path, group: zarr.Group, committed: np.ndarray) -> Iterator[Fault]:
+def _absent(files: LocalCube | RemoteCube, group: zarr.Group, committed: np.ndarray) -> Iterator[Fault]:
     """Find missing and empty files of committed windows and coordinates, using only folder listings."""
     window = array_of(group, "committed").chunks[0]
     for name in array_names(group):
         if name == "committed":
             continue
         array = array_of(group, name)
-        sizes = _sizes(folder / name)
+        sizes = files.sizes(name)
         by_window = name in VARIABLES and VARIABLES[name].by_window
-        for shard in shards(folder, array):
+        for shard in shards(files.root, array):
             if by_window and not committed[shard.window * window]:
                 continue
             size = sizes.get(shard.path.name)

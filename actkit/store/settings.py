@@ -8,6 +8,7 @@ from typing import Any
 from ..config import Config
 from ..errors import ChangedError, Fault
 from ..schema import current_options
+from .cube_files import RemoteCube
 from .layout import open_group
 from .metadata import CHECKSUM
 from .receipts import RECEIPTS
@@ -49,7 +50,7 @@ def differences(
     ]
 
 
-def check_unchanged(path: Path, attrs: Mapping[str, Any], *, same_machine: bool = False) -> None:
+def check_unchanged(path: Path | RemoteCube, attrs: Mapping[str, Any], *, same_machine: bool = False) -> None:
     """Check that a run would write the cube that is in its folder.
 
     Parameters
@@ -69,9 +70,8 @@ def check_unchanged(path: Path, attrs: Mapping[str, Any], *, same_machine: bool 
     ignored = () if same_machine else OF_MACHINES
     changed = differences(open_group(path).attrs, attrs, ignored=ignored)
     if changed:
-        heading = (
-            f"{path.parent} contains a cube made with other settings; choose another `out`, or restore them"
-        )
+        where = path.folder.parent.url if isinstance(path, RemoteCube) else path.parent
+        heading = f"{where} contains a cube made with other settings; choose another `out`, or restore them"
         faults = [Fault(name, f"was {before}, is now {now}") for name, before, now in changed]
         raise ChangedError(faults, heading)
 

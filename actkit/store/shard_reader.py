@@ -32,8 +32,6 @@ _CHECKSUM_BYTES = 4
 _BLOSC_HEADER = 16
 _WHOLE_BYTES = 2**18  # files of up to this size are read with a single request
 _GAP_BYTES = 2**16  # unneeded bytes that are read rather than making another request
-_INLINE_BYTES = 2**20  # a smaller result is not worth waiting for other threads
-_THREADS = min(os.cpu_count() or 1, 16)
 _KEPT_BYTES = 2**23  # scratch memory that a thread keeps
 
 _CODECS = ["bytes", "blosc", "crc32c"]
@@ -114,11 +112,20 @@ class ShardReader:
         out = np.empty([selected for _, selected in axes], dtype=self.dtype)
         if out.size:
             files = self._by_file([parts for parts, _ in axes])
-            requests = _concurrently(lambda file: self._locate(*file, out), files, out.nbytes)
-            _concurrently(
+            requests = self._concurrently(lambda file: self._locate(*file, out), files, out.nbytes)
+            self._concurrently(
                 lambda request: self._load(request, out), list(chain.from_iterable(requests)), out.nbytes
             )
         return out[tuple(slice(None) if isinstance(item, slice) or np.ndim(item) else 0 for item in keys)]
+
+    def _concurrently(
+        self, function: Callable[[_Item], _Result], items: Sequence[_Item], size: int
+    ) -> list[_Result]:
+        """Apply a function to items, in several threads if that is worth it."""
+        threads = self.ranges.threads
+        if len(items) < 2 or threads < 2 or size < self.ranges.inline_bytes:
+            return [function(item) for item in items]
+        return list(_pool(os.getpid(), threads).map(function, items))
 
     @cached_property
     def _chunk_bytes(self) -> int:
@@ -255,14 +262,7 @@ def _buffer(size: int) -> np.ndarray:
     return buffer[:size]
 
 
-def _concurrently(function: Callable[[_Item], _Result], items: Sequence[_Item], size: int) -> list[_Result]:
-    """Apply a function to items, in several threads if the result is large."""
-    if len(items) < 2 or _THREADS < 2 or size < _INLINE_BYTES:
-        return [function(item) for item in items]
-    return list(_pool(os.getpid()).map(function, items))
-
-
-@lru_cache(maxsize=1)
-def _pool(_process: int) -> ThreadPoolExecutor:
+@lru_cache(maxsize=2)
+def _pool(_process: int, threads: int) -> ThreadPoolExecutor:
     """Return the threads of a process; a forked child has none of those of its parent."""
-    return ThreadPoolExecutor(_THREADS, "actkit-read")
+    return ThreadPoolExecutor(threads, "actkit-read")

@@ -9,8 +9,10 @@ import numpy as np
 
 from ..batch_plan import Plan
 from ..errors import StorageError
+from .commits import written
 from .folders import PARTIAL, Folder, Partial
 from .layout import CUBE
+from .object_folder import Upload
 from .ragged import Ragged
 from .receipts import Receipt, receipt_name
 from .writer import CREATING, CubeWriter, storage_errors
@@ -38,6 +40,7 @@ class SharedWriter(CubeWriter):
     def __init__(self, path: Path, plan: Plan, windows: Iterable[int], *, threads: int = 1) -> None:
         super().__init__(path, plan, threads=threads)
         self._windows = list(windows)
+        assert isinstance(self._folder, Folder)
         self._folder.must_lock = False
 
     def recover(self) -> list[int]:
@@ -76,11 +79,12 @@ class SharedWriter(CubeWriter):
                     return 0
             raise
 
-    def _commit(self, window: int, files: list[Partial]) -> int:
+    def _commit(self, window: int, files: list[Partial | Upload]) -> int:
         """Rename the files of a window into place, between its receipt and its flags."""
         receipt, flags = receipt_name(window), self._flag_files[window]
         content = Receipt.of(self.seal, files).content()
-        with self._written({receipt: content, flags: self._flags_of(window)}) as (receipt_file, flags_file):
+        contents = {receipt: content, flags: self._flags_of(window)}
+        with written(self._folder, contents) as (receipt_file, flags_file):
             self._check()
             if not receipt_file.place_new() and self._folder.read(receipt, len(content) + 1) != content:
                 raise _ConflictError(

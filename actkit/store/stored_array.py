@@ -1,5 +1,6 @@
 """Arrays of a cube that are opened where they are read, and in which a damaged file raises an error."""
 
+import errno
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
-from ..errors import CorruptError, CubeError
-from .byte_ranges import LocalRanges
+from ..errors import CorruptError, CubeError, StorageError
+from .cube_files import RemoteCube, files_of
 from .fork_safety import survive_forks
 from .layout import Array, Shard, array_of, open_group, shards, window_axis
 from .metadata import CHECKSUM, METADATA
-from .plain_store import PlainStore
+from .plain_store import CheckedStore
 from .shard_reader import ShardReader
 from .verification import StrictStore, shard_faults
+
+# errors of a server or a network rather than of a file
+_UNREADABLE = (errno.EIO, errno.EINVAL, errno.EACCES, errno.ENOTSUP, errno.ESTALE)
 
 
 class _Opened(NamedTuple):
@@ -32,14 +36,14 @@ class StoredArray:
     Parameters
     ----------
     folder
-        The ``.zarr`` folder.
+        The ``.zarr`` folder, or its files in an object store.
     name
         Path of the array.
     seal
         Checksum of the metadata of the cube.
     """
 
-    def __init__(self, folder: Path, name: str, seal: str) -> None:
+    def __init__(self, folder: Path | RemoteCube, name: str, seal: str) -> None:
         self.folder = folder
         self.name = name
         self.seal = seal
@@ -65,7 +69,10 @@ class StoredArray:
         except MemoryError:  # says nothing about the files
             raise
         except Exception as error:  # each codec raises its own
-            faults = shard_faults(array, self._selected_shards(array, key))
+            is_remote = isinstance(self.folder, RemoteCube)
+            if is_remote and isinstance(error, OSError) and error.errno in _UNREADABLE:
+                raise _unreadable(self.folder, error) from None
+            faults = shard_faults(self.folder, array, self._selected_shards(array, key))
             if not faults:
                 raise
             raise CorruptError(faults) from error
@@ -75,10 +82,15 @@ class StoredArray:
         axis, size = window_axis(array), (array.shards or array.chunks)[window_axis(array)]
         axis_key = slice(None) if key is Ellipsis else (key if isinstance(key, tuple) else (key,))[axis]
         windows = set(np.atleast_1d(np.arange(self.shape[axis])[axis_key] // size).tolist())
-        return (shard for shard in shards(self.folder, array) if shard.window in windows)
+        return (shard for shard in shards(files_of(self.folder).root, array) if shard.window in windows)
 
     def __dask_tokenize__(self) -> tuple[str, str, str]:
         return str(self.folder), self.name, self.seal
+
+
+def _unreadable(cube: Path | RemoteCube, error: OSError) -> StorageError | CubeError:
+    what = f"{error.filename or cube}: {error.strerror}"
+    return CubeError(f"{what}; open the cube again") if error.errno == errno.ESTALE else StorageError(what)
 
 
 def _read(array: Array, key: Any) -> np.ndarray:
@@ -90,21 +102,21 @@ def _read(array: Array, key: Any) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _open_array(folder: Path, name: str, version: tuple[int, ...]) -> _Opened:
+def _open_array(folder: Path | RemoteCube, name: str, version: tuple[int, ...]) -> _Opened:
     survive_forks()
     group = _open_strict(folder, version)
-    assert isinstance(group.store, PlainStore)
+    assert isinstance(group.store, CheckedStore)
     array = array_of(group, name)
-    ranges = LocalRanges(folder, group.store.limits)
+    ranges = files_of(folder).ranges(group.store.limits)
     return _Opened(array, ShardReader.of(array, ranges), str(group.attrs[CHECKSUM]))
 
 
 @lru_cache(maxsize=16)
-def _open_strict(folder: Path, _version: tuple[int, ...]) -> zarr.Group:
+def _open_strict(folder: Path | RemoteCube, _version: tuple[int, ...]) -> zarr.Group:
     return open_group(folder, StrictStore)
 
 
-def cube_version(folder: Path) -> tuple[int, ...]:
+def cube_version(folder: Path | RemoteCube) -> tuple[int, ...]:
     """Return values that identify a cube on disk: more than its modification time, which can be set.
 
     Raises
@@ -112,6 +124,8 @@ def cube_version(folder: Path) -> tuple[int, ...]:
     CubeError
         If the cube no longer exists.
     """
+    if isinstance(folder, RemoteCube):  # reads refer to the objects that were listed when it was opened
+        return ()
     try:
         status = (folder / METADATA).stat()
     except OSError as error:

@@ -1,7 +1,7 @@
 """The engine ``actkit`` of xarray, registered in ``pyproject.toml``."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import xarray as xr
@@ -19,7 +19,10 @@ class CubeBackend(BackendEntrypoint):
     """
 
     description = "Open cubes of actkit"
-    open_dataset_parameters = ("filename_or_obj", "drop_variables", "group", "partial")
+    open_dataset_parameters = (
+        *("filename_or_obj", "drop_variables", "group", "partial"),
+        *("storage_options", "cache_folder"),
+    )
     supports_groups = True
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
@@ -35,11 +38,23 @@ class CubeBackend(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         group: str | None = None,
         partial: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
     ) -> xr.Dataset:
-        """Open a cube or one of its groups; parameters and errors as for :func:`actkit.open_cube`."""
+        """Open a cube or one of its groups; parameters and errors as for :func:`actkit.open_cube`.
+
+        `cache_folder` is its `cache`, a name that xarray uses for something else.
+        """
         from .reader import read_cube
 
-        cube = read_cube(filename_or_obj, (group or "").strip("/"), partial=partial, chunked=False)
+        cube = read_cube(
+            filename_or_obj,
+            (group or "").strip("/"),
+            partial=partial,
+            chunked=False,
+            storage_options=storage_options,
+            cache=cache_folder,  # type: ignore[arg-type]
+        )
         names = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
         return cube.drop_vars(names, errors="ignore")
 
@@ -51,7 +66,7 @@ class CubeBackend(BackendEntrypoint):
 
         cube = self.open_dataset(filename_or_obj, partial=partial, **options)
         groups = {"/": xr.Dataset(attrs=cube.attrs), f"/{LANGUAGE_MODEL}": cube}
-        for name in group_names(filename_or_obj):
+        for name in group_names(filename_or_obj, options.get("storage_options")):
             groups[f"/{name}"] = self.open_dataset(filename_or_obj, group=name, partial=partial, **options)
         return groups
 

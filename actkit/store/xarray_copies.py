@@ -224,7 +224,7 @@ def _array_fault(folder: Path, document: Document) -> str:
             return "has a shape and chunks that disagree"
         what = next(codec_faults(document, chunk, checksums=False), "")
         if not what and len(shape) == 1:
-            what = next(coord_faults(folder, shape, chunk, "c/*"), "")
+            what = next(coord_faults(shape, chunk, sum(1 for _ in folder.glob("c/*"))), "")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         return "is not the metadata of an array"
     return what

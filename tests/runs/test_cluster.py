@@ -146,7 +146,8 @@ def test_the_script_of_a_slurm_job(tmp_path: Path) -> None:
     path = tmp_path / "slurm.yaml"
     path.write_text(SLURM)
     arguments = slurm_arguments(path)
-    with jobqueue.SLURMCluster(**{**arguments, "n_workers": 0}) as cluster:
+    options = {"port": 0, "dashboard_address": ":0"}
+    with jobqueue.SLURMCluster(**{**arguments, "n_workers": 0}, scheduler_options=options) as cluster:
         script = cluster.job_script()
     assert JOB in script
     worker = script.strip().splitlines()[-1]

@@ -299,7 +299,7 @@ def test_a_cube_whose_files_are_renamed_while_it_is_opened(
         partial.unlink(missing_ok=True)
         yield listed
 
-    monkeypatch.setattr("actkit.store.reader.os.scandir", scandir)
+    monkeypatch.setattr("actkit.store.cube_files.os.scandir", scandir)
     assert open_cube(run).sizes["sample"] == 10
     assert not partial.exists()
 

@@ -120,8 +120,8 @@ def test_all_threads_read_what_one_does(tmp_path: Path, monkeypatch: pytest.Monk
     array[...] = values = np.random.default_rng(0).normal(size=array.shape).astype("float32")
     reader = ShardReader.of(array, LocalRanges(tmp_path / "a.zarr", {"values": 2**20}))
     assert reader is not None
-    monkeypatch.setattr(shard_reader, "_INLINE_BYTES", 0)
-    monkeypatch.setattr(shard_reader, "_THREADS", 3)
+    monkeypatch.setattr(LocalRanges, "inline_bytes", 0)
+    monkeypatch.setattr(LocalRanges, "threads", 3)
     np.testing.assert_array_equal(reader[...], values)
     np.testing.assert_array_equal(reader[:, ::2, [69, 0]], values[:, ::2][:, :, [69, 0]])
 

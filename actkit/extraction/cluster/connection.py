@@ -97,7 +97,10 @@ def connected(cluster: str, device: str) -> Iterator[Client]:
     ClusterError
         If there is no scheduler at the address, or the workers cannot be started.
     """
-    settings = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
+    settings = {
+        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+        "distributed.worker.profile.enabled": False,  # it samples all threads a hundred times per second
+    }
     match = _LOCAL.fullmatch(cluster)
     with dask.config.set(settings), _quiet():
         if _ADDRESS.fullmatch(cluster):

@@ -7,6 +7,7 @@ import torch
 
 from ...estimates import Rates, readable_bytes
 from ...layer_spec import describe_all
+from ...object_urls import is_url
 from ...shared_estimates import SharedTime, count_files
 from ..models.devices import pick_device
 from .model_memory import device_bytes
@@ -62,7 +63,7 @@ def summary_lines(
         (
             "disk",
             f"about {readable_bytes(estimate.disk)} ({readable_bytes(estimate.dense)} dense), "
-            f"{readable_bytes(free)} free",
+            + (f"in {run.config.out}" if is_url(run.config.out) else f"{readable_bytes(free)} free"),
         ),
         (
             "host memory",
