@@ -151,7 +151,8 @@ def test_the_script_of_a_slurm_job(tmp_path: Path) -> None:
         script = cluster.job_script()
     assert JOB in script
     worker = script.strip().splitlines()[-1]
-    assert "--nthreads 1 --nworkers 2" in worker
+    assert "--nthreads 1 " in worker
+    assert "--nworkers 2 " in worker
     assert "MEMORY__TERMINATE=False" in script
 
 
