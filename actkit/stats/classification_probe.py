@@ -19,6 +19,7 @@ from .kernels.probes import Fold
 from .label_samples import LabelSamples, class_samples, class_splits, covariate_names, covariates_of
 from .length_matches import MatchedOn
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
+from .token_selection import select_tokens
 
 _MEASURES = ("macro_auroc",)
 _CLASS = "class"  # temporary name of the dimension, until the result's variables are known
@@ -32,6 +33,7 @@ def classification_probe(
     cluster: str | None = selection.AUTO,
     classes: Sequence[Any] | None = None,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     matched_on: MatchedOn | None = None,
     residualized_on: Covariate | Sequence[Covariate] = (),
     folds: int = 5,
@@ -56,6 +58,9 @@ def classification_probe(
         classes are excluded.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these and the embedding represent, as for :func:`adjacent_cka`. Text and length, as
+        baselines and as covariates, are those of the whole text.
     matched_on
         ``length`` keeps, within each language, as many samples of each class with each number of tokens.
     residualized_on
@@ -122,7 +127,7 @@ def classification_probe(
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
     names = covariate_names(residualized_on)
-    whole = finite_cube(cube)
+    whole = select_tokens(finite_cube(cube), tokens)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)

@@ -1,5 +1,6 @@
 """Token filters: what they match, how they combine, and that each statistic uses them."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def written(run: Path, excluded: Callable[[dict[str, np.ndarray]], np.ndarray] |
     writer = cube.create(run)
     for window in range(cube.plan.n_windows):
         writer.write(window, cube.part(window))
-    return actkit.open_cube(run)
+    rating = ("sample", rng.standard_normal(N), {"label": True})
+    return actkit.open_cube(run).assign_coords(rating=rating)
 
 
 def without_cats(values: dict[str, np.ndarray]) -> np.ndarray:
@@ -137,9 +139,31 @@ STATISTICS: dict[str, tuple[Callable[..., xr.Dataset], dict[str, Any]]] = {
         actkit.group_differential,
         {"by": "gender", "permutations": 5, "folds": 2, "seeds": 1},
     ),
+    "classification_probe": (
+        actkit.classification_probe,
+        {"by": "gender", "permutations": 5, "folds": 2, "seeds": 1, "residualized_on": "length"},
+    ),
+    "regression_probe": (
+        actkit.regression_probe,
+        {"by": "rating", "permutations": 5, "folds": 2, "seeds": 1},
+    ),
+    "token_correlation": (actkit.token_correlation, {}),
+    "cluster_samples": (actkit.cluster_samples, {"n_clusters": 2, "resamples": 2, "permutations": 5}),
     "direction_cosines": (actkit.direction_cosines, {"by": "gender", "splits": 2}),
     "transfer": (actkit.transfer, {"by": "gender", "folds": 2}),
 }
+
+
+def test_every_statistic_takes_tokens() -> None:
+    others = {"export", "extract", "holm", "import_files", "layer_subset", "open_cube", "plan", "report"}
+    others |= {"token_strings", "verify"}  # these read no vectors, or pass options on
+    public = {name: getattr(actkit, name) for name in set(actkit.__all__) - others}
+    lacking = [
+        name
+        for name, value in public.items()
+        if inspect.isfunction(value) and "tokens" not in inspect.signature(value).parameters
+    ]
+    assert not lacking
 
 
 @pytest.mark.filterwarnings("ignore:.*are excluded")
