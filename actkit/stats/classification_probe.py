@@ -84,7 +84,7 @@ def classification_probe(
           ``macro_auroc_high``, from the influence of each cluster;
         - ``macro_auroc_p``, the max-T permutation p-value, corrected over layers, and ``macro_auroc_bound``,
           the 95% quantile of the permuted maximum over layers;
-        - with a dimension that is named like ``by`` (``<by>_label`` if a variable has that name; the
+        - with a dimension that is named like ``by`` (``<by>_label`` if the result already has that name; the
           attribute ``group_dim`` holds it): ``auroc`` of each class against the rest with ``auroc_low``,
           ``auroc_high`` and ``auroc_p``, corrected over layers and classes; and, without layers, ``n``, the
           number of samples.
@@ -146,7 +146,8 @@ def classification_probe(
         return result if matched_on is None else result.assign(n_unmatched=samples.n_unmatched)
 
     result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
-    group_dim = selection.free_name(by, [*result.data_vars, *result.dims])
+    taken = [*result.data_vars, *(dim for dim in result.dims if dim != _CLASS)]
+    group_dim = selection.free_name(by, taken)
     result = result.rename({_CLASS: group_dim}).assign_coords({group_dim: values})
     result.attrs = selection.settings(
         array,

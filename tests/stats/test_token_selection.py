@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def test_labels_of_tokens(cube: xr.Dataset) -> None:
     assert repr(tokens) == "TokenFilter(labels={'pos': ('NOUN',)})"
     content = cube.token_kind.values == TokenKind.TEXT
     np.testing.assert_array_equal(selected(tagged, tokens), content & (nouns == "NOUN"))
+    assert replace(tokens, strings="cat").labels == tokens.labels
     with pytest.raises(InputError, match="has no coordinate `pos` with the dims"):
         actkit.select_tokens(cube, tokens)
 
@@ -118,6 +120,10 @@ def test_selections_narrow_each_other(cube: xr.Dataset) -> None:
     np.testing.assert_array_equal(twice.is_selected_token, selected(cube, TokenFilter(ids=2)))
     assert twice.selected_tokens == "(~TokenFilter(ids=(1,))) & (TokenFilter(ids=(1, 2)))"
     assert actkit.select_tokens(cube, "content") is cube
+    # -1 is the last content token, whatever was selected before: the text means what was done
+    first, last = ~TokenFilter(ids=1), TokenFilter(positions=-1)
+    twice = actkit.select_tokens(actkit.select_tokens(cube, first), last)
+    np.testing.assert_array_equal(twice.is_selected_token, selected(cube, first & last))
 
 
 EXCLUDED = ~TokenFilter(strings="cat")
@@ -157,12 +163,11 @@ STATISTICS: dict[str, tuple[Callable[..., xr.Dataset], dict[str, Any]]] = {
 def test_every_statistic_takes_tokens() -> None:
     others = {"export", "extract", "holm", "import_files", "layer_subset", "open_cube", "plan", "report"}
     others |= {"token_strings", "verify"}  # these read no vectors, or pass options on
-    public = {name: getattr(actkit, name) for name in set(actkit.__all__) - others}
+    statistics = {name for name in actkit.__all__ if name.islower()} - others
     lacking = [
-        name
-        for name, value in public.items()
-        if inspect.isfunction(value) and "tokens" not in inspect.signature(value).parameters
+        name for name in statistics if "tokens" not in inspect.signature(getattr(actkit, name)).parameters
     ]
+    assert len(statistics) > 15
     assert not lacking
 
 
@@ -227,6 +232,7 @@ def test_a_kind_of_token_works_in_every_statistic(cube: xr.Dataset) -> None:
         ({"ids": ["a"]}, "ids: 'a' is not an integer"),
         ({"kinds": "bos"}, "kinds: 'bos' is unknown"),
         ({"labels": {"pos": []}}, "labels: `pos` has no values"),
+        ({"strings": "cat", "labels": ["pos"]}, "labels: \\['pos'\\] is not a mapping"),
     ],
 )
 def test_malformed_filters_are_refused(options: dict[str, Any], message: str) -> None:
