@@ -210,4 +210,5 @@ def _probed(
     inputs = baseline_inputs(vectors, embedding)
     baselines = baselines_measured(kernels, inputs, _MEASURES, n_clusters=n_clusters)
     fewest = min(fewest_clusters(codes == place, groups) for place in range(n_classes))
-    return with_baselines(layers.drop_vars(["draws", "largest"]), baselines, _MEASURES, fewest)
+    layers = layers.drop_vars(["draws", "largest"])
+    return with_baselines(layers, baselines, _MEASURES, fewest, limits=(0, 1))
