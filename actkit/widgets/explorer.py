@@ -14,8 +14,10 @@ import param
 import xarray as xr
 
 from .. import plots
+from ..object_urls import is_url
+from ..reports.summaries import Summaries
 from ..stats import selection
-from ..store.layout import open_group
+from ..store.layout import find_cube, open_group
 from ..store.reader import open_cube
 from ..store.verification import read_committed
 from ..store.xarray_copies import COPY
@@ -25,7 +27,6 @@ from .marks import Marks
 from .markup import short_model
 from .panel_style import ACCORDION, html
 from .sample_list import SampleList
-from .summaries import Summaries
 
 _NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
@@ -73,7 +74,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     )
 
     def __init__(self, path: str | Path, summaries: Summaries | None = None, **chosen: Any) -> None:
-        self.path = Path(path)
+        self.path: str | Path = str(path) if is_url(path) else Path(path)
         self._summaries = summaries or Summaries()
         self._cube = open_cube(self.path, partial=True)
         labels = selection.label_names(self._cube)
@@ -205,8 +206,8 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         """Reload the cube if more samples have been committed."""
         if self._is_whole or COPY in self._cube.attrs:
             return
-        folder = Path(self._cube.encoding["source"])
-        committed, _ = read_committed(folder, open_group(folder))
+        files = find_cube(self._cube.encoding["source"])
+        committed, _ = read_committed(files, open_group(files), listed=True)
         self._is_whole = bool(committed.all())
         if committed.sum() != self._cube.sizes["sample"]:
             self._cube = open_cube(self.path, partial=True)
@@ -224,7 +225,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         origin = "detected" if self.cluster == self._detected else "chosen"
         clusters = f"clusters by {self.cluster} ({origin})" if self.cluster else "independent samples"
         summary = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}, {clusters}"
-        name = escape(self.path.name)
+        name = escape(Path(self.path).name)
         self._what.object = f"<h2>{name} <span class='figures'>{escape(summary)}</span></h2>"
         missing = self._missing()
         wanted = [] if missing else self._wanted()
@@ -274,14 +275,14 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         }
         return makers[self.tab]()
 
-    def _statistic(self, name: str, **options: Any) -> xr.Dataset:
+    def _statistics(self, names: Sequence[str], options: Mapping[str, Any]) -> list[xr.Dataset]:
         asked = {option: value for option, value in options.items() if value != ""}
-        result = self._summaries.get(self._cube, name, **asked)
-        if self.languages:
-            for dim in _language_dims(name):
-                shown = [language for language in result[dim].values.tolist() if language in self.languages]
-                result = result.sel({dim: shown})
-        return result
+        results = self._summaries.get_several(self._cube, [(name, asked) for name in names])
+        if not self.languages:
+            return results
+        return [
+            _in_languages(result, name, self.languages) for name, result in zip(names, results, strict=True)
+        ]
 
     def _picture(
         self,
@@ -297,7 +298,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         how, languages = how or {}, list(self.languages)
 
         def make() -> tuple[Any, xr.Dataset]:
-            results = [self._statistic(statistic, **options) for statistic in statistics]
+            results = self._statistics(statistics, options)
             return getattr(plots, draw)(*results, **how), results[0]
 
         arguments = _arguments("cube", **{key: value for key, value in options.items() if value != ""})
@@ -392,6 +393,11 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
 def _language_dims(statistic: str) -> tuple[str, ...]:
     return ("train", "test") if statistic == "transfer" else ("language",)
+
+
+def _in_languages(result: xr.Dataset, statistic: str, languages: Sequence[str]) -> xr.Dataset:
+    dims = _language_dims(statistic)
+    return result.isel({dim: np.flatnonzero(np.isin(result[dim].values, languages)) for dim in dims})
 
 
 def _arguments(*names: str, **options: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from actkit.errors import InputError
 from actkit.reports import findings
 from actkit.reports.html_page import csv_of, table_of
 from actkit.reports.sections import choose, sections
+from actkit.reports.summaries import compute
 from actkit.testing import write_cube
 from tests.browser import CHROMIUM, FLAGS
 from tests.stats.conftest import planted
@@ -254,7 +256,9 @@ def test_classes_and_numbers_have_their_probe(run: Path, by: str, name: str, sai
         rating=("sample", np.sqrt(np.arange(n_samples)), {"label": True}),
     )
     choice = choose(cube, by, "image_id", "pooled")
-    found = {section.name: (section, notes) for section, notes in sections(cube, choice)}
+    found = {
+        section.name: (section, notes) for section, notes in sections(cube, choice, partial(compute, cube))
+    }
     section, notes = found["groups"]
     assert not notes
     assert name in section.pictures
