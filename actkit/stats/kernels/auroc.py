@@ -213,11 +213,11 @@ def paired_difference(
     Notes
     -----
     DeLong, DeLong, Clarke-Pearson, Comparing the areas under two or more correlated receiver operating
-    characteristic curves, Biometrics 1988, with influences summed by cluster and a t distribution. An AUROC of
-    0 or 1 has no standard error; the distance to the bound in :func:`auroc_interval` takes its place, and is
-    added to the half-width in squares, as by Zou, Donner, Construction of confidence limits about effect
-    measures, Statistics in Medicine 2008. With it, or without any standard error, p is 1 for equal AUROCs, and
-    at least that of a sign test in which the clusters of the rarer label all agree.
+    characteristic curves, Biometrics 1988, with influences summed by cluster and a t distribution. An AUROC
+    of 0 or 1 has no standard error; the distance to the bound in :func:`auroc_interval` takes its place, and
+    is added to the half-width in squares, as by Zou, Donner, Construction of confidence limits about effect
+    measures, Statistics in Medicine 2008. With it, or without any standard error, p is 1 for equal AUROCs,
+    and at least that of a sign test in which the clusters of the rarer label all agree.
     """
     difference, influence = aurocs[0] - aurocs[1], influences[0] - influences[1]
     if np.isnan(difference) or np.isnan(influence).any():
