@@ -72,7 +72,7 @@ def regression_probe(
           of the training samples. It is negative where the prediction is worse than the mean;
         - ``spearman``, the rank correlation of held-out predictions with the label, the mean over folds;
         - the 95% interval of each, ``_low`` to ``_high``, from the influence of each cluster; NaN if the
-          predictions are perfect;
+          predictions are perfect, and that of ``spearman`` also if a fold tests one cluster only;
         - ``r2_p`` and ``spearman_p``, max-T permutation p-values, corrected over layers, and ``r2_bound`` and
           ``spearman_bound``, the 95% quantiles of the permuted maxima over layers.
 

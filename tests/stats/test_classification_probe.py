@@ -90,6 +90,8 @@ def test_chosen_classes_and_the_name_of_their_dimension(classes: xr.Dataset) -> 
     found = actkit.classification_probe(part, by="n", classes=["c", "a"], permutations=2, seeds=1)
     assert found.attrs["group_dim"] == "n_label"
     assert found.n_label.values.tolist() == ["c", "a"]
+    named = part.rename(n="class")
+    assert "class" in actkit.classification_probe(named, by="class", permutations=2, seeds=1).auroc.dims
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
