@@ -88,7 +88,11 @@ class TokenFilter(TokenCondition):
     labels: Mapping[str, Any] | tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        labels = dict(self.labels) if isinstance(self.labels, Mapping) else {}
+        try:
+            labels = dict(self.labels)  # pairs too, which `dataclasses.replace` passes
+        except (TypeError, ValueError):
+            fault = Fault("labels", f"{self.labels!r} is not a mapping", 'give one, such as {"pos": "NOUN"}')
+            raise InputError([fault], "cannot filter tokens") from None
         values: dict[str, tuple[Any, ...]] = {
             name: _values(getattr(self, name)) for name in ("strings", "ids", "positions", "kinds")
         }

@@ -140,7 +140,7 @@ def _lacking(cube: xr.Dataset, name: str) -> list[Fault]:
 
 def _column(cube: xr.Dataset, name: str) -> xr.DataArray:
     if name == FROM_END:
-        content = selection.token_mask(cube)
+        content = selection.token_mask(cube.drop_vars(SELECTED, errors="ignore"))
         from_end = np.cumsum(content.values[:, ::-1], axis=1)[:, ::-1]
         return xr.DataArray(-np.where(content.values, from_end, 0), dims=["sample", "token"])
     if name == "position" and name not in cube.coords:
