@@ -64,7 +64,7 @@ def intrinsic_dimension(
     Notes
     -----
     Facco, d'Errico, Rodriguez, Laio, Scientific Reports 2017. The interval is that of the random group
-    method, because a jackknife would double it (docs/methods.md).
+    method, because a jackknife would double it (docs/methods/geometry.md).
 
     Examples
     --------

@@ -49,7 +49,7 @@ class Whitener:
     Notes
     -----
     ZCA and PCA whitening: Kessy, Lewin, Strimmer, Optimal whitening and decorrelation, The American
-    Statistician 2018. docs/methods.md has the formulas.
+    Statistician 2018. docs/methods/directions.md has the formulas.
 
     Examples
     --------
