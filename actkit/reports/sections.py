@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from .. import plots
@@ -144,6 +143,8 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
                 except ActkitError as error:
                     noted.append(f"{title}: omitted ({' '.join(str(error).split())})")
             noted += [f"{title}: {warning.message}" for warning in caught if warning.category is UserWarning]
+        if not findings.specifies_language(cube):
+            section.sentences = findings.without_language(section.sentences)
         yield section, noted
 
 
@@ -167,8 +168,8 @@ def _special(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     )
     if ratio is not None:
         section.sentences += [
-            f"{name}: the mean norm at position 0 is at most {float(ratio.sel(language=name)):,.3g} times "
-            f"that of content tokens."
+            f"{name}: at any layer, the mean norm at position 0 is at most "
+            f"{float(ratio.sel(language=name)):,.3g} times that of content tokens."
             for name in ratio.language.values.tolist()
         ]
 
@@ -180,19 +181,7 @@ def _updates(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _massive(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
     massive = section.add("massive_activations", massive_activations(cube, tokens="all"))
-    for name in massive.language.values.tolist():
-        language = massive.sel(language=name)
-        if not language.ratio.notnull().any():
-            section.sentences.append(f"{name}: no tokens.")
-            continue
-        at = int(np.nanargmax(language.ratio.values))
-        count = int(language.n_massive.max())
-        section.sentences.append(
-            f"{name}: the largest absolute activation is {float(language.ratio[at]):,.3g} times the median, "
-            f"at layer {language.layer.values[at]}, token {int(language.at_token[at])}, dimension "
-            f"{int(language.at_hidden[at])}. "
-            + (f"At most {count:,} activations per layer are massive." if count else "None is massive.")
-        )
+    section.sentences += findings.of_massive(massive)
 
 
 def _neighbours(cube: xr.Dataset, choice: Choice, section: Section) -> None:
