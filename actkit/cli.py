@@ -332,7 +332,7 @@ def _report(path: str, cluster: str, **options: Any) -> int:
     from .reports import report
 
     cube = open_cube(path, partial=True)
-    print(report(cube, cluster=None if cluster == "none" else cluster, **options))
+    print(report(cube, cluster=None if cluster == "none" else cluster, progress=True, **options))
     return 0
 
 

@@ -4,7 +4,7 @@ import gc
 import os
 from functools import cache
 
-from actkit.widgets.summaries import Summaries
+from actkit.reports.summaries import Summaries
 
 from .jobs import Jobs
 from .planner import Planner

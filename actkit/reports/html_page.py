@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ import xarray as xr
 from bokeh.embed import components
 from bokeh.resources import Resources
 from jinja2 import Environment
+from tqdm import tqdm
 
 from ..canonical import Cube, as_cube
 from ..errors import Fault, InputError
@@ -23,8 +25,9 @@ from ..plots.style import figure, load_matplotlib
 from ..stats import selection
 from ..stats.finiteness import finite_cube
 from ..store.run_folder import replace_text
-from . import findings
-from .sections import Choice, Section, choose, sections
+from . import findings, summaries
+from .sections import Choice, Section, choose, sections, titles
+from .summaries import Summaries, is_unmodified
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -48,6 +51,7 @@ def report(
     vectors: selection.Pooling = "pooled",
     figures: bool = False,
     tables: bool = False,
+    progress: bool = False,
 ) -> Path:
     """Write an HTML report of a cube.
 
@@ -70,6 +74,8 @@ def report(
         Whether to write each figure as PNG and SVG too.
     tables
         Whether to write each table as CSV too.
+    progress
+        Whether to show which section is being computed, in a terminal.
 
     Returns
     -------
@@ -80,6 +86,10 @@ def report(
     ------
     InputError
         If the cube lacks the label or the file cannot be written.
+
+    Notes
+    -----
+    Results for a whole cube are cached in the folder ``summaries`` of its run, which the explorer uses too.
     """
     out = Path(out)
     _check(out)
@@ -93,9 +103,17 @@ def report(
     noted, made = [*_cautions(whole), *(f"{warning.message}." for warning in caught)], []
     if choice.warning:
         noted.append(f"{choice.warning[0].upper()}{choice.warning[1:]}")
-    for section, more in sections(cube, choice):
-        made.append(section)
-        noted += more
+    is_cached = is_unmodified(whole)
+    compute = partial(Summaries().get_several if is_cached else summaries.compute, whole)
+    known = {str(warning.message) for warning in caught}
+    titled = [title for _, title, _ in titles(cube, choice)]
+    with tqdm(total=len(titled), unit=" sections", disable=None if progress else True) as bar:
+        bar.set_description(titled[0])
+        for place, (section, more) in enumerate(sections(cube, choice, compute, known), start=1):
+            made.append(section)
+            noted += more
+            bar.set_description(titled[place] if place < len(titled) else "report")
+            bar.update()
     if tables:
         _write_tables(out, made)
     if figures:

@@ -1,7 +1,8 @@
 """Sections of a report: results with their figures and sentences, and notes on what was omitted."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,21 +11,15 @@ import xarray as xr
 from .. import plots
 from ..errors import ActkitError
 from ..stats import selection
-from ..stats.cka import adjacent_cka, cka, language_cka
-from ..stats.classification_probe import classification_probe
 from ..stats.control_types import WORD
-from ..stats.cross_language import transfer
-from ..stats.differential import group_differential
-from ..stats.directions import direction_cosines
-from ..stats.geometry import anisotropy, intrinsic_dimension
-from ..stats.norms import layer_norms, layer_updates, massive_activations
-from ..stats.regression_probe import regression_probe
-from ..stats.transitions import transitions
 from . import findings
 from .methods import describe
+from .summaries import Request
 
 _LEAST = 10  # samples in each of two groups
 _MOST_CLASSES = 10  # distinct numbers that are classes
+
+Compute = Callable[[Sequence[Request]], list[xr.Dataset]]
 
 
 @dataclass
@@ -37,6 +32,8 @@ class Section:
         Identifies the section in the page and in links.
     title
         Heading.
+    compute
+        Computes statistics.
     results
         Result by name; each becomes a table.
     pictures
@@ -49,17 +46,19 @@ class Section:
 
     name: str
     title: str
+    compute: Compute
     results: dict[str, xr.Dataset] = field(default_factory=dict)
     pictures: dict[str, Any] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
 
-    def add(self, name: str, result: xr.Dataset) -> xr.Dataset:
-        """Compute a result and add it with its methods."""
-        computed = result.compute()
-        self.results[name] = computed
-        self.methods.append(describe(computed.attrs))
-        return computed
+    def add(self, name: str, statistic: str, *, is_described: bool = True, **options: Any) -> xr.Dataset:
+        """Compute a statistic and add it with its methods."""
+        (result,) = self.compute([(statistic, options)])
+        self.results[name] = result
+        if is_described:
+            self.methods.append(describe(result.attrs))
+        return result
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Choice:
     Parameters
     ----------
     by
-        Label column that defines the groups, or holds numbers; empty for none.
+        Label column that defines the two groups; empty for none.
     cluster
         The label that dependent samples share; None if all are treated as independent.
     vectors
@@ -85,6 +84,11 @@ class Choice:
     vectors: selection.Pooling
     is_detected: bool = False
     warning: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of statistics that compare groups."""
+        return {"by": self.by, "cluster": self.cluster, "vectors": self.vectors}
 
     @property
     def clusters(self) -> str:
@@ -108,33 +112,24 @@ def choose(cube: xr.Dataset, by: str | None, cluster: str | None, vectors: selec
     return Choice(by, clusters.name, vectors, clusters.is_detected, warning)
 
 
-Maker = Callable[[xr.Dataset, Choice, Section], None]
-
-
-def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[str]]]:
+def sections(
+    cube: xr.Dataset, choice: Choice, compute: Compute, known: Collection[str] = ()
+) -> Iterator[tuple[Section, list[str]]]:
     """Yield each section with notes on omitted parts and with warnings.
 
     Parameters
     ----------
     cube
-        From :func:`actkit.open_cube`.
+        From :func:`actkit.open_cube`, without samples that are excluded.
     choice
         The comparison to make.
+    compute
+        Computes statistics of the cube.
+    known
+        Warnings that are not noted.
     """
-    about_groups: Sequence[Maker] = _makers(cube, choice) if choice.by else ()
-    steps: Sequence[tuple[str, str, Sequence[Maker]]] = (
-        ("norms", "Norms", (_norms, _special)),
-        ("updates", "Layer updates", (_updates, _massive)),
-        ("cka", "Layer alignment", (_neighbours, _all_layers)),
-        ("geometry", "Geometry", (_dimension, _anisotropy)),
-        ("languages", "Language alignment", (_languages,)),
-        ("groups", f"Groups: {choice.by}", about_groups),
-        ("samples", "Samples", (_samples,)),
-    )
-    for name, title, makers in steps:
-        if (name == "groups" and not choice.by) or (name == "languages" and len(_languages_of(cube)) < 2):
-            continue
-        section, noted = Section(name, title), []
+    for name, title, makers in titles(cube, choice):
+        section, noted = Section(name, title, compute), []
         for make in makers:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
@@ -142,25 +137,46 @@ def sections(cube: xr.Dataset, choice: Choice) -> Iterator[tuple[Section, list[s
                     make(cube, choice, section)
                 except ActkitError as error:
                     noted.append(f"{title}: omitted ({' '.join(str(error).split())})")
-            noted += [f"{title}: {warning.message}" for warning in caught if warning.category is UserWarning]
+            texts = [str(warning.message) for warning in caught if warning.category is UserWarning]
+            noted += [f"{title}: {text}" for text in texts if text not in known]
         if not findings.specifies_language(cube):
             section.sentences = findings.without_language(section.sentences)
         yield section, noted
 
 
+Maker = Callable[[xr.Dataset, Choice, Section], None]
+
+
+def titles(cube: xr.Dataset, choice: Choice) -> list[tuple[str, str, Sequence[Maker]]]:
+    """Return the name and the heading of each section, and the functions that make its parts."""
+    about_groups: Sequence[Maker] = _makers(cube, choice) if choice.by else ()
+    every: list[tuple[str, str, Sequence[Maker]]] = [
+        ("norms", "Norms", (_norms, _special)),
+        ("updates", "Layer updates", (_updates, _massive)),
+        ("cka", "Layer alignment", (_neighbours, _all_layers)),
+        ("geometry", "Geometry", (_dimension, _anisotropy)),
+        ("languages", "Language alignment", (_languages,)),
+        ("groups", f"Groups: {choice.by}", about_groups),
+        ("samples", "Samples", (_samples,)),
+    ]
+    left_out = set() if choice.by else {"groups"}
+    left_out |= set() if len(_languages_of(cube)) > 1 else {"languages"}
+    return [section for section in every if section[0] not in left_out]
+
+
 def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    norms = section.add("norms", layer_norms(cube, cluster=choice.cluster))
+    norms = section.add("norms", "layer_norms", cluster=choice.cluster)
     section.pictures["norms"] = plots.layer_norms(norms)
     section.sentences += findings.of_norms(norms)
     if choice.by and not _is_numeric(cube, choice.by):
-        by = layer_norms(cube, by=choice.by, cluster=choice.cluster).compute()
-        section.results["norms_by_group"] = by
+        options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
+        by = section.add("norms_by_group", "layer_norms", is_described=False, **options)
         section.pictures["norms_by_group"] = plots.layer_norms(by)
 
 
-def _special(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    first = layer_norms(cube, tokens="first", cluster=choice.cluster).compute()
-    section.results["norms_of_first"] = first
+def _special(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"tokens": "first", "cluster": choice.cluster}
+    first = section.add("norms_of_first", "layer_norms", is_described=False, **options)
     ratio = (
         (first["mean"] / section.results["norms"]["mean"]).max("layer")
         if "norms" in section.results
@@ -174,57 +190,61 @@ def _special(cube: xr.Dataset, choice: Choice, section: Section) -> None:
         ]
 
 
-def _updates(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    updates = section.add("updates", layer_updates(cube, cluster=choice.cluster))
+def _updates(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    with suppress(ActkitError):  # raised again where one of them is added
+        section.compute(
+            [("layer_updates", {"cluster": choice.cluster}), ("massive_activations", {"tokens": "all"})]
+        )
+    updates = section.add("updates", "layer_updates", cluster=choice.cluster)
     section.pictures["updates"] = plots.layer_updates(updates)
 
 
-def _massive(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
-    massive = section.add("massive_activations", massive_activations(cube, tokens="all"))
+def _massive(_cube: xr.Dataset, _choice: Choice, section: Section) -> None:
+    massive = section.add("massive_activations", "massive_activations", tokens="all")
     section.sentences += findings.of_massive(massive)
 
 
-def _neighbours(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+def _neighbours(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
     options: dict[str, Any] = {"vectors": choice.vectors, "cluster": choice.cluster}
-    adjacent = section.add("adjacent_cka", adjacent_cka(cube, **options))
-    abrupt = section.add("transitions", transitions(cube, **options))
+    with suppress(ActkitError):
+        section.compute([(name, options) for name in ("adjacent_cka", "transitions", "cka")])
+    adjacent = section.add("adjacent_cka", "adjacent_cka", **options)
+    abrupt = section.add("transitions", "transitions", **options)
     section.pictures["adjacent_cka"] = plots.adjacent_cka(adjacent, abrupt)
     section.sentences += findings.of_neighbours(adjacent, abrupt)
 
 
-def _all_layers(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    similarity = section.add("cka", cka(cube, vectors=choice.vectors, cluster=choice.cluster))
+def _all_layers(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    similarity = section.add("cka", "cka", vectors=choice.vectors, cluster=choice.cluster)
     section.pictures["cka"] = plots.cka(similarity)
 
 
-def _dimension(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    dimension = section.add(
-        "intrinsic_dimension", intrinsic_dimension(cube, vectors=choice.vectors, cluster=choice.cluster)
-    )
+def _dimension(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"vectors": choice.vectors, "cluster": choice.cluster}
+    dimension = section.add("intrinsic_dimension", "intrinsic_dimension", **options)
     section.pictures["intrinsic_dimension"] = plots.intrinsic_dimension(dimension)
     section.sentences += findings.of_dimension(dimension)
 
 
-def _anisotropy(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    cosines = section.add("anisotropy", anisotropy(cube, vectors=choice.vectors, cluster=choice.cluster))
+def _anisotropy(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    cosines = section.add("anisotropy", "anisotropy", vectors=choice.vectors, cluster=choice.cluster)
     section.pictures["anisotropy"] = plots.anisotropy(cosines)
     section.sentences += findings.of_anisotropy(cosines)
 
 
-def _languages(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    similarity = section.add(
-        "language_cka", language_cka(cube, vectors=choice.vectors, cluster=choice.cluster)
-    )
+def _languages(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    options: dict[str, Any] = {"vectors": choice.vectors, "cluster": choice.cluster}
+    similarity = section.add("language_cka", "language_cka", **options)
     section.pictures["language_cka"] = plots.language_cka(similarity)
     section.sentences += findings.of_languages(similarity)
 
 
 def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
     # p corrected over many languages can still be small
-    options["permutations"] = max(200, 40 * len(_languages_of(cube)))
-    differential = group_differential(cube, **options, control=WORD)
-    differential = section.add("group_differential", differential)
+    permutations = max(200, 40 * len(_languages_of(cube)))
+    differential = section.add(
+        "group_differential", "group_differential", **choice.options, permutations=permutations, control=WORD
+    )
     for table, dim in (("auroc_difference", "baseline"), ("layer_difference", "layer_2")):
         compared = [name for name, values in differential.data_vars.items() if dim in values.dims]
         section.results[table] = differential[compared]
@@ -237,17 +257,15 @@ def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     section.sentences += findings.of_groups(differential)
 
 
-def _classes(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
-    probe = section.add("classification_probe", classification_probe(cube, **options))
+def _classes(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    probe = section.add("classification_probe", "classification_probe", **choice.options)
     section.pictures["classification_probe"] = plots.classification_probe(probe)
     section.sentences += findings.of_measure(probe, "macro_auroc", "tells the classes apart", "macro AUROC")
     section.results |= _tables("classification_probe", probe)
 
 
-def _numbers(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
-    probe = section.add("regression_probe", regression_probe(cube, **options))
+def _numbers(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    probe = section.add("regression_probe", "regression_probe", **choice.options)
     section.pictures["regression_probe"] = plots.regression_probe(probe)
     section.sentences += findings.of_measure(probe, "r2", f"predicts {choice.by}", "R²")
     section.results |= _tables("regression_probe", probe)
@@ -268,15 +286,13 @@ def _tables(name: str, probe: xr.Dataset) -> dict[str, xr.Dataset]:
 def _transfer(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     if len(_languages_of(cube)) < 2:
         return
-    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
-    transferred = section.add("transfer", transfer(cube, **options))
+    transferred = section.add("transfer", "transfer", **choice.options)
     section.pictures["transfer"] = plots.transfer(transferred)
     section.sentences += findings.of_transfer(transferred)
 
 
-def _directions(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster, "vectors": choice.vectors}
-    cosines = section.add("direction_cosines", direction_cosines(cube, **options))
+def _directions(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    cosines = section.add("direction_cosines", "direction_cosines", **choice.options)
     section.pictures["direction_cosines"] = plots.direction_cosines(cosines)
     section.sentences += findings.of_directions(cosines)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations_with_replacement
 
 import numpy as np
 import xarray as xr
@@ -13,6 +14,7 @@ from ..errors import Fault, InputError, MissingError
 from . import selection
 from .finiteness import finite_cube
 from .kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
+from .layer_alignment import layer_alignment, superdiagonal
 from .matched_samples import Match, check_languages, same_samples
 from .token_cka import sampled_tokens, token_cka
 from .token_selection import select_tokens
@@ -112,6 +114,9 @@ def cka(
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
         parts = [array.isel(sample=samples) for array in arrays]
         groups = None if cluster_ids is None else selection.codes(cluster_ids[samples])
+        if b is None and batch is None:
+            aligned = layer_alignment(parts[0], groups)
+            return aligned[["cka", "se", "cka_biased"]].assign(n=len(samples))
         kernel = partial(_compare, groups=groups, batch=batch, seed=seed)
         if b is None:
             names, core, sizes = ["layer", "layer_2"], _CORE, {"layer_2": parts[0].sizes["layer"]}
@@ -251,15 +256,18 @@ def language_cka(
     def compare(language: str, language_2: str) -> xr.Dataset:
         first, second = common[language, language_2]
         groups = None if cluster_ids is None else _joined(cluster_ids[first], cluster_ids[second])
-        pair = array.isel(sample=first).drop_vars("sample"), array.isel(sample=second).drop_vars("sample")
-        core = [["sample", "hidden"], ["sample", "hidden"]]
+        pair = [array.isel(sample=samples).drop_vars("sample") for samples in (first, second)]
+        pair = pair[:1] if language == language_2 else pair
+        core = [["sample", "hidden"]] * len(pair)
         outputs = selection.apply(partial(_pair_cka, groups=groups), *pair, core=core, out=[[], [], []])
         return xr.Dataset(dict(zip(("cka", "se", "cka_biased"), outputs, strict=True))).assign(n=len(first))
 
     index = [np.array(list(positions), dtype=object)] * 2
+    compared = {pair: compare(*pair) for pair in combinations_with_replacement(positions, 2)}
+    compared |= {pair[::-1]: result for pair, result in compared.items()}
     rows = [
         xr.concat(
-            [compare(language, language_2) for language_2 in positions], xr.Variable("language_2", index[1])
+            [compared[language, language_2] for language_2 in positions], xr.Variable("language_2", index[1])
         )
         for language in positions
     ]
@@ -335,9 +343,10 @@ def _stacked(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return both
 
 
-def _pair_cka(x: np.ndarray, y: np.ndarray, *, groups: np.ndarray | None) -> tuple[float, float, float]:
-    aligned = align(np.stack([x, y]), groups)
-    return aligned.cka[0, 1], aligned.se[0, 1], aligned.biased[0, 1]
+def _pair_cka(*vectors: np.ndarray, groups: np.ndarray | None) -> tuple[float, float, float]:
+    """Return debiased CKA, its standard error and biased CKA of one representation with itself, or of two."""
+    aligned = align(np.stack(vectors), groups)
+    return aligned.cka[0, -1], aligned.se[0, -1], aligned.biased[0, -1]
 
 
 def _adjacent(
@@ -347,38 +356,24 @@ def _adjacent(
     if array.sizes["layer"] < 2:
         raise MissingError("the cube has one layer, and layers are compared; select or extract several")
     cluster_ids = _clusters(array, vectors, cluster)
-    names = ["cka", "se", "cka_biased", "participation_ratio", "top_share", *(_VARIANTS if variants else ())]
+    names = ["top_share", *(_VARIANTS if variants else ())]
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
         groups = None if cluster_ids is None else selection.codes(cluster_ids[samples])
-        kernel = partial(_adjacent_tables, groups=groups, variants=variants)
         part = array.isel(sample=samples)
-        lower = {"lower": part.sizes["layer"] - 1}
-        out = [["lower"]] * len(names)
+        aligned = layer_alignment(part, groups)
+        result = superdiagonal(aligned[["cka", "se", "cka_biased"]])
+        result["participation_ratio"] = aligned.participation_ratio.isel(layer=slice(None, -1))
+        kernel = partial(_variant_tables, groups=groups, variants=variants)
+        lower, out = {"lower": part.sizes["layer"] - 1}, [["lower"]] * len(names)
         outputs = selection.apply(kernel, part, core=_CORE, out=out, sizes=lower, each=False)
-        return xr.Dataset(dict(zip(names, outputs, strict=True))).assign(n=len(samples))
+        tables = xr.Dataset(dict(zip(names, outputs, strict=True))).rename(lower="layer")
+        return result.merge(tables).assign(n=len(samples))
 
-    return (
-        selection.by_language(array, summarize)
-        .rename(lower="layer")
-        .assign_coords(layer=array.layer.values[:-1])
-    )
+    return selection.by_language(array, summarize).assign_coords(layer=array.layer.values[:-1])
 
 
-def _adjacent_tables(x: np.ndarray, *, groups: np.ndarray | None, variants: bool) -> tuple[np.ndarray, ...]:
-    original = align(x, groups)
-    variant_alignments = (
-        [align(change(x), groups, jackknife=False) for change in _VARIANTS.values()] if variants else []
-    )
-    return (
-        _superdiagonal(original.cka),
-        _superdiagonal(original.se),
-        _superdiagonal(original.biased),
-        original.participation[:-1],
-        top_share(x)[:-1],
-        *(_superdiagonal(variant.cka) for variant in variant_alignments),
-    )
-
-
-def _superdiagonal(table: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.diagonal(table, offset=1))
+def _variant_tables(x: np.ndarray, *, groups: np.ndarray | None, variants: bool) -> tuple[np.ndarray, ...]:
+    changes = _VARIANTS.values() if variants else ()
+    changed = [align(change(x), groups, jackknife=False).cka for change in changes]
+    return (top_share(x)[:-1], *(np.ascontiguousarray(np.diagonal(table, offset=1)) for table in changed))

@@ -145,9 +145,9 @@ def layer_updates(
     cluster_ids = _cluster_ids(available, choice)
     before = available.residual.isel(layer=slice(None, -1))
     after = available.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
-    core = [["hidden"], ["hidden"]]
-    outputs = selection.apply(updates, before, after, core=core, out=[[], [], []], each=False)
     mask, result = selection.token_mask(available), xr.Dataset()
+    core = [["hidden"], ["hidden"], []]
+    outputs = selection.apply(updates, before, after, mask, core=core, out=[[], [], []], each=False)
     outputs = (checked(outputs[0].rename("update_norm"), mask), *outputs[1:])
     for name, values in zip(("update_norm", "relative", "cosine"), outputs, strict=True):
         summary = _summarize(
@@ -236,7 +236,8 @@ def _cluster_ids(cube: xr.Dataset, choice: ClusterChoice) -> np.ndarray | None:
 
 
 def _norms(cube: xr.Dataset, component: Component) -> tuple[xr.Dataset, xr.DataArray]:
-    is_subset = cube.sizes.get("hidden") != cube.attrs.get(WIDTH, cube.sizes.get("hidden"))
+    width = cube.attrs.get(WIDTH)
+    is_subset = cube.sizes.get("hidden", width) != (width or cube.sizes.get("hidden"))
     if component == "residual" and not is_subset:  # `norm` is that of all dimensions
         selection.require(cube, "norm")
         return cube, cube.norm

@@ -10,13 +10,17 @@ import dask.base
 import numpy as np
 import xarray as xr
 from dask.delayed import delayed
+from dask.system import CPU_COUNT
 
 from ..errors import MissingError
+from ..regular_files import MB
 from . import lazy_blocks, selection
 from .finiteness import check_values, checked
 from .kernels.cka import standard_error
-from .kernels.token_hsic import TokenSums
+from .kernels.token_hsic import ClusterBlock, Frame, TokenSums
 from .lazy_blocks import SLAB, Block
+
+_SUMS = 256 * MB  # of the layers that one task reads
 
 
 def sampled_tokens(cube: xr.Dataset, most: int, seed: int) -> xr.DataArray:
@@ -79,7 +83,8 @@ def token_cka(cube: xr.Dataset, cluster: str | None = None) -> xr.Dataset:
     Only tokens of different clusters are compared, and each cluster has the same weight. In feature space,
     that HSIC depends only on sums over clusters, which are merged over blocks of whole clusters; memory grows
     with the largest cluster. The standard error is the jackknife over clusters, for which tokens are read a
-    second time. One pass serves all languages.
+    second time. One pass serves all languages, and each pass reads most layers once. A token costs three
+    products of ``hidden ** 2`` multiplications in each pass, which is most of the time.
     """
     selection.require(cube, "residual")
     available = selection.captured(cube)
@@ -121,6 +126,8 @@ class _Part:
         Content tokens of the samples in that order, dims ``(sample, token)``.
     language, cluster
         Language and cluster of the samples in that order, dims ``(sample,)``.
+    first_cluster
+        Number of clusters in earlier parts, by language.
     """
 
     samples: np.ndarray
@@ -128,6 +135,7 @@ class _Part:
     mask: np.ndarray
     language: np.ndarray
     cluster: np.ndarray
+    first_cluster: dict[int, int]
 
     @property
     def positions(self) -> np.ndarray | slice:
@@ -166,10 +174,15 @@ def _parts(
     by_cluster = np.argsort(rank[codes], kind="stable")
     item_bytes = residual.dtype.itemsize * residual.sizes["token"] * residual.sizes["hidden"]
     parts = []
+    counts = dict.fromkeys(np.unique(language).tolist(), 0)
     for span in _spans(codes[by_cluster], item_bytes, lazy_blocks.READ):
         samples = by_cluster[span]
         order = np.argsort(np.argsort(samples))
-        parts.append(_Part(np.sort(samples), order, mask[samples], language[samples], codes[samples]))
+        parts.append(
+            _Part(np.sort(samples), order, mask[samples], language[samples], codes[samples], counts.copy())
+        )
+        for name in counts:
+            counts[name] += len(np.unique(codes[samples][language[samples] == name]))
     return parts
 
 
@@ -187,21 +200,24 @@ def _spans(clusters: np.ndarray, item_bytes: int, max_bytes: int) -> list[slice]
 def _adjacent(residual: xr.DataArray, parts: Sequence[_Part], n_languages: int) -> tuple[da.Array, da.Array]:
     """Return CKA and its standard error for adjacent layers, dims ``(layer, language)``."""
     n_layers = residual.sizes["layer"]
-    merge, leave_out, cka_and_error, item = (
-        delayed(function, pure=False) for function in (_merge, _leave_out, _cka_and_error, _item)
+    merge, leave_out, hsic_of, cka_and_error, item = (
+        delayed(function, pure=False) for function in (_merge, _leave_out, _hsic, _cka_and_error, _item)
     )
-    empty: list[Any] = [None] * n_languages
-    totals, left_out = [], []
-    for layer in range(n_layers):
-        pair = range(layer, min(layer + 2, n_layers))
-        blocks = [[Block(residual[index, part.positions]) for index in pair] for part in parts]
-        total: Any = empty
+    hsic, left_out = [], []
+    n_at_once = _layers_at_once(n_layers, residual.sizes["hidden"])
+    for start in range(0, n_layers, n_at_once):
+        lowers = range(start, min(start + n_at_once, n_layers))
+        layers = range(start, min(lowers.stop + 1, n_layers))
+        blocks = [[Block(residual[index, part.positions]) for index in layers] for part in parts]
+        total: Any = [[None] * n_languages for _ in lowers]
         for block, part in zip(blocks, parts, strict=True):
             total = merge(total, block, part)
-        totals.append(total)
-        left_out.append([leave_out(block, part, total) for block, part in zip(blocks, parts, strict=True)])
+        without = [leave_out(block, part, total) for block, part in zip(blocks, parts, strict=True)]
+        whole = hsic_of(total)
+        hsic += [item(whole, number) for number in range(len(lowers))]
+        left_out += [[item(part, number) for part in without] for number in range(len(lowers))]
     results = [
-        cka_and_error(totals[layer : layer + 2], left_out[layer : layer + 2]) for layer in range(n_layers - 1)
+        cka_and_error(hsic[layer : layer + 2], left_out[layer : layer + 2]) for layer in range(n_layers - 1)
     ]
     shape = (n_languages,)
     cka, se = (
@@ -213,51 +229,98 @@ def _adjacent(residual: xr.DataArray, parts: Sequence[_Part], n_languages: int) 
     return cka, se
 
 
+def _layers_at_once(n_layers: int, hidden: int) -> int:
+    """Return how many layers one task reads: few, so that their sums fit in memory and no core is idle."""
+    of_layer = 2 * 8 * hidden**2
+    return max(min(_SUMS // of_layer, -(-n_layers // CPU_COUNT)), 1)
+
+
 Sums = list[TokenSums]  # a layer with itself, and with the next one
 Hsic = dict[int, list[np.ndarray]]  # by language, the HSIC without one cluster at a time, for the same pairs
 
 
-def _merge(total: Sequence[Sums | None], blocks: Sequence[Block], part: _Part) -> list[Sums | None]:
-    values = [block.read() for block in blocks]
-    merged = list(total)
-    for language, tokens, members in part.tokens(values):
-        check_values(np.stack(tokens), "residual")
-        before = merged[language]
-        if before is None:
-            merged[language] = [TokenSums.of((tokens[0], other), members) for other in tokens]
-        else:
-            merged[language] = [
-                sums.merge(TokenSums.of((tokens[0], other), members, like=sums))
-                for sums, other in zip(before, tokens, strict=True)
-            ]
+def _blocks(
+    block: Block, part: _Part, frames: dict[int, Frame], *, are_final: bool
+) -> list[tuple[int, ClusterBlock]]:
+    """Read the tokens of a layer, as blocks of clusters with their language.
+
+    Parameters
+    ----------
+    block, part
+        What is read.
+    frames
+        Frame of each language; missing ones are added.
+    are_final
+        Whether the frames suit all tokens.
+    """
+    found = []
+    for language, (tokens,), members in part.tokens([block.read()]):
+        if not are_final:
+            check_values(tokens, "residual")
+        if language not in frames:
+            frames[language] = Frame.of(tokens)
+        frame = frames[language]
+        frame = frame if are_final else frame.including(tokens)
+        found.append((language, ClusterBlock.of(tokens, members, frame)))
+    return found
+
+
+def _adjacent_blocks(
+    blocks: Sequence[Block], part: _Part, totals: Sequence[Sequence[Sums | None]], *, are_final: bool
+) -> Iterator[tuple[int, int, list[ClusterBlock]]]:
+    """Yield layers and languages, each with its block and that of the next layer, if there is one."""
+    known = [{name: sums[0].frames[0] for name, sums in enumerate(row) if sums} for row in totals]
+    known.append({name: sums[1].frames[1] for name, sums in enumerate(totals[-1]) if sums and sums[1:]})
+    lower = _blocks(blocks[0], part, known[0], are_final=are_final)
+    for layer in range(len(totals)):
+        upper = []
+        if layer + 1 < len(blocks):
+            upper = _blocks(blocks[layer + 1], part, known[layer + 1], are_final=are_final)
+        for place, (language, block) in enumerate(lower):
+            yield layer, language, [block, *(following for _, following in upper[place : place + 1])]
+        lower = upper
+
+
+def _merge(
+    totals: Sequence[Sequence[Sums | None]], blocks: Sequence[Block], part: _Part
+) -> list[list[Sums | None]]:
+    """Add the sums of a part to those of each layer and language."""
+    merged = [list(of_layer) for of_layer in totals]
+    for layer, language, pair in _adjacent_blocks(blocks, part, totals, are_final=False):
+        found = [TokenSums.of(pair[0], other) for other in pair]
+        before = merged[layer][language]
+        if before is not None:
+            found = [sums.merge(more) for sums, more in zip(before, found, strict=True)]
+        merged[layer][language] = found
     return merged
 
 
-def _leave_out(blocks: Sequence[Block], part: _Part, totals: Sequence[Sums]) -> Hsic:
-    """Return the HSIC without each of the clusters of a part."""
-    values = [block.read() for block in blocks]
-    result: Hsic = {}
-    for language, tokens, members in part.tokens(values):
-        hsic = [
-            sums.hsic_without((tokens[0], other), members)
-            for sums, other in zip(totals[language], tokens, strict=True)
-        ]
-        before = result.get(language)
-        result[language] = (
-            hsic if before is None else [np.append(*pair) for pair in zip(before, hsic, strict=True)]
-        )
-    return result
+def _leave_out(blocks: Sequence[Block], part: _Part, totals: Sequence[Sequence[Sums]]) -> list[Hsic]:
+    """Return the HSIC without each of the clusters of a part, by layer."""
+    results: list[Hsic] = [{} for _ in totals]
+    for layer, language, pair in _adjacent_blocks(blocks, part, totals, are_final=True):
+        before = results[layer].get(language, [np.empty(0)] * len(pair))
+        first = part.first_cluster[language] + len(before[0])
+        sums_and_others = zip(totals[layer][language], pair, strict=True)
+        hsic = [sums.hsic_without(pair[0], other, first) for sums, other in sums_and_others]
+        results[layer][language] = [np.append(*both) for both in zip(before, hsic, strict=True)]
+    return results
+
+
+def _hsic(totals: Sequence[Sequence[Sums]]) -> list[list[list[float]]]:
+    """Return the HSIC of each layer with itself and the next one, by layer and language."""
+    return [[[pair.hsic() for pair in sums] for sums in of_layer] for of_layer in totals]
 
 
 def _cka_and_error(
-    totals: Sequence[Sequence[Sums]], left_out: Sequence[Sequence[Hsic]]
+    hsic: Sequence[Sequence[Sequence[float]]], left_out: Sequence[Sequence[Hsic]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return CKA and its jackknife standard error, dims ``(language,)``."""
     results = []
-    for language, (lower, upper) in enumerate(zip(*totals, strict=True)):
+    for language, (lower, upper) in enumerate(zip(*hsic, strict=True)):
         without_lower, without_cross = _joined(left_out[0], language)[:2]
         without_upper = _joined(left_out[1], language)[0]
-        value = _ratio(lower[1].hsic(), lower[0].hsic(), upper[0].hsic())
+        value = _ratio(lower[1], lower[0], upper[0])
         estimates = _ratio(without_cross, without_lower, without_upper)
         results.append((float(value), standard_error(estimates).item()))
     cka, se = np.array(results).T
@@ -277,5 +340,5 @@ def _ratio(cross: Any, first: Any, second: Any) -> np.ndarray:
         return np.asarray(cross / norm)
 
 
-def _item(values: tuple[np.ndarray, np.ndarray], number: int) -> np.ndarray:
+def _item(values: Sequence[Any], number: int) -> Any:
     return values[number]

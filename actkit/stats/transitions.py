@@ -10,7 +10,8 @@ from ..errors import MissingError
 from . import selection
 from .finiteness import finite_cube
 from .kernels.change_points import FEWEST_STEPS, contrasts
-from .kernels.cka import align, standard_error
+from .kernels.cka import standard_error
+from .layer_alignment import layer_alignment, superdiagonal
 from .token_selection import select_tokens
 
 
@@ -65,22 +66,18 @@ def transitions(
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
         groups = None if cluster_ids is None else selection.codes(cluster_ids[samples])
-        kernel = partial(_steps, groups=groups, testable=testable)
+        steps = superdiagonal(layer_alignment(array.isel(sample=samples), groups)[["cka", "left_out"]])
         outputs = selection.apply(
-            kernel,
-            array.isel(sample=samples),
-            core=[["layer", "sample", "hidden"]],
-            out=[["lower"]] * len(names),
-            sizes={"lower": n_layers - 1},
+            partial(_steps, testable=testable),
+            1 - steps.cka,
+            1 - steps.left_out,
+            core=[["layer"], ["cluster", "layer"]],
+            out=[["layer"]] * len(names),
             each=False,
         )
         return xr.Dataset(dict(zip(names, outputs, strict=True)))
 
-    result = (
-        selection.by_language(array, summarize)
-        .rename(lower="layer")
-        .assign_coords(layer=array.layer.values[:-1])
-    )
+    result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values[:-1])
     result["change_point"] = result["ratio_low"] > 1
     result.attrs = selection.settings(
         array,
@@ -105,10 +102,7 @@ def _untested(layers: np.ndarray) -> tuple[str, bool]:
     return "the first and the last step: a trend needs steps on both sides", True
 
 
-def _steps(x: np.ndarray, *, groups: np.ndarray | None, testable: bool) -> tuple[np.ndarray, ...]:
-    alignment = align(x, groups)
-    distance = 1 - np.diagonal(alignment.cka, offset=1)
-    left_out = 1 - np.diagonal(alignment.left_out, offset=1, axis1=1, axis2=2)
+def _steps(distance: np.ndarray, left_out: np.ndarray, *, testable: bool) -> tuple[np.ndarray, ...]:
     margin = selection.Z95 * standard_error(left_out)
     bounds = distance, distance - margin, distance + margin
     if not testable:

@@ -14,6 +14,7 @@ import param
 import xarray as xr
 
 from .. import plots
+from ..reports.summaries import Summaries
 from ..stats import selection
 from ..store.layout import open_group
 from ..store.reader import open_cube
@@ -25,7 +26,6 @@ from .marks import Marks
 from .markup import short_model
 from .panel_style import ACCORDION, html
 from .sample_list import SampleList
-from .summaries import Summaries
 
 _NONE = "(none)"
 _ESTIMATORS = {"debiased": "cka", "biased": "cka_biased", "standard error": "se"}
@@ -274,14 +274,14 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         }
         return makers[self.tab]()
 
-    def _statistic(self, name: str, **options: Any) -> xr.Dataset:
+    def _statistics(self, names: Sequence[str], options: Mapping[str, Any]) -> list[xr.Dataset]:
         asked = {option: value for option, value in options.items() if value != ""}
-        result = self._summaries.get(self._cube, name, **asked)
-        if self.languages:
-            for dim in _language_dims(name):
-                shown = [language for language in result[dim].values.tolist() if language in self.languages]
-                result = result.sel({dim: shown})
-        return result
+        results = self._summaries.get_several(self._cube, [(name, asked) for name in names])
+        if not self.languages:
+            return results
+        return [
+            _in_languages(result, name, self.languages) for name, result in zip(names, results, strict=True)
+        ]
 
     def _picture(
         self,
@@ -297,7 +297,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         how, languages = how or {}, list(self.languages)
 
         def make() -> tuple[Any, xr.Dataset]:
-            results = [self._statistic(statistic, **options) for statistic in statistics]
+            results = self._statistics(statistics, options)
             return getattr(plots, draw)(*results, **how), results[0]
 
         arguments = _arguments("cube", **{key: value for key, value in options.items() if value != ""})
@@ -392,6 +392,11 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
 
 def _language_dims(statistic: str) -> tuple[str, ...]:
     return ("train", "test") if statistic == "transfer" else ("language",)
+
+
+def _in_languages(result: xr.Dataset, statistic: str, languages: Sequence[str]) -> xr.Dataset:
+    dims = _language_dims(statistic)
+    return result.isel({dim: np.flatnonzero(np.isin(result[dim].values, languages)) for dim in dims})
 
 
 def _arguments(*names: str, **options: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from actkit.errors import InputError
 from actkit.reports import findings
 from actkit.reports.html_page import csv_of, table_of
 from actkit.reports.sections import choose, sections
+from actkit.reports.summaries import compute
 from actkit.sources import NO_LANGUAGE
 from actkit.testing import write_cube
 from tests.browser import CHROMIUM, FLAGS
@@ -114,7 +116,8 @@ def test_change_points_are_named_and_untested_steps_are_descriptive(run: Path) -
 def test_an_unspecified_language_is_not_named(run: Path, tmp_path: Path) -> None:
     cube = actkit.open_cube(run).isel(sample=slice(60), layer=[0, 3]).compute()
     cube = cube.assign_coords(language=("sample", np.full(60, NO_LANGUAGE, dtype=object)))
-    made = [section for section, _ in sections(cube, choose(cube, "", None, "pooled"))]
+    choice = choose(cube, "", None, "pooled")
+    made = [section for section, _ in sections(cube, choice, partial(compute, cube))]
     sentences = [sentence for section in made for sentence in section.sentences]
     assert any(sentence.startswith("The mean norm changes from ") for sentence in sentences)
     assert not [sentence for sentence in sentences if sentence[0].islower() or NO_LANGUAGE in sentence]
@@ -288,7 +291,9 @@ def test_classes_and_numbers_have_their_probe(run: Path, by: str, name: str, sai
         rating=("sample", np.sqrt(np.arange(n_samples)), {"label": True}),
     )
     choice = choose(cube, by, "image_id", "pooled")
-    found = {section.name: (section, notes) for section, notes in sections(cube, choice)}
+    found = {
+        section.name: (section, notes) for section, notes in sections(cube, choice, partial(compute, cube))
+    }
     section, notes = found["groups"]
     assert not notes
     assert name in section.pictures

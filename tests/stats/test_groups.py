@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from actkit.errors import InputError
 from actkit.labels import LabelType, typed
 from actkit.reports.findings import of_transfer
 from actkit.reports.sections import Choice, sections
+from actkit.reports.summaries import compute
 from actkit.stats.groups import Groups, label_text
 from actkit.stats.selection import cluster_choice
 from actkit.testing import write_cube
@@ -344,7 +346,8 @@ def test_a_report_takes_a_label_of_any_name_and_type(known: xr.Dataset, gaps: np
     cube = known.assign_coords(mean=("sample", np.where(gaps, np.nan, second), {"label": True}))
     small = cube.isel(layer=[0, 2])
     made = {
-        section.name: (section, noted) for section, noted in sections(small, Choice("mean", None, "pooled"))
+        section.name: (section, noted)
+        for section, noted in sections(small, Choice("mean", None, "pooled"), partial(compute, small))
     }
     assert made["norms"][0].results["norms_by_group"].attrs["group_dim"] == "mean_label"
     assert "group_differential" in made["groups"][0].pictures

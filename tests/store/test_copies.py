@@ -15,8 +15,8 @@ from zarr.codecs import BloscCodec
 
 import actkit
 from actkit.errors import CorruptError
+from actkit.reports.summaries import Summaries
 from actkit.testing import write_cube
-from actkit.widgets.summaries import Summaries
 
 FIRST = "residual/c/0/0/0/0"
 

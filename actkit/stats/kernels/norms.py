@@ -7,7 +7,7 @@ QUANTILES = {"median": 0.5, "p5": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
 NORM_SUMMARIES = ("mean", "sample_mean", *QUANTILES, "low", "high", "n_tokens", "n_outliers")
 OUTLIER = 10  # multiple of the median
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0  # thresholds of Sun et al.: absolute, and multiple of the median
-_ROWS = 4096  # number of rows held in float64 at once
+_BLOCK = 2**16  # numbers held in float64 at once, which fit in the cache of a core
 
 
 def summarize_norms(
@@ -115,19 +115,26 @@ def lengths(vectors: np.ndarray) -> tuple[np.ndarray]:
     return (np.sqrt(np.einsum("...h,...h->...", vectors, vectors, dtype=np.float64)),)
 
 
-def updates(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def updates(
+    before: np.ndarray, after: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the norm of the update, the relative update and the cosine similarity of two sets of vectors.
 
     Parameters
     ----------
     before, after
         Dims ``(..., hidden)``. A ratio whose denominator is 0 is NaN.
+    mask
+        Boolean: the vectors included, with the last of the other dims; all by default. The results of others
+        are NaN.
     """
-    summaries = np.empty((3, *before.shape[:-1]))
-    flat = summaries.reshape(3, -1)
-    rows = [array.reshape(-1, array.shape[-1]) for array in (before, after)]
-    for start in range(0, flat.shape[1], _ROWS):
-        block = slice(start, start + _ROWS)
+    shape, hidden = before.shape[:-1], before.shape[-1]
+    included = np.flatnonzero(np.broadcast_to(True if mask is None else mask, shape))
+    flat = np.full((3, int(np.prod(shape))), np.nan)
+    rows = [array.reshape(-1, hidden) for array in (before, after)]
+    n_rows = max(_BLOCK // max(hidden, 1), 1)
+    for start in range(0, len(included), n_rows):
+        block = included[start : start + n_rows]
         x, y = (array[block].astype(np.float64) for array in rows)
         with np.errstate(invalid="ignore", divide="ignore"):
             (update,), (size,), (length,) = lengths(y - x), lengths(x), lengths(y)
@@ -135,7 +142,8 @@ def updates(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarr
             relative = np.where(size > 0, update / size, np.nan)
             cosine = np.where(size * length > 0, product / (size * length), np.nan)
         flat[:, block] = update, relative, cosine
-    return summaries[0], summaries[1], summaries[2]
+    first, second, third = flat.reshape(3, *shape)
+    return first, second, third
 
 
 def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -163,13 +171,27 @@ def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         tokens = np.flatnonzero(included)
         if not len(tokens):
             continue
-        # float64, because the mean of the two middle values may overflow float32
-        values = np.abs(vectors[:, sample, tokens].astype(np.float64)).reshape(len(vectors), -1)
-        positions, medians = values.argmax(axis=1), np.median(values, axis=1)
+        values = vectors[:, sample, tokens].reshape(len(vectors), -1)
+        np.abs(values, out=values)
+        positions = values.argmax(axis=1)
+        maxima = values[np.arange(len(values)), positions]
+        medians = _medians(values)
         thresholds = np.maximum(MASSIVE, MASSIVE_RATIO * medians)
-        summary[0, :, sample] = values[np.arange(len(values)), positions]
+        summary[0, :, sample] = maxima
         summary[1, :, sample] = medians
         summary[2, :, sample] = tokens[positions // vectors.shape[-1]]
         summary[3, :, sample] = positions % vectors.shape[-1]
-        summary[4, :, sample] = (values > thresholds[:, None]).sum(axis=1)
+        summary[4, :, sample] = 0
+        exceeding = maxima > thresholds  # seldom any, and counting reads all values
+        summary[4, exceeding, sample] = (values[exceeding] > thresholds[exceeding, None]).sum(axis=1)
     return tuple(summary)
+
+
+def _medians(values: np.ndarray) -> np.ndarray:
+    """Return the median of each row, finite, as float64; reorder the rows."""
+    middle = values.shape[1] // 2
+    values.partition(middle, axis=1)
+    upper = values[:, middle].astype(np.float64)  # the sum of two values may overflow float32
+    if values.shape[1] % 2:
+        return upper
+    return np.asarray((values[:, :middle].max(axis=1) + upper) / 2)

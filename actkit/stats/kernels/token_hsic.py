@@ -1,9 +1,11 @@
 """Unbiased HSIC of tokens in feature space, accumulated block by block over whole clusters."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+from scipy.linalg import LinAlgError, cholesky
+from scipy.linalg.blas import dtrmm
 
 from .hsic import DistinctSums
 from .magnitude import unit_scale
@@ -12,65 +14,125 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class ClusterBlock:
-    """Whole clusters of tokens of two representations, as float64.
+class Frame:
+    """How the tokens of a representation are scaled and shifted, so that no digits are lost.
 
     Parameters
     ----------
-    tokens
-        Vectors of both, dims ``(token, hidden)`` and ``(token, hidden_2)``.
-    members
-        Cluster of each token, numbered from 0 within the block, dims ``(token,)``.
-    weights
-        1 / (size of the token's cluster), dims ``(token,)``.
-    means
-        Mean of each cluster, dims ``(cluster, hidden)`` and ``(cluster, hidden_2)``.
+    scale
+        Power of two by which tokens are multiplied.
+    shift
+        Vector near the mean of the scaled tokens, subtracted from them, dims ``(hidden,)``.
     """
 
-    tokens: Pair
-    members: np.ndarray
-    weights: np.ndarray
-    means: Pair
+    scale: float
+    shift: np.ndarray
 
     @classmethod
-    def of(cls, tokens: Pair, members: np.ndarray) -> "ClusterBlock":
-        """Sort tokens by cluster, and average them."""
-        order = np.argsort(members, kind="stable")
-        members = members[order]
-        x, y = tokens[0][order], tokens[1][order]
-        weights = 1 / np.bincount(members)[members]
-        starts = np.flatnonzero(np.diff(members, prepend=-1))
-        means = tuple(np.add.reduceat(values * weights[:, None], starts) for values in (x, y))
-        return cls((x, y), members, weights, (means[0], means[1]))
+    def of(cls, tokens: np.ndarray) -> "Frame":
+        """Return the frame of a block of tokens."""
+        scale = unit_scale(tokens).item()
+        return cls(scale, np.multiply(tokens, scale, dtype=np.float64).mean(axis=0))
+
+    def including(self, tokens: np.ndarray) -> "Frame":
+        """Return the same shift at a scale that suits further tokens."""
+        # a shift may be larger than these tokens
+        return self.at(min(unit_scale(tokens).item(), self.scale * unit_scale(self.shift).item()))
+
+    def at(self, scale: float) -> "Frame":
+        """Return the same shift at another scale."""
+        return Frame(scale, self.shift * (scale / self.scale))
+
+
+@dataclass(frozen=True)
+class ClusterBlock:
+    """Whole clusters of tokens of one representation, as float64.
+
+    Parameters
+    ----------
+    frame
+        How the tokens were scaled and shifted.
+    tokens
+        Vectors, sorted by cluster, dims ``(token, hidden)``.
+    members
+        Cluster of each token, numbered from 0 within the block, dims ``(token,)``.
+    """
+
+    frame: Frame
+    tokens: np.ndarray
+    members: np.ndarray
+
+    @classmethod
+    def of(cls, tokens: np.ndarray, members: np.ndarray, frame: Frame) -> "ClusterBlock":
+        """Scale and shift tokens, and sort them by cluster.
+
+        Parameters
+        ----------
+        tokens
+            Dims ``(token, hidden)``; at least one.
+        members
+            Cluster of each token, numbered from 0 without gaps.
+        frame
+            How they are scaled and shifted.
+        """
+        if (np.diff(members) < 0).any():
+            order = np.argsort(members, kind="stable")
+            tokens, members = tokens[order], members[order]
+        exact = np.multiply(tokens, frame.scale, dtype=np.float64)
+        exact -= frame.shift
+        return cls(frame, exact, members)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Number of tokens of each cluster."""
+        return np.bincount(self.members)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """1 / (size of the token's cluster), dims ``(token,)``."""
+        return np.asarray(1 / self.sizes[self.members])
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """Mean of each cluster, dims ``(cluster, hidden)``."""
+        return np.stack([self.weights[span] @ self.tokens[span] for span in self.slices])
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """Squared norm of the mean of each cluster."""
+        return np.asarray(np.einsum("ch,ch->c", self.means, self.means))
+
+    @cached_property
+    def projections(self) -> np.ndarray:
+        """Product of each token with the mean of its cluster, dims ``(token,)``."""
+        return np.asarray(np.einsum("th,th->t", self.tokens, self.means[self.members]))
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        """The tokens of each cluster."""
+        ends = np.cumsum(self.sizes)
+        return [slice(*edges) for edges in zip((ends - self.sizes).tolist(), ends.tolist(), strict=True)]
+
+    @cached_property
+    def grams(self) -> list[np.ndarray]:
+        """Gram matrix of the tokens of each cluster."""
+        return [self.tokens[span] @ self.tokens[span].T for span in self.slices]
 
     def by_cluster(self, values: np.ndarray) -> np.ndarray:
         """Return the mean of a value of each token within clusters, dims ``(cluster,)``."""
         return np.bincount(self.members, weights=self.weights * values)
 
-    def projections(self) -> Pair:
-        """Return the product of each token with the mean of its cluster, dims ``(token,)``, for both."""
-        x, y = (
-            np.einsum("th,th->t", values, mean[self.members])
-            for values, mean in zip(self.tokens, self.means, strict=True)
-        )
-        return x, y
-
-    def within(self) -> np.ndarray:
+    def within(self, other: "ClusterBlock") -> np.ndarray:
         """Return the squared norm of each cluster's cross-moment, dims ``(cluster,)``.
 
         A cluster of few tokens has small Gram matrices, and one of many tokens a small cross-moment.
         """
-        x, y = self.tokens
-        sizes = np.bincount(self.members)
-        ends = np.cumsum(sizes)
-        result = np.empty(len(sizes))
-        for cluster, (begin, end) in enumerate(zip(ends - sizes, ends, strict=True)):
-            first, second = x[begin:end], y[begin:end]
-            if end - begin <= min(x.shape[1], y.shape[1]):
-                result[cluster] = np.vdot(first @ first.T, second @ second.T)
-            else:
-                result[cluster] = np.square(first.T @ second).sum()
-        return result / np.square(sizes)
+        if self.sizes.max() <= 2 * min(self.tokens.shape[1], other.tokens.shape[1]):
+            squares = [np.vdot(*both) for both in zip(self.grams, other.grams, strict=True)]
+        else:
+            moments = [self.tokens[span].T @ other.tokens[span] for span in self.slices]
+            squares = [np.vdot(moment, moment) for moment in moments]
+        return np.asarray(squares / np.square(self.sizes))
 
 
 @dataclass(frozen=True)
@@ -79,13 +141,10 @@ class TokenSums:
 
     Parameters
     ----------
-    n_tokens, n
-        Number of tokens and of clusters.
-    shifts
-        Vectors that are subtracted from the scaled tokens of each, near their means, so that no digits are
-        lost.
-    scales
-        Powers of two by which the tokens of each were multiplied.
+    n
+        Number of clusters.
+    frames
+        How the tokens of each were scaled and shifted.
     scatter
         Sum over clusters of the mean outer product of both, dims ``(hidden, hidden_2)``.
     mean_scatter
@@ -101,7 +160,7 @@ class TokenSums:
     norm_products
         Sum of the products of the squared norms of both means.
     within
-        Sum of the squared norms of the clusters' cross-moments.
+        Squared norms of the clusters' cross-moments, dims ``(cluster,)``.
     bilinear
         Sum of the products of each cluster's cross-moment with both of its means.
 
@@ -112,10 +171,8 @@ class TokenSums:
     whole clusters are merged exactly, provided that their shifts are equal.
     """
 
-    n_tokens: int
     n: int
-    shifts: Pair
-    scales: tuple[float, float]
+    frames: tuple[Frame, Frame]
     scatter: np.ndarray
     mean_scatter: np.ndarray
     sums: Pair
@@ -123,67 +180,40 @@ class TokenSums:
     norm_weighted: Pair
     norms: tuple[float, float]
     norm_products: float
-    within: float
+    within: np.ndarray
     bilinear: float
 
     @classmethod
-    def of(cls, tokens: Pair, members: np.ndarray, like: "TokenSums | None" = None) -> "TokenSums":
-        """Return the sums of whole clusters.
-
-        Parameters
-        ----------
-        tokens
-            Vectors of both, dims ``(token, hidden)`` and ``(token, hidden_2)``; at least one.
-        members
-            Cluster of each token, numbered from 0 without gaps.
-        like
-            Sums whose shifts are used; by default, the means of these tokens.
-        """
-        scales = unit_scale(tokens[0]).item(), unit_scale(tokens[1]).item()
-        if like is None:
-            scaled = _scaled(tokens, scales)
-            shifts = scaled[0].mean(axis=0), scaled[1].mean(axis=0)
-        else:
-            # a shift may be larger than the tokens of this block
-            of_shifts = [like.scales[at] * unit_scale(like.shifts[at]).item() for at in (0, 1)]
-            scales = min(scales[0], of_shifts[0]), min(scales[1], of_shifts[1])
-            scaled = _scaled(tokens, scales)
-            factors = scales[0] / like.scales[0], scales[1] / like.scales[1]
-            shifts = like.shifts[0] * factors[0], like.shifts[1] * factors[1]
-        block = ClusterBlock.of((scaled[0] - shifts[0], scaled[1] - shifts[1]), members)
-        (x, y), (mean_x, mean_y), weights = block.tokens, block.means, block.weights[:, None]
-        of_x, of_y = block.projections()
-        norms_x, norms_y = np.square(mean_x).sum(axis=1), np.square(mean_y).sum(axis=1)
+    def of(cls, x: ClusterBlock, y: ClusterBlock) -> "TokenSums":
+        """Return the sums of the same clusters in two representations, which may be one."""
+        weighted = x.tokens * np.sqrt(x.weights)[:, None]
         return cls(
-            n_tokens=len(x),
-            n=len(mean_x),
-            shifts=shifts,
-            scales=scales,
-            scatter=(x * weights).T @ y,
-            mean_scatter=mean_x.T @ mean_y,
-            sums=(mean_x.sum(axis=0), mean_y.sum(axis=0)),
-            projected=((block.weights * of_y) @ x, (block.weights * of_x) @ y),
-            norm_weighted=(norms_y @ mean_x, norms_x @ mean_y),
-            norms=(float(norms_x.sum()), float(norms_y.sum())),
-            norm_products=float(norms_x @ norms_y),
-            within=float(block.within().sum()),
-            bilinear=float((block.weights * of_x) @ of_y),
+            n=len(x.means),
+            frames=(x.frame, y.frame),
+            # BLAS needs half the time for the product of a matrix with itself
+            scatter=weighted.T @ (weighted if x is y else y.tokens * np.sqrt(y.weights)[:, None]),
+            mean_scatter=x.means.T @ y.means,
+            sums=(x.means.sum(axis=0), y.means.sum(axis=0)),
+            projected=(
+                (x.weights * y.projections) @ x.tokens,
+                (y.weights * x.projections) @ y.tokens,
+            ),
+            norm_weighted=(y.norms @ x.means, x.norms @ y.means),
+            norms=(float(x.norms.sum()), float(y.norms.sum())),
+            norm_products=float(x.norms @ y.norms),
+            within=x.within(y),
+            bilinear=float((x.weights * x.projections) @ y.projections),
         )
-
-    def block(self, tokens: Pair, members: np.ndarray) -> ClusterBlock:
-        """Return whole clusters as they enter the sums: scaled and shifted."""
-        x, y = _scaled(tokens, self.scales)
-        return ClusterBlock.of((x - self.shifts[0], y - self.shifts[1]), members)
 
     def rescaled(self, scales: tuple[float, float]) -> "TokenSums":
         """Return the sums of tokens multiplied by other powers of two."""
-        if scales == self.scales:
+        first, second = self.frames
+        if scales == (first.scale, second.scale):
             return self
-        a, b = scales[0] / self.scales[0], scales[1] / self.scales[1]
+        a, b = scales[0] / first.scale, scales[1] / second.scale
         return replace(
             self,
-            scales=scales,
-            shifts=(a * self.shifts[0], b * self.shifts[1]),
+            frames=(first.at(scales[0]), second.at(scales[1])),
             scatter=a * b * self.scatter,
             mean_scatter=a * b * self.mean_scatter,
             sums=(a * self.sums[0], b * self.sums[1]),
@@ -197,17 +227,16 @@ class TokenSums:
 
     def merge(self, other: "TokenSums") -> "TokenSums":
         """Return the sums of both sets of clusters, whose shifts are equal and which share no cluster."""
-        scales = min(self.scales[0], other.scales[0]), min(self.scales[1], other.scales[1])
+        pairs = list(zip(self.frames, other.frames, strict=True))
+        scales = (min(frame.scale for frame in pairs[0]), min(frame.scale for frame in pairs[1]))
         first, second = self.rescaled(scales), other.rescaled(scales)
 
         def both(a: Pair, b: Pair) -> Pair:
             return a[0] + b[0], a[1] + b[1]
 
         return TokenSums(
-            n_tokens=first.n_tokens + second.n_tokens,
             n=first.n + second.n,
-            shifts=first.shifts,
-            scales=scales,
+            frames=first.frames,
             scatter=first.scatter + second.scatter,
             mean_scatter=first.mean_scatter + second.mean_scatter,
             sums=both(first.sums, second.sums),
@@ -215,7 +244,7 @@ class TokenSums:
             norm_weighted=both(first.norm_weighted, second.norm_weighted),
             norms=(first.norms[0] + second.norms[0], first.norms[1] + second.norms[1]),
             norm_products=first.norm_products + second.norm_products,
-            within=first.within + second.within,
+            within=np.append(first.within, second.within),
             bilinear=first.bilinear + second.bilinear,
         )
 
@@ -234,7 +263,7 @@ class TokenSums:
         triples = x @ self.scatter @ y - x @ self.projected[0] - y @ self.projected[1] + 2 * self.bilinear
         return DistinctSums(
             np.array(self.n),
-            _table(np.square(self.scatter).sum() - self.within),
+            _table(np.square(self.scatter).sum() - self.within.sum()),
             _table(triples - np.vdot(self.scatter, self.mean_scatter)),
             _table(totals[0] * totals[1] - 4 * row_products + 2 * between),
         )
@@ -248,31 +277,49 @@ class TokenSums:
         """Return the unbiased HSIC of the scaled tokens; NaN for fewer than 4 clusters."""
         return float(self.total.hsic().item())
 
-    def hsic_without(self, tokens: Pair, members: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _root(self) -> np.ndarray | None:
+        """Cholesky factor of the matrix whose products the jackknife needs; None if it has none."""
+        try:
+            return np.asarray(cholesky(self._mixed, lower=True))
+        except LinAlgError:
+            return None
+
+    @property
+    def _mixed(self) -> np.ndarray:
+        return np.asarray(self.scatter + self.mean_scatter / max(self.n - 3, 1))  # one product, not two
+
+    def _products(self, x: ClusterBlock, y: ClusterBlock) -> np.ndarray:
+        """Return ``x @ mixed @ y`` of each token."""
+        if x is y and self._root is not None:  # a triangular product takes half the time
+            roots = dtrmm(1.0, self._root, x.tokens.T, lower=1, trans_a=1).T
+            return np.asarray(np.einsum("th,th->t", roots, roots))
+        return np.asarray(np.einsum("th,th->t", x.tokens @ self._mixed, y.tokens))
+
+    def hsic_without(self, x: ClusterBlock, y: ClusterBlock, first: int = 0) -> np.ndarray:
         """Return the HSIC of the scaled tokens without one cluster at a time, dims ``(cluster,)``.
 
         Parameters
         ----------
-        tokens, members
-            Whole clusters, which are among those of the sums.
+        x, y
+            Whole clusters, which are among those of the sums and have their frames.
+        first
+            Position of their first cluster among all.
         """
-        block = self.block(tokens, members)
-        (x, y), (mean_x, mean_y) = block.tokens, block.means
-        sum_x, sum_y = self.sums
+        mean_x, mean_y, sum_x, sum_y = x.means, y.means, *self.sums
         total_x, total_y = self._totals()
-        mixed = self.scatter + self.mean_scatter / max(self.n - 3, 1)  # one product instead of two
-        products = block.by_cluster(np.einsum("th,th->t", x @ mixed, y))
-        of_x, of_y = block.projections()
-        along_x, along_y = x @ sum_x, y @ sum_y
-        bilinear, within = block.by_cluster(of_x * of_y), block.within()
-        half_x, half_y = block.by_cluster(of_x * along_y), block.by_cluster(along_x * of_y)
+        products = x.by_cluster(self._products(x, y))
+        of_x, of_y = x.projections, y.projections
+        along_x, along_y = x.tokens @ sum_x, y.tokens @ sum_y
+        bilinear, within = x.by_cluster(of_x * of_y), self.within[first : first + len(mean_x)]
+        half_x, half_y = x.by_cluster(of_x * along_y), x.by_cluster(along_x * of_y)
         # triples with the cluster in the place of i, apart from a term among the products; of j; of q
-        centre = block.by_cluster(along_x * along_y) - half_x - half_y + 2 * bilinear
+        centre = x.by_cluster(along_x * along_y) - half_x - half_y + 2 * bilinear
         crossing = np.einsum("ch,ch->c", mean_x @ self.scatter, mean_y)
         first = mean_x @ (self.scatter @ sum_y - self.projected[0]) - half_x + 2 * bilinear - crossing
         second = mean_y @ (sum_x @ self.scatter - self.projected[1]) - half_y + 2 * bilinear - crossing
         # quadruples, from row sums a and b of the Gram matrices summed by cluster
-        norms_x, norms_y = np.square(mean_x).sum(axis=1), np.square(mean_y).sum(axis=1)
+        norms_x, norms_y = x.norms, y.norms
         a, b = mean_x @ sum_x - norms_x, mean_y @ sum_y - norms_y
         across_x = mean_x @ (self.mean_scatter @ sum_y - self.norm_weighted[0]) - norms_x * b
         across_y = mean_y @ (sum_x @ self.mean_scatter - self.norm_weighted[1]) - norms_y * a
@@ -286,11 +333,6 @@ class TokenSums:
             total.quadruples - 2 * _table(quadruples),
         )
         return remaining.hsic()[:, 0, 0]
-
-
-def _scaled(tokens: Sequence[np.ndarray], scales: Sequence[float]) -> Pair:
-    x, y = (np.multiply(tokens[at], scales[at], dtype=np.float64) for at in (0, 1))
-    return x, y
 
 
 def _table(values: np.ndarray | float) -> np.ndarray:
