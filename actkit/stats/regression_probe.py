@@ -47,9 +47,9 @@ def regression_probe(
     vectors
         ``pooled`` or ``last``.
     residualized_on
-        ``length``, ``tfidf`` or both: what these predict of the vectors and of the label is subtracted, by
-        regressions in each training part (see "Matching and residuals" in the methods). ``r2`` and
-        ``spearman`` are then about the rest of the label.
+        ``length``, ``tfidf`` or both: their predictions of the vectors and of the label are subtracted, by
+        regressions fitted in each training part (see "Matching and residuals" in the methods). ``r2`` and
+        ``spearman`` then describe the residual label.
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
