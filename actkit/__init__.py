@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config
     from .exporters.run_export import export
+    from .extraction.extend import extend
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
+    from .extraction.seal import seal
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from .stats.top_activations import top_activating
     from .stats.transitions import transitions
     from .stats.whitening import Whitener
+    from .store.joins import join
+    from .store.push_pull import pull, push
     from .store.reader import open_cube, token_strings
     from .store.verification import verify
 
@@ -47,11 +51,13 @@ __all__ = [
     "cluster_tokens",
     "direction_cosines",
     "export",
+    "extend",
     "extract",
     "group_differential",
     "holm",
     "import_files",
     "intrinsic_dimension",
+    "join",
     "language_cka",
     "layer_norms",
     "layer_subset",
@@ -59,8 +65,11 @@ __all__ = [
     "massive_activations",
     "open_cube",
     "plan",
+    "pull",
+    "push",
     "regression_probe",
     "report",
+    "seal",
     "select_tokens",
     "similarity",
     "token_correlation",
@@ -88,11 +97,13 @@ _MODULES = {
     "cluster_tokens": ".stats.kmeans",
     "direction_cosines": ".stats.directions",
     "export": ".exporters.run_export",
+    "extend": ".extraction.extend",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
     "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
+    "join": ".store.joins",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
     "layer_updates": ".stats.norms",
@@ -100,8 +111,11 @@ _MODULES = {
     "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
+    "pull": ".store.push_pull",
+    "push": ".store.push_pull",
     "regression_probe": ".stats.regression_probe",
     "report": ".reports",
+    "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
     "token_correlation": ".stats.token_correlation",

@@ -3,39 +3,41 @@
 import argparse
 import gc
 import os
-import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from json import dumps
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from .cli_output import Rows, bytes_on_disk, counts, cube_info, losses, print_pairs, print_table, shape
+from .cli_copies import add_pull, add_push
+from .cli_cubes import (
+    Subparsers,
+    Terminated,
+    add_command,
+    add_export,
+    add_extend,
+    add_import,
+    add_info,
+    add_join,
+    add_report,
+    add_seal,
+    add_verify,
+    escape,
+    flag,
+    terminable,
+)
+from .cli_output import Rows, print_extraction, print_pairs
 from .config import Config
 from .errors import ActkitError, Fault, FaultsError, InputError
-from .estimates import readable_bytes
-from .stats.norms import layer_norms
-from .store.layout import cube_path
-from .store.reader import open_cube
-from .store.verification import verify
 from .terminal_text import printable
-
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _NEGATIVE_VALUES = "Join a value that starts with a minus sign to its option: --layers=-3--1"
 
 # takes half a minute on two cores; most CPUs multiply bfloat16 matrices several times slower than float32
 _LLM_RUN = {"limit": 200, "dtype": "float32", "storage": "bfloat16"}
-
-_NORMED = {
-    "content": "content tokens",
-    "last": "the last tokens",
-    "mean": "the means over content tokens",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,30 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader stopped early, as in `actkit info … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except _Terminated:
+    except Terminated:
         print("actkit: terminated; run the same command again to continue", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
         print("actkit: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-
-
-class _Terminated(KeyboardInterrupt):
-    """A batch system or `kill` asked the process to end."""
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Make SIGTERM end a run as Ctrl-C does: the window being written is finished first."""
-
-    def end(_signal: int, _frame: Any) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,22 +83,19 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _add_demo,
         _add_extract,
+        add_seal,
+        add_extend,
+        add_join,
         _add_plan,
-        _add_info,
-        _add_verify,
-        _add_report,
-        _add_export,
-        _add_import,
+        add_info,
+        add_verify,
+        add_report,
+        add_export,
+        add_import,
+        add_push,
+        add_pull,
     ):
         add(commands)
-    return parser
-
-
-def _add_command(
-    commands: Subparsers, name: str, function: Callable[..., int], purpose: str, epilog: str | None = None
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=purpose, description=purpose, epilog=epilog)
-    parser.set_defaults(command=function)
     return parser
 
 
@@ -125,19 +106,11 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
             kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
         else:
             kind = {"metavar": option[0].upper()}
-        parser.add_argument(_flag(option), dest=option, help=_escape(field.description), **kind)
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
-
-
-def _escape(text: str | None) -> str:
-    return (text or "").replace("%", "%%")
+        parser.add_argument(flag(option), dest=option, help=escape(field.description), **kind)
 
 
 def _add_demo(commands: Subparsers) -> None:
-    parser = _add_command(commands, "demo", _demo, "run the bundled model on the bundled captions")
+    parser = add_command(commands, "demo", _demo, "run the bundled model on the bundled captions")
     parser.add_argument("--out", help="run folder (default: runs/demo, or runs/demo-llm with --llm)")
     parser.add_argument(
         "--llm",
@@ -187,9 +160,15 @@ def _language_model() -> Path:
 
 def _add_extract(commands: Subparsers) -> None:
     purpose = "run prompts through a model and store the activations of every layer"
-    parser = _add_command(commands, "extract", _extract, purpose, _NEGATIVE_VALUES)
+    parser = add_command(commands, "extract", _extract, purpose, _NEGATIVE_VALUES)
     _add_config_options(parser)
     parser.add_argument("--queue", metavar="Q", help="folder in which runs wait for a free device")
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="compute one of several parts of the run, such as 3/16; other processes, on any machines that "
+        "share the folder, compute the others, and `actkit seal` finishes the run",
+    )
 
 
 def _import_extraction() -> None:
@@ -213,34 +192,16 @@ def _extract(config: str | None, **options: Any) -> int:
     from .extraction.run import extract
 
     last: deque[Progress] = deque(maxlen=1)
-    with _terminable():
-        cube = extract(config, listeners=[Bar(), last.append], **options)
-    path = cube_path(cube.encoding["source"])
-    event = last[0]
-    speed = "nothing was left to do"
-    if event.tokens:
-        speed = f"{event.samples_per_second:,.1f} samples/s, {event.tokens_per_second:,.0f} tokens/s"
-    print_pairs(
-        [
-            ("cube", str(path)),
-            ("shape", shape(cube)),
-            ("on disk", readable_bytes(bytes_on_disk(path))),
-            ("speed", speed),
-            *([("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []),
-            *losses(cube),
-        ]
-    )
-    if "norm" in cube:
-        norms = layer_norms(cube.sel(layer=cube.has_residual))
-        print(f"\nmean norm of {_NORMED[norms.attrs['tokens']]}")
-        print_table(norms["mean"])
-    print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
+    part = options.get("part")
+    with terminable():
+        cube = extract(config, listeners=[Bar(part), last.append], **options)
+    print_extraction(cube, last[0], part)
     return 0
 
 
 def _add_plan(commands: Subparsers) -> None:
     purpose = "estimate the disk space, memory and time of an extraction without running it"
-    parser = _add_command(commands, "plan", _plan, purpose, _NEGATIVE_VALUES)
+    parser = add_command(commands, "plan", _plan, purpose, _NEGATIVE_VALUES)
     _add_config_options(parser)
     parser.add_argument(
         "--trial",
@@ -248,6 +209,8 @@ def _add_plan(commands: Subparsers) -> None:
         default=True,
         help="load the model and run a few batches to estimate the time, which takes about ten seconds",
     )
+    parser.add_argument("--parts", metavar="N", type=int, help="parts that run at once, as in --part 1/N")
+    parser.add_argument("--network", metavar="GBIT", type=float, help="bandwidth that they share, in Gbit/s")
     parser.add_argument("--json", action="store_true", help="print one line of JSON, including any faults")
 
 
@@ -275,122 +238,6 @@ def _planned(config: str | None, trial: bool, options: Mapping[str, Any]) -> Row
     from .extraction.run import plan
 
     return plan(config, trial=trial, **options).lines()
-
-
-def _add_info(commands: Subparsers) -> None:
-    parser = _add_command(commands, "info", _info, "show what a cube holds and how it was made")
-    parser.add_argument("path", help="run folder, or its cube.zarr")
-
-
-def _info(path: str) -> int:
-    print_pairs(cube_info(path))
-    return 0
-
-
-def _add_verify(commands: Subparsers) -> None:
-    purpose = "read every file of a cube and check it against its checksums"
-    parser = _add_command(commands, "verify", _verify, purpose)
-    parser.add_argument("path", help="run folder, or its cube.zarr")
-
-
-def _verify(path: str) -> int:
-    result = verify(path)
-    for fault in result.faults:
-        print(printable(str(fault)))
-    verdict = "sound" if result.ok else f"{len(result.faults)} damaged"
-    size = f"{result.files} files, {readable_bytes(result.bytes)}"
-    committed = f"{result.committed} of {result.samples} samples committed"
-    print(printable(f"{result.path}: {verdict}; {size}, {committed}"))
-    return 0 if result.ok else 1
-
-
-def _add_report(commands: Subparsers) -> None:
-    parser = _add_command(commands, "report", _report, "write a one-page HTML report of a cube's results")
-    parser.add_argument("path", help="run folder, or its cube.zarr, finished or not")
-    parser.add_argument("--out", default="report.html", help="output file (default: %(default)s)")
-    parser.add_argument(
-        "--by",
-        help="label column that defines the two groups (default: gender, or the first with two values)",
-    )
-    parser.add_argument(
-        "--cluster",
-        default="auto",
-        help="label that dependent samples share; none if all are independent (default: detected)",
-    )
-    parser.add_argument(
-        "--vectors",
-        default="pooled",
-        choices=["pooled", "last"],
-        help="vector of each sample: pooled (mean over content tokens) or last (last content token) "
-        "(default: %(default)s)",
-    )
-    parser.add_argument("--figures", action="store_true", help="also write each figure as PNG and SVG")
-    parser.add_argument("--tables", action="store_true", help="also write each table as CSV")
-
-
-def _report(path: str, cluster: str, **options: Any) -> int:
-    from .reports import report
-
-    cube = open_cube(path, partial=True)
-    print(report(cube, cluster=None if cluster == "none" else cluster, progress=True, **options))
-    return 0
-
-
-def _add_export(commands: Subparsers) -> None:
-    parser = _add_command(commands, "export", _export, "write a run as files that other scripts read")
-    parser.add_argument("run", help="run folder")
-    parser.add_argument("--format", required=True, help="pt, npz, batches, safetensors or arrow")
-    parser.add_argument("--out", required=True, help="new folder to create")
-    parser.add_argument("--layers", default="all", help="layers of one component (default: %(default)s)")
-    parser.add_argument("--languages", help="comma-separated languages, such as english,arabic; default: all")
-    parser.add_argument("--whiten", action="store_true", help="whiten each layer (npz only)")
-
-
-def _export(run: str, languages: str | None, **options: Any) -> int:
-    from .exporters.run_export import export
-
-    print(export(run, languages=languages.split(",") if languages else None, **options))
-    return 0
-
-
-def _add_import(commands: Subparsers) -> None:
-    parser = _add_command(commands, "import", _import, "make a run from files that another script wrote")
-    parser.add_argument("folder", help="folder of the files")
-    parser.add_argument("--format", required=True, help="pt, npz or batches")
-    parser.add_argument("--out", required=True, help="run folder to create")
-    parser.add_argument(
-        "--layers", default="all", help="layers to import of those in the files (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--languages", help="comma-separated languages, such as english,arabic (pt only); default: all"
-    )
-    parser.add_argument("--model", help="name of the model, if the files do not name it")
-    parser.add_argument(
-        "--language", help="language of all samples, if the files name none (npz and batches only)"
-    )
-    parser.add_argument("--data", help="file with one row per sample: its text and labels")
-    for option in ("text_column", "text_columns", "language_column", "id_column", "labels"):
-        described = _escape(Config.model_fields[option].description)
-        parser.add_argument(_flag(option), metavar=option[0].upper(), help=described)
-
-
-def _import(folder: str, languages: str | None, **options: Any) -> int:
-    from .importers.run_import import import_files
-
-    with _terminable():
-        cube = import_files(folder, languages=languages.split(",") if languages else None, **options)
-    path, empty = cube_path(cube.encoding["source"]), int((cube.n_tokens == 0).sum())
-    print_pairs(
-        [
-            ("cube", str(path)),
-            ("shape", shape(cube)),
-            ("languages", counts(cube.language.values.tolist())),
-            *([("empty", f"{empty:,} samples without tokens")] if empty else []),
-            ("on disk", readable_bytes(bytes_on_disk(path))),
-        ]
-    )
-    print(f"\nopen it in Python:  actkit.open_cube({str(path.parent)!r})")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,18 +1,27 @@
 """Text that the command line prints about cubes: names with values, and tables."""
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import xarray as xr
 
 from .estimates import readable_bytes
 from .schema import DIMS, VISION
+from .stats.norms import layer_norms
 from .stats.selection import column, label_names
-from .store.layout import cube_path, open_group
+from .store.cube_files import LocalCube, RemoteCube
+from .store.layout import find_cube, open_group
+from .store.parts import describe_parts
 from .store.reader import open_cube
 from .store.xarray_copies import COPY
 from .terminal_text import printable
+
+_NORMED = {
+    "content": "content tokens",
+    "last": "the last tokens",
+    "mean": "the means over content tokens",
+}
 
 Rows = list[tuple[str, str]]
 
@@ -20,20 +29,22 @@ Rows = list[tuple[str, str]]
 def cube_info(path: str) -> Rows:
     """Return what a cube holds and how it was made."""
     cube = open_cube(path, partial=True)
-    folder = cube_path(path)
+    files = find_cube(path)
+    parts = describe_parts(files.root.parent) if isinstance(files, LocalCube) else ""
     if COPY in cube.attrs:
         total, has_vision = cube.sizes["sample"], False
     else:
-        root = open_group(folder)
+        root = open_group(files)
         total, has_vision = root["committed"].shape[0], VISION in root  # type: ignore[union-attr]
     rows = [
-        ("cube", str(folder)),
+        ("cube", str(files)),
         ("shape", shape(cube)),
         *([("vision", shape(open_cube(path, group=VISION, partial=True)))] if has_vision else []),
         ("committed", f"{cube.sizes['sample']:,} of {total:,} samples"),
         ("tokens", f"{int(cube.n_tokens.sum()):,}"),
+        *([("parts", parts)] if parts else []),
         *losses(cube),
-        ("on disk", readable_bytes(bytes_on_disk(folder))),
+        ("on disk", readable_bytes(stored_bytes(files))),
         ("variables", " ".join(str(name) for name in cube.data_vars)),
     ]
     labels = label_names(cube)
@@ -68,9 +79,48 @@ def counts(values: list[Any], most: int = 6) -> str:
     return shown if len(counter) <= most else f"{len(counter):,} different values"
 
 
-def bytes_on_disk(folder: Path) -> int:
-    """Return the total size of the files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def stored_bytes(cube: LocalCube | RemoteCube) -> int:
+    """Return the total size of the files of a cube."""
+    if isinstance(cube, RemoteCube):
+        return sum(entry.size for entry in cube.entries.values())
+    return sum(path.stat().st_size for path in cube.root.rglob("*") if path.is_file())
+
+
+def print_extraction(cube: xr.Dataset, event: Any, part: str | None) -> None:
+    """Print the result of an extraction.
+
+    Parameters
+    ----------
+    cube
+        The cube, or the samples of a part.
+    event
+        The last event of the extraction, :class:`~actkit.extraction.monitoring.progress.Progress`.
+    part
+        The part of a run, such as ``3/16``; None for a whole run.
+    """
+    path = str(find_cube(cube.encoding["source"]))
+    run = path.rpartition("/")[0]
+    speed = "nothing was left to do"
+    if event.tokens:
+        speed = f"{event.samples_per_second:,.1f} samples/s, {event.tokens_per_second:,.0f} tokens/s"
+    batches = [("batches", f"up to {event.batch_tokens:,} tokens")] if event.tokens else []
+    if part is not None:
+        print_pairs([("part", part), ("cube", path), ("shape", shape(cube)), ("speed", speed), *batches])
+        print(f"\nonce all parts are done:  actkit seal {run}")
+        return
+    print_cube(cube, [("speed", speed), *batches])
+    if "norm" in cube:
+        norms = layer_norms(cube.sel(layer=cube.has_residual))
+        print(f"\nmean norm of {_NORMED[norms.attrs['tokens']]}")
+        print_table(norms["mean"])
+    print(f"\nopen it in Python:  actkit.open_cube({run!r})")
+
+
+def print_cube(cube: xr.Dataset, more: Sequence[tuple[str, str]] = ()) -> None:
+    """Print where a complete cube is and what it holds, with more names and values."""
+    files = find_cube(cube.encoding["source"])
+    size = readable_bytes(stored_bytes(files))
+    print_pairs([("cube", str(files)), ("shape", shape(cube)), ("on disk", size), *more, *losses(cube)])
 
 
 def print_pairs(rows: Rows) -> None:

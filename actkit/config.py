@@ -17,6 +17,7 @@ from pydantic import (
 
 from . import layer_spec
 from .errors import Fault
+from .object_urls import is_url, url_faults
 from .schema import SAVABLE
 
 
@@ -116,7 +117,10 @@ class Config(BaseModel):
         description="CSV, TSV, JSON, JSONL, Parquet or .xlsx file of prompts; folder or pattern of "
         "Parquet or JSONL shards; or Hugging Face dataset",
     )
-    out: str = Field(min_length=1, description="run folder to create or continue")
+    out: str = Field(
+        min_length=1,
+        description="run folder to create or continue, or its URL in an object store",
+    )
     layers: str = Field("all", description=f"layers to capture: {layer_spec.GRAMMAR}")
     languages: tuple[str, ...] | None = Field(None, description="languages to keep; all by default")
     text_column: str = Field("text", description="column of the texts or chats, one sample per row")
@@ -218,7 +222,14 @@ class Config(BaseModel):
     def _path(cls, value: Any) -> Any:
         return os.path.expanduser(value) if isinstance(value, str | os.PathLike) else value
 
-    @field_validator("data", "out", "image_root")
+    @field_validator("out")
+    @classmethod
+    def _writable(cls, value: str) -> str:
+        if is_url(value) and (faults := url_faults(value)):
+            raise ValueError("; ".join(fault.message for fault in faults))
+        return value
+
+    @field_validator("data", "image_root")
     @classmethod
     def _local(cls, value: str | None) -> str | None:
         if value is not None and "://" in value:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,21 +46,24 @@ class Synthetic:
 
     def create(self, run: Path) -> CubeWriter:
         """Create the cube without any window, in an existing folder."""
-        create_cube(
-            run,
-            self.plan,
-            variables=tuple(self.values),
-            coords=self.coords,
-            labels=dict.fromkeys(self.labels, "str"),
-            rows=[self.rows],
-            attrs={
+        create_cube(run, self.plan, **self.arguments)
+        return CubeWriter(run / CUBE, self.plan)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :func:`~actkit.store.writer.create_cube` except the run and the plan."""
+        return {
+            "variables": tuple(self.values),
+            "coords": self.coords,
+            "labels": dict.fromkeys(self.labels, "str"),
+            "rows": [self.rows],
+            "attrs": {
                 "model": self.model,
                 "first_is_content": True,
                 "ids": GIVEN_IDS,
                 "data_sha256": _digest({**self.coords, **self.rows, **self.values}),
             },
-        )
-        return CubeWriter(run / CUBE, self.plan)
+        }
 
     def part(self, window: int) -> dict[str, np.ndarray | Ragged]:
         """Return the values of one window in the form of :meth:`~actkit.store.writer.CubeWriter.write`."""

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -21,10 +20,12 @@ from actkit.errors import Fault, InputError, LockedError
 from actkit.regular_files import open_descriptor, read_tail
 from actkit.store.folders import Folder
 from actkit.store.layout import CUBE
+from actkit.store.parts import Part, is_sealed, read_parts
 from actkit.store.run_folder import (
     CONFIG,
     LOG,
     OUTPUT,
+    PARTS,
     STATUS,
     check_folder,
     read_status,
@@ -80,6 +81,8 @@ class Run:
         Whether the folder contains a cube.
     faults
         Errors in files of the run.
+    newest_part
+        The part that sent the last heartbeat, if the run is computed in parts.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Run:
     asked: Mapping[str, Any] = field(repr=False)
     has_cube: bool
     faults: tuple[Fault, ...] = ()
+    newest_part: Part | None = None
 
     @property
     def progress(self) -> float:
@@ -178,16 +182,24 @@ class Jobs:
         path = self.settings.workspace / name
         has_cube = (path / CUBE).is_dir()
         status, faults = self._once(path / STATUS, lambda: read_status(path))
-        if not status and not faults and not has_cube:
+        if not status and not faults and not has_cube and not (path / PARTS).is_dir():
             return None
         asked, config_faults = self._once(path / CONFIG, lambda: read_yaml(path / CONFIG, follow=False))
         if not status and not faults:  # a cube that was copied here
             status = {"state": "done"}
         cancelled = (path / _CANCELLED).exists()
         alive = processes.is_alive(path, status, self._command(path), self._child(path))
+        parts = self._parts(path)
+        if parts and not alive and not is_sealed(path, parts):
+            status, alive = processes.combined(path, parts, self._command(path))
+            faults = []
         state = state_of(status, is_alive=alive, is_cancelled=cancelled) if status else State.UNREADABLE
         shown_faults = config_faults if os.path.lexists(path / CONFIG) else []
-        return Run(name, path, state, status, asked, has_cube, (*faults, *shown_faults))
+        newest = max(parts, key=lambda part: float(parts[part]["updated"]), default=None)
+        return Run(name, path, state, status, asked, has_cube, (*faults, *shown_faults), newest)
+
+    def _parts(self, path: Path) -> dict[Part, dict[str, Any]]:
+        return read_parts(path, lambda folder: self._once(folder / STATUS, lambda: read_status(folder)))
 
     def _once(
         self, path: Path, read: Callable[[], tuple[dict[str, Any], list[Fault]]]
@@ -276,7 +288,9 @@ class Jobs:
             os.close(open_descriptor(run.path / _CANCELLED, os.O_WRONLY | os.O_CREAT))
         with suppress(psutil.Error):
             process.terminate()
-        threading.Thread(target=_end, args=(process, self.settings.cancel_seconds), daemon=True).start()
+        threading.Thread(
+            target=processes.end, args=(process, self.settings.cancel_seconds), daemon=True
+        ).start()
 
     def _process(self, run: Run) -> psutil.Process | None:
         """Return the process of a run if the app may kill it."""
@@ -322,7 +336,10 @@ class Jobs:
 
     def log(self, run: Run) -> str:
         """Return the end of the log of a run, or of its output if it failed or has no log."""
-        log, output = (_tail(run.path / name, self.settings.log_bytes) for name in (LOG, OUTPUT))
+        folder = run.path
+        if run.newest_part is not None and not os.path.lexists(folder / LOG):
+            folder = run.newest_part.folder(folder)
+        log, output = (_tail(folder / name, self.settings.log_bytes) for name in (LOG, OUTPUT))
         return output or log if run.state is State.FAILED or not log else log
 
     def _beyond(self, config: Config) -> list[Fault]:
@@ -366,16 +383,6 @@ class Jobs:
         self._children[path] = child
         # until it is reaped, an ended process looks alive
         threading.Thread(target=child.wait, daemon=True).start()
-
-
-def _end(process: psutil.Process, patience: float) -> None:
-    try:
-        process.wait(patience)
-    except psutil.TimeoutExpired:
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-    except psutil.Error:
-        pass
 
 
 def _tail(path: Path, most: int) -> str:

@@ -1,6 +1,7 @@
 """Find the process of a run; claims of the run folder are verified because folders are untrusted."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from actkit.store.parts import Part, combined_status, is_ended
 from actkit.store.run_folder import CONFIG, LOCK
 
 _ELSEWHERE = 120  # seconds without heartbeat after which a run on another machine counts as ended
@@ -46,6 +48,29 @@ def is_alive(run: Path, status: Mapping[str, Any], asked: Sequence[str], child: 
             )
     # clocks may differ; a heartbeat from the far future does not count
     return bool(abs(time.time() - status["updated"]) < _ELSEWHERE)
+
+
+def combined(
+    run: Path, parts: Mapping[Part, Mapping[str, Any]], asked: Sequence[str]
+) -> tuple[dict[str, Any], bool]:
+    """Return the heartbeats of the parts of a run as one, and whether the process of any part is alive."""
+    alive = {part: is_alive(part.folder(run), status, asked) for part, status in parts.items()}
+    reported = {part: str(status["state"]) for part, status in parts.items()}
+    states = {
+        part: state if alive[part] or is_ended(state) else "interrupted" for part, state in reported.items()
+    }
+    return combined_status(parts, states), any(alive.values())
+
+
+def end(process: psutil.Process, patience: float) -> None:
+    """Wait for a process, and kill its group after some seconds."""
+    try:
+        process.wait(patience)
+    except psutil.TimeoutExpired:
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    except psutil.Error:
+        pass
 
 
 def find(status: Mapping[str, Any]) -> psutil.Process | None:

@@ -19,7 +19,8 @@ from actkit.cli import main
 from actkit.config import Config
 from actkit.testing import write_cube
 
-COMMANDS = ("demo", "extract", "plan", "info", "verify", "report", "export", "import")
+_OF_RUNS = ("info", "verify", "report", "export", "import")
+COMMANDS = ("demo", "extract", "seal", "extend", "join", "plan", *_OF_RUNS, "push", "pull")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -100,7 +100,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"model": ""}, ["model: '' is not possible (give Hugging Face model id, model folder, or GGUF file)"]),
     ({"data": ["a.csv"]}, [f"data: ['a.csv'] is not possible (give {DATA})"]),
     ({"data": "\udcff.csv"}, [f"data: '\\udcff.csv' is not possible (give {DATA})"]),
-    ({"out": "s3://bucket/x"}, ["out: `s3://bucket/x` is not on this machine; only local paths are supported"]),
+    ({"out": "http://host/x"}, ["out: has the unknown scheme http:// (use s3://, gs:// or az://, or a folder)"]),
     ({"languages": {"english": 1}}, ["languages: {'english': 1} is not possible (give languages to keep; all by default)"]),
     ({"languages": ["english", False]}, ["languages: False is not possible (give languages to keep; all by default)"]),
     ({"languages": ""}, ["languages: names no language; leave it out to take all"]),
@@ -265,7 +265,7 @@ def test_missing_options_are_all_named() -> None:
     assert [str(fault) for fault in faults] == [
         "model: is missing (give Hugging Face model id, model folder, or GGUF file)",
         f"data: is missing (give {DATA})",
-        "out: is missing (give run folder to create or continue)",
+        "out: is missing (give run folder to create or continue, or its URL in an object store)",
     ]
 
 

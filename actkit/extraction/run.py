@@ -3,11 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import psutil
@@ -15,16 +16,18 @@ import torch
 import xarray as xr
 
 from ..config import Config
-from ..errors import ChangedError, Fault
+from ..errors import Fault, InputError
 from ..layer_spec import describe_all
+from ..object_urls import is_url
 from ..options import Options
-from ..schema import current_options
 from ..store.folders import Folder
-from ..store.layout import CUBE, open_group
-from ..store.metadata import CHECKSUM
-from ..store.reader import open_cube
-from ..store.receipts import RECEIPTS
+from ..store.layout import CUBE
+from ..store.parts import Part, locked_part
+from ..store.reader import open_cube, open_windows
+from ..store.remote_run import RemoteRun
 from ..store.run_folder import CONFIG, SKIPPED, locked
+from ..store.settings import check_unchanged
+from ..store.shared_writer import SharedWriter
 from ..store.writer import CubeWriter, create_cube, storage_errors
 from .capture.hooks import call
 from .loop.data_loader import batches
@@ -41,25 +44,14 @@ from .monitoring.run_log import log_file, logger
 from .monitoring.wandb_sink import tracked
 from .preflight.preparation import RunPlan, prepare
 
-# attributes that result from running, or that `options` contains too
-_NOT_SETTINGS = {
-    "actkit_format",
-    "arrays",
-    "batch_tokens",
-    "coordinates",
-    "ids",
-    "sum_rule",
-    "sum_rule_error",
-    "storage",
-    "threads",
-    "tokens_kept",
-    CHECKSUM,
-    RECEIPTS,
-}
-
 
 def plan(
-    config: str | Path | Config | None = None, *, trial: bool = True, **options: Unpack[Options]
+    config: str | Path | Config | None = None,
+    *,
+    trial: bool = True,
+    parts: int | None = None,
+    network: float | None = None,
+    **options: Unpack[Options],
 ) -> RunPlan:
     """Check a run and estimate its cost, without leaving any files behind.
 
@@ -70,6 +62,9 @@ def plan(
     trial
         Whether to load the model and run a few batches, which takes about ten seconds longer. Without a
         trial, and if less memory is available than the run needs, the estimate is calculated, without time.
+    parts, network
+        Number of parts in which the run is computed at once, each on a device like this one, and the
+        bandwidth that they share, in gigabits per second.
     **options
         Options, named as in :class:`actkit.config.Config`.
 
@@ -85,7 +80,14 @@ def plan(
         than there is.
     """
     share_heap()
-    prepared = prepare(config, options)
+    faults = [
+        Fault(name, f"is {value}", "give a number above 0")
+        for name, value in (("parts", parts), ("network", network))
+        if value is not None and not value > 0
+    ]
+    if faults:
+        raise InputError(faults)
+    prepared = replace(prepare(config, options), parts=parts, network=network)
     fits = prepared.estimate.host <= psutil.virtual_memory().available
     return run_trial(prepared, _threads()) if trial and fits else prepared
 
@@ -95,6 +97,7 @@ def extract(
     *,
     listeners: Sequence[Listener] | None = None,
     queue: str | Path | None = None,
+    part: str | Sequence[int] | None = None,
     **options: Unpack[Options],
 ) -> xr.Dataset:
     """Run prompts through a model and store the activations of its layers.
@@ -107,13 +110,17 @@ def extract(
         Called with each :class:`~actkit.extraction.monitoring.progress.Progress`; a progress bar by default.
     queue
         Folder in which runs queue for a device, which one run uses at a time.
+    part
+        Part of the run that this process computes, such as ``"3/16"`` or ``(3, 16)``: every sixteenth window.
+        Any number of processes, on any machines that share the folder, may compute parts at any time.
+        :func:`actkit.seal` finishes the run.
     **options
         Options, named as in :class:`actkit.config.Config`: ``model``, ``data``, ``out``, ``layers``, etc.
 
     Returns
     -------
     xarray.Dataset
-        The complete cube, as :func:`actkit.open_cube` returns it.
+        The complete cube, as :func:`actkit.open_cube` returns it; of a part, its samples.
 
     Raises
     ------
@@ -121,9 +128,9 @@ def extract(
         Lists all faults of options, data, model and output; nothing was written.
     ChangedError
         If ``out`` contains a cube made with other settings, which are named, or if rows or images, which are
-        named, change during the run.
+        named, change during the run. Parts must also agree in the device's name and in the threads per batch.
     LockedError
-        If another process writes this run.
+        If another process writes this run or part.
     ModelError
         If the model cannot be captured faithfully.
     NonfiniteError
@@ -136,18 +143,26 @@ def extract(
     A call with the same arguments resumes the run at the first uncommitted window.
     """
     share_heap()
+    share = None if part is None else Part.parse(part)
     prepared = prepare(config, options)
-    run = prepared.run
+    run, plan = prepared.run, prepared.plan
+    remote = RemoteRun(prepared.config.out) if is_url(prepared.config.out) else None
     with storage_errors("cannot make the run folder"):
         run.mkdir(parents=True, exist_ok=True)
-    tracking = tracked(prepared.config, prepared.rules.axis, prepared.plan.shape)
-    with locked(run) as folder, log_file(folder), tracking as trackers:
-        progress_listeners: Sequence[Listener] = listeners if listeners is not None else [Bar()]
-        meter = Meter(prepared.plan.shape.sample, [*progress_listeners, StatusFile(folder), *trackers])
+    tracking = tracked(prepared.config, prepared.rules.axis, plan.shape)
+    windows = share.windows(plan.n_windows) if share else range(plan.n_windows)
+    with _held(run, share) as (folder, status_folder), log_file(status_folder), tracking as trackers:
+        progress_listeners: list[Listener] = list(listeners) if listeners is not None else [Bar(share)]
+        status_file = StatusFile(status_folder, run_samples=plan.shape.sample if share else 0)
+        total = sum(len(plan.samples_of(window)) for window in windows)
+        progress_listeners = [*progress_listeners, status_file, *trackers]
+        if remote is not None:
+            progress_listeners.append(lambda event: remote.copy_status(status_folder, event.state))
+        meter = Meter(total, progress_listeners)
         state = "failed"
         try:
             with _device_turn(prepared.config, queue, meter):
-                _run(prepared, folder, meter)
+                _run(prepared, folder, meter, windows if share else None, remote)
             state = "done"
         except KeyboardInterrupt:
             state = "interrupted"
@@ -155,7 +170,23 @@ def extract(
         finally:
             logger.info(state)
             meter.emit(state)
-    return open_cube(run)
+            if remote is not None:
+                remote.copy_log(status_folder)
+    if remote is not None:
+        return open_cube(prepared.config.out, partial=share is not None)
+    return open_windows(run, windows) if share else open_cube(run)
+
+
+@contextmanager
+def _held(run: Path, part: Part | None) -> Iterator[tuple[Folder, Folder]]:
+    """Hold the run folder, and the folder of the status and the log, which each part has for itself."""
+    if part is None:
+        with locked(run) as folder:
+            yield folder, folder
+    else:
+        with closing(Folder(run)) as folder, locked_part(run, part) as part_folder:
+            folder.must_lock = False
+            yield folder, part_folder
 
 
 def _device_turn(config: Config, queue: str | Path | None, meter: Meter) -> AbstractContextManager[None]:
@@ -165,58 +196,113 @@ def _device_turn(config: Config, queue: str | Path | None, meter: Meter) -> Abst
     return hold_device(Path(queue), device_name(config), lambda: meter.emit("queued"))
 
 
-def _run(prepared: RunPlan, folder: Folder, meter: Meter) -> None:
+def _run(
+    prepared: RunPlan, folder: Folder, meter: Meter, windows: range | None, remote: RemoteRun | None
+) -> None:
+    """Create the cube unless it exists, and compute its windows, or those of a part."""
+    if remote is not None:
+        _run_remote(prepared, folder, meter, windows, remote)
+        return
     path = prepared.run / CUBE
     meter.emit("loading")
     folder.check()
     model = None
-    labels = prepared.scan.label_dtypes
+    is_part = windows is not None
     if path.exists():
-        _check_unchanged(path, prepared)
+        check_unchanged(path, prepared.attrs, same_machine=is_part)
     else:
         model = _load(prepared)
         sum_rule = _check_sum_rule(prepared, model)
-        _write_file(folder, CONFIG, prepared.config.to_yaml())
-        if skipped := prepared.scan.skipped:
-            lines = (
-                json.dumps({"where": where, "what": what}, ensure_ascii=False) for where, what in skipped
-            )
-            _write_file(folder, SKIPPED, "\n".join(lines) + "\n")
+        if not is_part:
+            _write_settings(prepared, folder)
         create_cube(
             folder,
             prepared.plan,
             variables=prepared.size.variables,
             coords=prepared.coords(),
-            labels=labels,
+            labels=prepared.scan.label_dtypes,
+            rows=prepared.rows(),
+            attrs={**prepared.attrs, **sum_rule},
+            shared=is_part,
+        )
+    if is_part:  # another part may have created the cube
+        check_unchanged(path, prepared.attrs, same_machine=True)
+        if folder.size(CONFIG) < 0:
+            _write_settings(prepared, folder)
+    threads = _threads()
+    with closing(
+        CubeWriter(path, prepared.plan, threads=threads)
+        if windows is None
+        else SharedWriter(path, prepared.plan, windows, threads=threads)
+    ) as writer:
+        folder.check()  # otherwise the cube opened at this path may belong to another run
+        _complete(prepared, folder, model, writer, meter, windows)
+
+
+def _run_remote(
+    prepared: RunPlan, folder: Folder, meter: Meter, windows: range | None, remote: RemoteRun
+) -> None:
+    """Do the same in an object store, where any number of processes may write without a lock."""
+    meter.emit("loading")
+    remote.check()
+    model = None
+    cube = remote.cube()
+    if cube is None:
+        model = _load(prepared)
+        sum_rule = _check_sum_rule(prepared, model)
+        remote.create(
+            prepared.plan,
+            variables=prepared.size.variables,
+            coords=prepared.coords(),
+            labels=prepared.scan.label_dtypes,
             rows=prepared.rows(),
             attrs={**prepared.attrs, **sum_rule},
         )
-    with closing(CubeWriter(path, prepared.plan, threads=_threads())) as writer:
-        folder.check()  # otherwise the cube opened at this path may belong to another run
-        _complete(prepared, folder, model, writer, meter)
+        _write_settings(prepared, remote)
+    else:
+        check_unchanged(cube, prepared.attrs, same_machine=windows is not None)
+    with closing(remote.writer(prepared.plan, windows, threads=_threads())) as writer:
+        _complete(prepared, folder, model, writer, meter, windows)
 
 
-def _write_file(folder: Folder, name: str, text: str) -> None:
+def _write_settings(prepared: RunPlan, folder: Folder | RemoteRun) -> None:
+    """Write the list of skipped rows, if there are any, and the options."""
+    if skipped := prepared.scan.skipped:
+        lines = (json.dumps({"where": where, "what": what}, ensure_ascii=False) for where, what in skipped)
+        _write_file(folder, SKIPPED, "\n".join(lines) + "\n")
+    _write_file(folder, CONFIG, prepared.config.to_yaml())
+
+
+def _write_file(folder: Folder | RemoteRun, name: str, text: str) -> None:
     with storage_errors("cannot write"):
         folder.replace(name, text.encode())
 
 
 def _complete(
-    prepared: RunPlan, folder: Folder, model: LoadedModel | None, writer: CubeWriter, meter: Meter
+    prepared: RunPlan,
+    folder: Folder,
+    model: LoadedModel | None,
+    writer: CubeWriter,
+    meter: Meter,
+    windows: range | None,
 ) -> None:
-    """Compute all windows that are not committed yet."""
+    """Compute the windows, by default all, that are not committed yet."""
+    plan = prepared.plan
     labels = prepared.scan.label_dtypes
     restored = writer.restore(prepared.coords(), labels, prepared.rows())
     if restored:
         logger.warning("rewrote damaged coordinates: %s", ", ".join(restored))
     todo = writer.recover()
-    total = prepared.plan.shape.sample
-    done = np.ones(total, dtype=bool)
+    wanted = np.zeros(plan.shape.sample, dtype=bool)
+    for window in range(plan.n_windows) if windows is None else windows:
+        wanted[plan.samples_of(window)] = True
+    done = wanted.copy()
     for window in todo:
-        done[prepared.plan.samples_of(window)] = False
-    committed = int(done.sum())
+        done[plan.samples_of(window)] = False
+    total, committed = int(wanted.sum()), int(done.sum())
     logger.info("%d of %d samples remain to be computed", total - committed, total)
-    accumulator = MomentAccumulator(prepared, folder) if prepared.config.whiten else None
+    # the moments of a run in parts are computed from the cube when it is sealed
+    accumulator = MomentAccumulator(prepared, folder) if prepared.config.whiten and windows is None else None
     if todo:
         model = model or _load(prepared)
         meter.begin(committed, partial(_device_memory, model.device), LabelCounts(writer.path, done))
@@ -255,32 +341,6 @@ def _load(prepared: RunPlan) -> LoadedModel:
     logger.info("loaded %s as %s on %s", prepared.spec.checkpoint.name, model.dtype, model.device)
     logger.info("layers %s, %d windows", describe_all(prepared.layers), prepared.plan.n_windows)
     return model
-
-
-def _check_unchanged(path: Path, prepared: RunPlan) -> None:
-    stored, current = _settings(open_group(path).attrs), _settings(prepared.attrs)
-    faults = [
-        Fault(name, f"was {_shown(name, stored)}, is now {_shown(name, current)}")
-        for name in sorted(stored.keys() | current.keys())
-        if stored.get(name) != current.get(name)
-    ]
-    if faults:
-        heading = (
-            f"{prepared.run} contains a cube made with other settings; choose another `out`, or restore them"
-        )
-        raise ChangedError(faults, heading)
-
-
-def _shown(name: str, settings: Mapping[str, Any]) -> str:
-    field = Config.model_fields.get(name)
-    return repr(settings.get(name, field.default if field else "not set"))
-
-
-def _settings(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes that the settings of a run determine, with a separate entry for each option."""
-    kept = {name: value for name, value in attrs.items() if name not in _NOT_SETTINGS}
-    options = json.loads(kept.pop("options", "{}"))
-    return {**kept, **current_options(options)}
 
 
 def _threads() -> int:

@@ -19,6 +19,7 @@ import xarray as xr
 from safetensors.numpy import load, save
 
 from .. import canonical, schema, stats
+from ..object_urls import is_url
 from ..regular_files import MB
 from ..stats.cka import adjacent_cka, cka, language_cka
 from ..stats.classification_probe import classification_probe
@@ -31,7 +32,9 @@ from ..stats.regression_probe import regression_probe
 from ..stats.transitions import transitions
 from ..store.folders import Folder
 from ..store.metadata import CHECKSUM
-from ..store.reader import cube_version, open_cube
+from ..store.object_clients import work_folder
+from ..store.reader import open_cube
+from ..store.stored_array import cube_version
 from ..store.xarray_copies import COPY
 
 FOLDER = "summaries"
@@ -124,10 +127,10 @@ class Summaries:
         return results
 
     def _cached(self, cube: xr.Dataset, requests: Sequence[Request]) -> list[xr.Dataset]:
-        source = Path(cube.encoding["source"])
-        version_on_disk = cube_version(source)
+        source = str(cube.encoding["source"])
+        version_on_disk = () if is_url(source) else cube_version(Path(source))
         digests = [_digest(cube, statistic, options) for statistic, options in requests]
-        keys = [(str(source), version_on_disk, digest) for digest in digests]
+        keys = [(source, version_on_disk, digest) for digest in digests]
         with ExitStack() as held:  # concurrent requests share one computation
             for key in sorted(set(keys)):
                 with self._lock:
@@ -182,7 +185,7 @@ def compute(cube: xr.Dataset, requests: Sequence[Request]) -> list[xr.Dataset]:
 def is_unmodified(cube: xr.Dataset) -> bool:
     """Return whether a Dataset holds all samples, layers and variables of its cube, as they are on disk."""
     source = cube.encoding.get("source")
-    if source is None or COPY in cube.attrs or CHECKSUM not in cube.attrs:
+    if source is None or is_url(source) or COPY in cube.attrs or CHECKSUM not in cube.attrs:
         return False
     opened = open_cube(source, partial=True)
     return bool(dask.base.tokenize(cube) == dask.base.tokenize(opened))
@@ -214,7 +217,10 @@ def _digest(cube: xr.Dataset, statistic: str, options: Mapping[str, Any]) -> str
 
 
 def _file(key: _Key, statistic: str) -> Path:
-    return Path(key[0]).parent / FOLDER / f"{statistic}-{key[-1][:24]}.safetensors"
+    run, _, _ = key[0].rpartition("/")
+    return (
+        (work_folder(run) if is_url(run) else Path(run)) / FOLDER / f"{statistic}-{key[-1][:24]}.safetensors"
+    )
 
 
 def _read(path: Path, key: str) -> xr.Dataset | None:

@@ -46,6 +46,7 @@ class Folder:
 
     def __init__(self, path: Path, *, follow: bool = True) -> None:
         self.path = path
+        self.must_lock = True  # if False, a file system without locks will do
         self._descriptor = -1
         self._descriptor = os.open(path, _FOLDER if follow else _FOLDER | os.O_NOFOLLOW)
 
@@ -302,6 +303,8 @@ class Partial:
             with self._folder.writing(self.name):
                 fcntl.flock(self._file.fileno(), fcntl.LOCK_EX)
         except OSError:
+            if not self._folder.must_lock:
+                return True
             self.close()
             raise
         return os.fstat(self._file.fileno()).st_nlink > 0
@@ -319,8 +322,17 @@ class Partial:
             self._folder.rename(self._unfinished, self.name)
         self._unfinished = ""
 
+    def place_new(self) -> bool:
+        """Give the file its final name, unless a file of that name exists; return whether it was given."""
+        with self._folder.writing(self.name, self.size), suppress(FileExistsError):
+            self._file.flush()
+            # unlike a rename, a link never replaces a file
+            os.link(self._folder.path_to(self._unfinished), self._folder.path_to(self.name))
+            return True
+        return False
+
     def close(self) -> None:
-        """Close the file, and remove it unless it was placed."""
+        """Close the file, and remove its temporary name unless it was placed."""
         with suppress(OSError):  # on a full disk, flushing the buffer fails
             self._file.close()
         if self._unfinished:

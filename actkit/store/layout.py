@@ -13,8 +13,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.metadata import ArrayV3Metadata
 
 from ..errors import CorruptError, CubeError, Fault, InputError
-from ..regular_files import file_fault
+from ..object_urls import is_url
 from ..schema import FORMAT, Variable
+from .cube_files import LocalCube, RemoteCube, files_of, open_remote
 from .metadata import (
     ARRAYS,
     CHECKSUM,
@@ -22,16 +23,15 @@ from .metadata import (
     METADATA_BYTES,
     Document,
     check_documents,
+    check_root,
     compression,
     file_limit,
     is_array,
     is_known,
     listed_nodes,
-    node_fault,
-    read_document,
-    read_root,
 )
-from .plain_store import PlainStore
+from .object_clients import StorageOptions
+from .plain_store import CheckedStore, PlainStore
 from .xarray_copies import is_copy
 
 CUBE = "cube.zarr"
@@ -81,7 +81,29 @@ def cube_path(path: str | Path) -> Path:
     raise CubeError(f"{folder}: holds no cube; give a run folder with {CUBE} in it, or the .zarr folder")
 
 
-def open_group(path: Path, store: type[PlainStore] = PlainStore) -> zarr.Group:
+def find_cube(
+    path: str | Path, storage_options: StorageOptions | None = None, cache: str | Path | None = None
+) -> LocalCube | RemoteCube:
+    """Return the files of the cube of a run, given its folder or its URL, or those of the ``.zarr`` folder.
+
+    Raises
+    ------
+    InputError
+        If the URL is none of an object store, or options are given for a folder.
+    CubeError
+        If there is no cube.
+    StorageError
+        If the object store cannot be read.
+    """
+    if is_url(path):
+        return open_remote(str(path), storage_options, cache, CUBE)
+    options = {"storage_options": storage_options, "cache": cache}
+    if given := [name for name, value in options.items() if value is not None]:
+        raise InputError([Fault(given[0], "is for object stores only", f"leave it out for {path}")])
+    return LocalCube(cube_path(path))
+
+
+def open_group(path: Path | LocalCube | RemoteCube, store: type[PlainStore] = PlainStore) -> zarr.Group:
     """Open the group of a cube for reading.
 
     All metadata are checked before any memory that they ask for is allocated.
@@ -89,9 +111,9 @@ def open_group(path: Path, store: type[PlainStore] = PlainStore) -> zarr.Group:
     Parameters
     ----------
     path
-        The ``.zarr`` folder.
+        The ``.zarr`` folder, or the files in it.
     store
-        Class of the store that reads the files.
+        Class of the store that reads the files of a folder.
 
     Raises
     ------
@@ -100,24 +122,29 @@ def open_group(path: Path, store: type[PlainStore] = PlainStore) -> zarr.Group:
     CorruptError
         If the metadata were changed after they were written; names each file.
     """
-    if is_copy(path):
+    files = files_of(path)
+    if isinstance(files, LocalCube) and is_copy(files.root):
         what = "was written by xarray, without checksums or ledger"
         raise CubeError(f"{path}: {what}; actkit.open_cube and xarray.open_zarr open it")
-    content, root = read_root(path)
+    try:
+        content, root = files.document(METADATA)
+    except (OSError, ValueError) as error:
+        raise CubeError(f"{path}: cannot be opened as a zarr v3 group: {error}") from error
+    check_root(str(path), root)
     version = root["attributes"].get("actkit_format") if "attributes" in root else None
     if version != FORMAT:
         what = "was not written by actkit" if version is None else f"is of format {version}"
         raise CubeError(f"{path}: {what}; this version reads format {FORMAT}")
-    documents = _unchanged(path, content, root)
-    faults = check_documents(path, root, documents)
+    documents = _unchanged(files, content, root)
+    faults = check_documents(lambda name: _n_chunks(files, name), root, documents)
     if faults:
         raise CorruptError(faults, f"{path}: cannot be read: {len(faults)} fault(s) of its metadata")
     arrays = {name: node for name, node in documents.items() if is_array(node) and is_known(name, node)}
     limits = {name: file_limit(document) for name, document in arrays.items()}
     compressions = {name: compression(document) for name, document in arrays.items()}
     try:
-        files = store(path, limits=limits, compressions=compressions)
-        group = zarr.open_group(files, mode="r", zarr_format=3, use_consolidated=False)
+        reader = files.zarr_store(store, limits, compressions)
+        group = zarr.open_group(reader, mode="r", zarr_format=3, use_consolidated=False)
         for name in arrays:
             array_of(group, name)
     except Exception as error:  # zarr raises many types
@@ -206,7 +233,11 @@ def seal(path: Path, group: zarr.Group, nodes: Iterable[str], attrs: Mapping[str
     group.update_attributes({CHECKSUM: _sha256((path / METADATA).read_bytes())})
 
 
-def _unchanged(path: Path, content: bytes, root: Document) -> dict[str, Document]:
+def _n_chunks(files: LocalCube | RemoteCube, name: str) -> int:
+    return sum(file.startswith("c.") for file in files.sizes(name))
+
+
+def _unchanged(files: LocalCube | RemoteCube, content: bytes, root: Document) -> dict[str, Document]:
     """Return the metadata of all nodes, after checking that none has changed since the cube was created."""
     if "consolidated_metadata" in root:  # zarr can add it at any time, and actkit does not read it
         content = json.dumps(
@@ -218,13 +249,16 @@ def _unchanged(path: Path, content: bytes, root: Document) -> dict[str, Document
         raise CorruptError([Fault(METADATA, "was changed", AGAIN)])
     documents: dict[str, Document] = {}
     faults = []
-    for name, digest in listed_nodes(path, root["attributes"]).items():
-        what = node_fault(path, name) or file_fault(path / name / METADATA, METADATA_BYTES)
+    nodes = listed_nodes(str(files), root["attributes"])
+    if isinstance(files, RemoteCube):
+        files.load_documents(nodes)
+    for name, digest in nodes.items():
+        what = files.node_fault(name) or files.fault(f"{name}/{METADATA}", METADATA_BYTES)
         if not what:
             try:
-                node_content, documents[name] = read_document(path / name / METADATA)
+                node_content, documents[name] = files.document(f"{name}/{METADATA}")
                 what = "" if _sha256(node_content) == digest else "was changed"
-            except ValueError:
+            except (FileNotFoundError, ValueError):
                 what = "was changed"
         if what:
             faults.append(Fault(f"{name}/{METADATA}", what, AGAIN))
@@ -239,7 +273,7 @@ def _sha256(content: bytes) -> str:
 
 def array_names(group: zarr.Group) -> list[str]:
     """Return the paths of the arrays that this version reads: variables of the format, and labels."""
-    assert isinstance(group.store, PlainStore)
+    assert isinstance(group.store, CheckedStore)
     return list(group.store.limits)
 
 

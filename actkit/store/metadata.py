@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -57,36 +57,36 @@ def read_document(path: Path) -> tuple[bytes, Document]:
         If the file does not hold a JSON object.
     """
     content = read_regular(path, METADATA_BYTES, follow=False)
+    return content, parsed(content)
+
+
+def parsed(content: bytes) -> Document:
+    """Return the JSON object that a metadata file holds; raise ValueError if it holds none."""
     try:
         document = json.loads(content)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if not isinstance(document, dict):
         raise ValueError("is not a JSON object")
-    return content, document
+    return dict(document)
 
 
-def read_root(path: Path) -> tuple[bytes, Document]:
-    """Read the metadata of a Zarr group of version 3.
+def check_root(path: Path | str, root: Document) -> None:
+    """Check that metadata describe a Zarr group of version 3.
 
     Raises
     ------
     CubeError
-        If the file does not describe a group.
+        If they describe something else.
     """
-    try:
-        content, root = read_document(path / METADATA)
-    except (OSError, ValueError) as error:
-        raise CubeError(f"{path}: cannot be opened as a zarr v3 group: {error}") from error
     attributes = root.get("attributes", {})
     if root.get("zarr_format") != 3 or root.get("node_type") != "group" or not isinstance(attributes, dict):
         raise CubeError(
             f"{path}: cannot be opened as a zarr v3 group: its zarr.json describes something else"
         )
-    return content, root
 
 
-def listed_nodes(path: Path, attributes: Mapping[str, Any]) -> dict[str, str]:
+def listed_nodes(path: Path | str, attributes: Mapping[str, Any]) -> dict[str, str]:
     """Return the digest of each array and group that a cube lists, by its path in the cube.
 
     Raises
@@ -134,13 +134,15 @@ def is_known(name: str, document: Mapping[str, Any]) -> bool:
     return name in VARIABLES or (isinstance(attributes, dict) and bool(attributes.get("label")))
 
 
-def check_documents(path: Path, root: Document, documents: Mapping[str, Document]) -> list[Fault]:
+def check_documents(
+    n_chunks: Callable[[str], int], root: Document, documents: Mapping[str, Document]
+) -> list[Fault]:
     """Find metadata that violate the format, even if their checksums are correct.
 
     Parameters
     ----------
-    path
-        The cube, whose files are counted.
+    n_chunks
+        Returns the number of chunk files of an array, given its path.
     root
         Root metadata.
     documents
@@ -167,7 +169,7 @@ def check_documents(path: Path, root: Document, documents: Mapping[str, Document
     for name in dict.fromkeys([*(name for name in _REQUIRED if name in arrays), *arrays]):
         document = arrays[name]
         try:
-            what = next(_array_faults(path / name, name, document, lengths), "")
+            what = next(_array_faults(n_chunks, name, document, lengths), "")
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
             what = "is not the metadata of an array"
         if what:
@@ -197,7 +199,7 @@ def _attribute_faults(attributes: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _array_faults(
-    folder: Path, name: str, document: Document, lengths: dict[tuple[str, str], int]
+    n_chunks: Callable[[str], int], name: str, document: Document, lengths: dict[tuple[str, str], int]
 ) -> Iterator[str]:
     """Yield the faults of an array; record the lengths of its dimensions in `lengths`."""
     declared = VARIABLES.get(name)
@@ -230,16 +232,18 @@ def _array_faults(
         yield "has another encoding of chunk keys"
     yield from codec_faults(document, chunk)
     if declared is None or not declared.by_window:
-        yield from coord_faults(folder, shape, chunk)
+        yield from coord_faults(shape, chunk, n_chunks(name), may_lack_files=name == "committed")
 
 
-def coord_faults(folder: Path, shape: list[int], chunk: list[int], files: str = "c.*") -> Iterator[str]:
+def coord_faults(
+    shape: list[int], chunk: list[int], n_files: int, *, may_lack_files: bool = False
+) -> Iterator[str]:
     """Yield the faults of an array that is read at once: its files have to account for its length."""
     if chunk[0] > _COORD_CHUNK_LIMIT:
         yield f"has chunks of {chunk[0]:,} elements"
-    missing = -(-shape[0] // chunk[0]) - sum(1 for _ in folder.glob(files))
+    missing = -(-shape[0] // chunk[0]) - n_files
     # a few lost files are reported one by one; uncommitted windows have no flags
-    if folder.name != "committed" and missing * chunk[0] > _LOST_LIMIT:
+    if not may_lack_files and missing * chunk[0] > _LOST_LIMIT:
         yield f"has {shape[0]:,} elements, but lacks the files for them"
 
 

@@ -13,7 +13,38 @@ from .compression import Compression
 from .metadata import METADATA, METADATA_BYTES
 
 
-class PlainStore(LocalStore):
+class CheckedStore:
+    """What the stores of cubes check, wherever the files are."""
+
+    limits: Mapping[str, int]
+    strict = False  # whether a missing or empty chunk raises an error instead of reading as fill values
+    _compressions: Mapping[str, Compression]
+
+    def _accepted(self, key: str, content: Buffer | None) -> Buffer | None:
+        """Return the content of a key; raise an error if it is absent and must not be."""
+        is_chunk = key.rsplit("/", 1)[-1].startswith("c.")
+        if self.strict and is_chunk and (content is None or not len(content)):
+            raise FileNotFoundError(key)
+        return content
+
+    def _size_checked(
+        self, key: str, content: Buffer | None, byte_range: ByteRequest | None
+    ) -> Buffer | None:
+        """Return the content of a key, after checking its decompressed size."""
+        compression = self._compressions.get(self._array(key))
+        if content is not None and compression is not None:
+            compression.check(content, byte_range)
+        return content
+
+    def _array(self, key: str) -> str:
+        """Return the path of the array that a chunk belongs to; empty for metadata."""
+        array, _, name = key.rpartition("/")
+        while array and array not in self.limits:  # xarray names chunks ``c/0/0``
+            array = array.rpartition("/")[0]
+        return "" if name == METADATA else array
+
+
+class PlainStore(CheckedStore, LocalStore):
     """A store that opens only regular files of bounded size.
 
     Parameters
@@ -66,23 +97,3 @@ class PlainStore(LocalStore):
         limit = self.limits[array] if array else METADATA_BYTES
         with suppress(FileNotFoundError, NotADirectoryError):  # zarr reads missing chunks as fill values
             check_regular([self.root / key], limit, follow=False)
-
-    def _accepted(self, key: str, content: Buffer | None) -> Buffer | None:
-        """Return the content of a key; subclasses raise an error for content that they refuse."""
-        return content
-
-    def _size_checked(
-        self, key: str, content: Buffer | None, byte_range: ByteRequest | None
-    ) -> Buffer | None:
-        """Return the content of a key, after checking its decompressed size."""
-        compression = self._compressions.get(self._array(key))
-        if content is not None and compression is not None:
-            compression.check(content, byte_range)
-        return content
-
-    def _array(self, key: str) -> str:
-        """Return the path of the array that a chunk belongs to; empty for metadata."""
-        array, _, name = key.rpartition("/")
-        while array and array not in self.limits:  # xarray names chunks ``c/0/0``
-            array = array.rpartition("/")[0]
-        return "" if name == METADATA else array

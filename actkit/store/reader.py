@@ -1,13 +1,12 @@
 """Cubes as xarray Datasets backed by dask, in which reading a damaged file raises an error."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
@@ -15,57 +14,65 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from ..canonical import Cube, as_cube, sample_of
-from ..errors import CorruptError, CubeError, Fault, IncompleteError
+from ..errors import CorruptError, CubeError, Fault, IncompleteError, StorageError
 from ..regular_files import MB
 from ..schema import DIMS, VARIABLES, WIDTH, TokenKind
-from .fork_safety import survive_forks
-from .layout import (
-    Array,
-    Shard,
-    array_names,
-    array_of,
-    cube_path,
-    dims_of,
-    open_group,
-    shards,
-    window_axis,
-)
-from .metadata import ARRAYS, CHECKSUM, METADATA
-from .verification import RERUN, StrictStore, read_committed, shard_faults
+from .cube_files import LocalCube, RemoteCube
+from .layout import Array, array_names, array_of, cube_path, dims_of, find_cube, open_group, shards
+from .lazy_values import dask_values, indexed_values
+from .metadata import ARRAYS, CHECKSUM
+from .object_clients import StorageOptions
+from .stored_array import StoredArray
+from .verification import RERUN, read_committed
 from .xarray_copies import is_copy, open_copy
 
 BLOCK_BYTES = 128 * MB
 EAGER_SAMPLES = 2**14  # coordinates of up to so many samples are read at once, so that their values are shown
 
 
-def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr.Dataset:
+def open_cube(
+    path: str | Path,
+    *,
+    group: str = "",
+    partial: bool = False,
+    storage_options: StorageOptions | None = None,
+    cache: str | Path | None = None,
+) -> xr.Dataset:
     """Open a cube.
 
     Parameters
     ----------
     path
-        Run folder, or its ``cube.zarr``; or a copy of a cube or of a part of it, written by
+        Run folder, or its ``cube.zarr``; the URL of either in an object store (``s3://``, ``gs://``,
+        ``az://``); or a copy of a cube or of a part of it, written by
         :meth:`xarray.Dataset.to_zarr`, which has no checksums and is marked by the attribute ``copy``.
     group
         ``"vision"`` for the outputs of the blocks of the vision tower, with separate ``layer``, ``token`` and
         ``hidden`` axes and the samples of the cube.
     partial
         Whether to open a cube that is being written or was interrupted, with its committed samples.
+    storage_options
+        Options of obstore for a URL, such as ``endpoint``; credentials come from the environment.
+    cache
+        Local folder in which parts of a remote cube are kept once they were read; nothing is removed from it.
 
     Returns
     -------
     xarray.Dataset
         Dims ``layer``, ``sample``, ``token``, ``hidden``; the variables of the cube format, backed by
-        dask. Coordinates along ``sample`` are in memory; those of large cubes are read on first use.
+        dask. Coordinates along ``sample`` are in memory; those of large or remote cubes are read on first
+        use.
 
     Raises
     ------
     CubeError
-        If there is no cube, or it has no such group.
+        If there is no cube, or it has no such group; on use, also if a remote cube was replaced.
     IncompleteError
         If samples are missing and ``partial`` is False.
     CorruptError
         If committed shards are missing or empty; on use, also if they are damaged.
+    StorageError
+        If an object store cannot be read.
 
     Examples
     --------
@@ -74,11 +81,35 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
     >>> cube.residual.sel(layer=2).dims
     ('sample', 'token', 'hidden')
     """
-    folder = cube_path(path)
-    if is_copy(folder):
-        return as_cube(open_copy(folder, group))
-    root = open_group(folder)
-    committed, faults = read_committed(folder, root)
+    return read_cube(path, group, partial=partial, storage_options=storage_options, cache=cache)
+
+
+def read_cube(
+    path: str | Path,
+    group: str = "",
+    *,
+    partial: bool = False,
+    chunked: bool = True,
+    storage_options: StorageOptions | None = None,
+    cache: str | Path | None = None,
+) -> xr.Dataset:
+    """Open a cube; parameters and errors as for :func:`open_cube`.
+
+    Parameters
+    ----------
+    path, group, partial, storage_options, cache
+        As for :func:`open_cube`.
+    chunked
+        Whether values are dask arrays; otherwise xarray reads them when they are used.
+    """
+    files = find_cube(path, storage_options, cache)
+    folder = files.root if isinstance(files, LocalCube) else files
+    if isinstance(folder, Path) and is_copy(folder):
+        copy = open_copy(folder, group, chunked=chunked)
+        return as_cube(copy) if chunked else copy
+    with _reading(files):
+        root = open_group(folder)
+        committed, faults = read_committed(folder, root, listed=True)
     if faults:
         raise CorruptError(faults)
     if not committed.all() and not partial:
@@ -86,14 +117,51 @@ def open_cube(path: str | Path, *, group: str = "", partial: bool = False) -> xr
             f"{folder}: {committed.sum()} of {len(committed)} samples are committed; "
             "rerun the extraction to complete it, or open it with partial=True"
         )
-    faults = list(_absent(folder, root, committed))
+    faults = list(_absent(files, root, committed))
     if faults:
         raise CorruptError(faults)
-    cube = _dataset(folder, root, _group_paths(folder, root, group), committed)
+    cube = _dataset(folder, root, _group_paths(folder, root, group), committed, chunked)
     return cube if committed.all() else cube.isel(sample=_where(committed))
 
 
-def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
+def open_windows(path: Path, windows: Iterable[int]) -> xr.Dataset:
+    """Open the samples of some windows, all committed, of a cube whose others other processes write."""
+    folder = cube_path(path)
+    root = open_group(folder)
+    size, count = array_of(root, "committed").chunks[0], root["committed"].shape[0]  # type: ignore[union-attr]
+    chosen = np.zeros(count, dtype=bool)
+    for window in windows:
+        chosen[window * size : (window + 1) * size] = True
+    cube = _dataset(folder, root, _group_paths(folder, root, ""), chosen, chunked=True)
+    return cube.isel(sample=_where(chosen))
+
+
+def group_names(path: str | Path, storage_options: StorageOptions | None = None) -> list[str]:
+    """Return the names of the groups of a cube, such as ``vision``.
+
+    Raises
+    ------
+    CubeError
+        As for :func:`open_cube`.
+    """
+    files = find_cube(path, storage_options)
+    if isinstance(files, LocalCube) and is_copy(files.root):
+        return []
+    return sorted({name.rpartition("/")[0] for name in array_names(open_group(files))} - {""})
+
+
+@contextmanager
+def _reading(files: LocalCube | RemoteCube) -> Iterator[None]:
+    """Turn errors of an object store into errors that say that nothing is known to be damaged."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(files, LocalCube):
+            raise
+        raise StorageError(f"cannot read {error.filename or files}: {error.strerror or error}") from None
+
+
+def _group_paths(folder: Path | RemoteCube, root: zarr.Group, group: str) -> dict[str, str]:
     """Return the paths of the arrays of a group by name, in the order in which they are shown."""
     names = array_names(root)
     groups = {name.rpartition("/")[0] for name in names}
@@ -109,14 +177,25 @@ def _group_paths(folder: Path, root: zarr.Group, group: str) -> dict[str, str]:
     return paths
 
 
-def _dataset(folder: Path, root: zarr.Group, paths: Mapping[str, str], committed: np.ndarray) -> xr.Dataset:
+def _dataset(
+    folder: Path | RemoteCube,
+    root: zarr.Group,
+    paths: Mapping[str, str],
+    committed: np.ndarray,
+    chunked: bool,
+) -> xr.Dataset:
     """Return the arrays at some paths as a Dataset of all samples, committed or not."""
     data: dict[str, xr.Variable] = {}
     coords: dict[str, xr.Variable] = {}
     for name, path in paths.items():
         array = array_of(root, path)
-        values = _values(_Stored(folder, path, str(root.attrs[CHECKSUM])), array, committed)
+        values = _values(StoredArray(folder, path, str(root.attrs[CHECKSUM])), array, committed, chunked)
         variable = xr.Variable(dims_of(array), values, attrs=_plain_attrs(array.attrs))
+        if not chunked and array.ndim > 1:
+            chunks = {
+                dim: max(sizes) for dim, sizes in zip(variable.dims, _chunks(array, committed), strict=True)
+            }
+            variable.encoding["preferred_chunks"] = chunks
         is_coord = path not in VARIABLES or VARIABLES[path].coord
         (coords if is_coord else data)[name] = variable
     attrs = _plain_attrs(root.attrs)
@@ -128,17 +207,18 @@ def _dataset(folder: Path, root: zarr.Group, paths: Mapping[str, str], committed
     return cube
 
 
-def _values(stored: "_Stored", array: Array, committed: np.ndarray) -> Any:
+def _values(stored: StoredArray, array: Array, committed: np.ndarray, chunked: bool) -> Any:
     """Return the values of an array, in memory or lazily."""
     if stored.name == "committed":  # the strict store would report windows without flags as damage
         return committed
     if array.ndim > 1:
-        return _lazy(stored, array, committed)
+        return dask_values(stored, _chunks(array, committed)) if chunked else indexed_values(stored)
     if stored.name.rpartition("/")[2] in DIMS:  # xarray builds an index of it at once
         return stored[...]
     by_window = stored.name in VARIABLES and VARIABLES[stored.name].by_window
     column = _Column(stored, array, committed if by_window else None)
-    return column.lazy if len(committed) > EAGER_SAMPLES else column.values
+    is_remote = isinstance(stored.folder, RemoteCube)  # each file is a request
+    return column.lazy if is_remote or len(committed) > EAGER_SAMPLES else column.values
 
 
 def token_strings(cube: Cube, sample: int) -> list[str]:
@@ -196,80 +276,10 @@ def _where(committed: np.ndarray) -> slice | np.ndarray:
     return slice(start, start + len(indices)) if contiguous else indices
 
 
-class _Stored:
-    """An array of a cube that dask can slice; it can be pickled, and is opened where it is read."""
-
-    def __init__(self, folder: Path, name: str, seal: str) -> None:
-        self.folder = folder
-        self.name = name
-        self.seal = seal
-        array = self._array
-        self.shape = array.shape
-        self.dtype = np.dtype(object) if array.dtype.kind == "T" else array.dtype
-        self.ndim = array.ndim
-
-    @property
-    def _array(self) -> Array:
-        try:
-            array, seal = _open_array(self.folder, self.name, cube_version(self.folder))
-        except OSError as error:
-            raise CubeError(f"{self.folder}: can no longer be read: {error.strerror}") from error
-        if seal != self.seal:
-            raise CubeError(f"{self.folder}: was replaced by another cube; open it again")
-        return array
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        array = self._array
-        try:
-            return _plain(np.asarray(array[key]))
-        except Exception as error:  # each codec raises its own
-            faults = shard_faults(array, self._selected_shards(array, key))
-            if not faults:
-                raise
-            raise CorruptError(faults) from error
-
-    def _selected_shards(self, array: Array, key: Any) -> Iterator[Shard]:
-        """Yield the files that a selection reads."""
-        axis, size = window_axis(array), (array.shards or array.chunks)[window_axis(array)]
-        axis_key = slice(None) if key is Ellipsis else (key if isinstance(key, tuple) else (key,))[axis]
-        windows = set(np.atleast_1d(np.arange(self.shape[axis])[axis_key] // size).tolist())
-        return (shard for shard in shards(self.folder, array) if shard.window in windows)
-
-    def __dask_tokenize__(self) -> tuple[str, str, str]:
-        return str(self.folder), self.name, self.seal
-
-
-@lru_cache(maxsize=256)
-def _open_array(folder: Path, name: str, version: tuple[int, ...]) -> tuple[Array, str]:
-    survive_forks()
-    group = _open_strict(folder, version)
-    return array_of(group, name), str(group.attrs[CHECKSUM])
-
-
-@lru_cache(maxsize=16)
-def _open_strict(folder: Path, _version: tuple[int, ...]) -> zarr.Group:
-    return open_group(folder, StrictStore)
-
-
-def cube_version(folder: Path) -> tuple[int, ...]:
-    """Return values that identify a cube on disk: more than its modification time, which can be set.
-
-    Raises
-    ------
-    CubeError
-        If the cube no longer exists.
-    """
-    try:
-        status = (folder / METADATA).stat()
-    except OSError as error:
-        raise CubeError(f"{folder}: can no longer be read: {error.strerror}") from error
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 class _Column(BackendArray):
     """Values along `sample`, which can be read lazily: all of them when the first is used."""
 
-    def __init__(self, stored: _Stored, array: Array, committed: np.ndarray | None) -> None:
+    def __init__(self, stored: StoredArray, array: Array, committed: np.ndarray | None) -> None:
         self.shape, self.dtype = stored.shape, stored.dtype
         self._stored, self._array, self._committed = stored, array, committed
 
@@ -290,12 +300,7 @@ class _Column(BackendArray):
         return _read_committed(self._stored, self._array, self._committed)
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
-    """Return strings as objects, because not every library supports NumPy's string type."""
-    return values.astype(object) if values.dtype.kind == "T" else values
-
-
-def _read_committed(stored: _Stored, array: Array, committed: np.ndarray) -> np.ndarray:
+def _read_committed(stored: StoredArray, array: Array, committed: np.ndarray) -> np.ndarray:
     """Read a coordinate of committed windows; the rest stays empty."""
     if committed.all():
         return stored[...]
@@ -307,30 +312,21 @@ def _read_committed(stored: _Stored, array: Array, committed: np.ndarray) -> np.
     return values
 
 
-def _lazy(stored: _Stored, array: Array, committed: np.ndarray) -> da.Array:
-    dims = dims_of(array)
-    file = (array.shards or array.chunks)[dims.index("sample")]
+def _chunks(array: Array, committed: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Return sizes of dask's chunks along each axis."""
+    sizes = dict(zip(dims_of(array), array.shape, strict=True))
+    file = (array.shards or array.chunks)[list(sizes).index("sample")]
+    item_bytes = 8 if array.dtype.kind == "T" else array.dtype.itemsize
     # large variables are read one layer at a time; few and large blocks keep dask's overhead small
-    layers = 1 if "hidden" in dims else stored.shape[0]
-    per_sample = stored.dtype.itemsize * int(
-        np.prod(
-            [
-                layers if dim == "layer" else n
-                for dim, n in zip(dims, stored.shape, strict=True)
-                if dim != "sample"
-            ]
-        )
-    )
-    files = max(1, BLOCK_BYTES // (per_sample * file))
-    blocks = {"layer": layers, "sample": _blocks(committed, file, files)}
-    chunks = tuple(blocks.get(dim, n) for dim, n in zip(dims, stored.shape, strict=True))
-    lazy: da.Array = da.from_array(  # type: ignore[no-untyped-call]
-        stored,
-        chunks=chunks,
-        fancy=True,  # otherwise dask would read whole blocks and slice them
-        meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
-    )
-    return lazy
+    by_layer = {"token", "hidden"} <= set(sizes) or prod(array.shape) * item_bytes > BLOCK_BYTES
+    layers = 1 if by_layer and "hidden" in sizes else sizes.get("layer", 1)
+    others = prod(size for dim, size in sizes.items() if dim not in ("layer", "sample"))
+    files = max(1, BLOCK_BYTES // max(item_bytes * layers * others * file, 1))
+    blocks: dict[str, tuple[int, ...]] = {dim: (size,) for dim, size in sizes.items()}
+    if layers and "layer" in sizes:
+        blocks["layer"] = (layers,) * (sizes["layer"] // layers)
+    blocks["sample"] = _blocks(committed, file, files)
+    return tuple(blocks.values())
 
 
 def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
@@ -348,27 +344,16 @@ def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Return the sizes of the files of a folder, without those that a writer renames meanwhile."""
-    sizes: dict[str, int] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):
-                regular = entry.is_file(follow_symlinks=False)
-                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size if regular else -1
-    return sizes
-
-
-def _absent(folder: Path, group: zarr.Group, committed: np.ndarray) -> Iterator[Fault]:
+def _absent(files: LocalCube | RemoteCube, group: zarr.Group, committed: np.ndarray) -> Iterator[Fault]:
     """Find missing and empty files of committed windows and coordinates, using only folder listings."""
     window = array_of(group, "committed").chunks[0]
     for name in array_names(group):
         if name == "committed":
             continue
         array = array_of(group, name)
-        sizes = _sizes(folder / name)
+        sizes = files.sizes(name)
         by_window = name in VARIABLES and VARIABLES[name].by_window
-        for shard in shards(folder, array):
+        for shard in shards(files.root, array):
             if by_window and not committed[shard.window * window]:
                 continue
             size = sizes.get(shard.path.name)

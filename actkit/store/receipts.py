@@ -1,15 +1,13 @@
 """Receipts, which record the cube that a window or the coordinates belong to, and their files' checksums."""
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import google_crc32c
 
 from ..errors import Fault
-from .folders import Folder, Partial
 
 RECEIPTS = "receipts"  # attribute of a cube whose committed windows all have receipts
 _LIMIT = 2**20
@@ -34,7 +32,7 @@ class Receipt:
     files: Mapping[str, tuple[int, str]]
 
     @classmethod
-    def of(cls, cube: str, files: list[Partial]) -> "Receipt":
+    def of(cls, cube: str, files: "Sequence[_Written]") -> "Receipt":
         """Return the receipt of files that were just written."""
         return cls(cube, {file.name: (file.size, file.digest) for file in files})
 
@@ -56,14 +54,23 @@ def receipt_name(window: int | None) -> str:
     return "committed/receipt.json" if window is None else f"committed/receipt.{window}.json"
 
 
-def file_entry(path: Path) -> tuple[int, str]:
-    """Return the size in bytes and the SHA-256 of a file, as stored in receipts."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
+class _Written(Protocol):
+    """A file that was just written."""
+
+    name: str
+    size: int
+
+    @property
+    def digest(self) -> str: ...
 
 
-def read_receipt(folder: Folder, window: int | None, *, promised: bool) -> Receipt | Fault | None:
+class _Readable(Protocol):
+    """A folder whose small files can be read."""
+
+    def read(self, name: str, limit: int, /) -> bytes | None: ...
+
+
+def read_receipt(folder: _Readable, window: int | None, *, promised: bool) -> Receipt | Fault | None:
     """Read a receipt.
 
     Parameters

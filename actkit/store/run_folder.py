@@ -25,11 +25,12 @@ CONFIG = "config.yaml"
 STATUS = "status.json"
 LOG = "log.txt"
 LOCK = ".lock"
+PARTS = "parts"  # folder with the status and the log of each part
 OUTPUT = "output.txt"  # standard output and error of a run in the background
 SKIPPED = "skipped.jsonl"
 STATUS_BYTES = MB  # enough for a thousand languages, and labels of twenty values
 _REPLACED = (STATUS, CONFIG, SKIPPED, MOMENTS)  # each written anew under a temporary name
-_RUN_FILES = {CUBE, CREATING, LOG, LOCK, OUTPUT, *_REPLACED}
+_RUN_FILES = {CUBE, CREATING, LOG, LOCK, OUTPUT, PARTS, *_REPLACED}
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
@@ -50,6 +51,7 @@ class Status(BaseModel):
     updated: float = Field(ge=-62_135_596_800, lt=253_402_300_800, allow_inf_nan=False)
     samples: _Count = 0
     total_samples: _Count = 0
+    run_samples: _Count = 0  # of the whole run, in the status of a part
     committed: _Count = 0
     tokens: _Count = 0
     seconds: _Amount = 0.0
@@ -110,10 +112,11 @@ def _unusable(run: Path, where: str) -> list[Fault]:
     """Find links, FIFOs and devices, which would lead a writer out of the folder or make it hang."""
     faults = []
     for entry in sorted(os.scandir(run), key=lambda entry: entry.name):
-        is_folder = entry.name in (CUBE, CREATING)
+        is_folder = entry.name in (CUBE, CREATING, PARTS)
         is_run_file = entry.name in _RUN_FILES or finished_name(entry.name) in _REPLACED
         is_type = entry.is_dir if is_folder else entry.is_file
-        if is_run_file and not is_type(follow_symlinks=False):
+        # other parts of the run may rename or remove the entry meanwhile
+        if is_run_file and not is_type(follow_symlinks=False) and os.path.lexists(entry.path):
             noun = "folder" if is_folder else "regular file"
             what = "is a link" if entry.is_symlink() else f"is not a {noun}"
             faults.append(Fault(f"{where}/{entry.name}", what, f"replace it with a {noun}, or remove it"))
@@ -132,7 +135,7 @@ def _irregular(folder: str) -> Iterator[str]:
         for entry in list(os.scandir(folders.pop())):  # an unfinished scan would keep its folder open
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
-            elif not entry.is_file(follow_symlinks=False):
+            elif not entry.is_file(follow_symlinks=False) and os.path.lexists(entry.path):
                 yield entry.path
 
 
@@ -161,7 +164,7 @@ def locked(run: Path) -> Iterator[Folder]:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            raise _locked_error(run) from error
+            raise locked_error(run) from error
     try:
         folder.check()
         with storage_errors("cannot remove unfinished files"):
@@ -195,14 +198,15 @@ def unused(run: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise _locked_error(run) from error
+                raise locked_error(run) from error
         yield
     finally:
         if descriptor >= 0:
             os.close(descriptor)
 
 
-def _locked_error(run: Path) -> LockedError:
+def locked_error(run: Path) -> LockedError:
+    """Return the error that names the process that writes to a folder."""
     status, _ = read_status(run)
     is_named = "pid" in status
     holder = f"process {status['pid']} on {status['host']}" if is_named else "a process that holds its lock"

@@ -12,11 +12,14 @@ import zarr
 from ..batch_plan import Plan
 from ..errors import Fault, StorageError
 from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs
+from .commits import place_files, written
+from .cube_files import RemoteCube, file_entry, files_of
 from .folders import Folder, Partial
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
+from .object_folder import Upload
 from .ragged import Ragged
-from .receipts import RECEIPTS, Receipt, file_entry, read_receipt, receipt_name
+from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .shard_files import PIPELINE, ShardWriter, encoded, in_memory, storable
 from .verification import shard_faults
 
@@ -59,6 +62,7 @@ def create_cube(
     labels: Mapping[str, str],
     rows: Iterable[Mapping[str, np.ndarray]],
     attrs: Mapping[str, str | int | float | bool],
+    shared: bool = False,
 ) -> None:
     """Create a cube that holds its coordinates but no windows; it appears only once it is complete.
 
@@ -78,6 +82,9 @@ def create_cube(
         Values of ``ROW_COORDS`` and of the labels, in blocks of ``COORD_CHUNK`` consecutive samples.
     attrs
         JSON scalars that describe how the cube was made.
+    shared
+        Whether other processes may create the cube at the same time. The first one does; the caller must
+        compare the cube that is there afterwards with its own.
 
     Raises
     ------
@@ -94,7 +101,8 @@ def create_cube(
         folder = run if isinstance(run, Folder) else stack.enter_context(closing(Folder(run)))
         folder.check()
         building = folder.path_to(temporary)
-        folder.remove_tree(CREATING)
+        if not shared:
+            folder.remove_tree(CREATING)
         group = zarr.create_group(building, zarr_format=3)
         arrays = _create_arrays(group, declared, plan, labels)
         for name, values in {**coords, "batch": plan.batches}.items():
@@ -102,10 +110,14 @@ def create_cube(
         _write_rows({name: arrays[name] for name in (*ROW_COORDS, *labels)}, rows)
         _write_attributes(building, group, declared, attrs)
         _write_coordinate_receipt(building, group, declared)
-        _fsync_tree(building)
-        folder.rename(temporary, CUBE)
+        fsync_tree(building)
+        try:
+            folder.rename(temporary, CUBE)  # never replaces a folder that holds files
+        except OSError:
+            if not shared or folder.size(f"{CUBE}/{METADATA}") < 0:
+                raise
         folder.sync()
-        folder.remove_tree(CREATING)
+        folder.remove_tree(temporary if shared else CREATING)
 
 
 def _create_arrays(
@@ -154,7 +166,8 @@ def _write_coordinate_receipt(path: Path, group: zarr.Group, variables: Sequence
     (path / receipt_name(None)).write_bytes(receipt.content())
 
 
-def _fsync_tree(path: Path) -> None:
+def fsync_tree(path: Path) -> None:
+    """Flush a folder and everything in it to disk."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in [*files, ""]:
             fsync(Path(folder) / name)
@@ -175,19 +188,20 @@ class CubeWriter:
     Parameters
     ----------
     path
-        The ``.zarr`` folder.
+        The ``.zarr`` folder, or its files in an object store.
     plan
         The plan with which the cube was created.
     threads
         Number of threads that compress.
     """
 
-    def __init__(self, path: Path, plan: Plan, *, threads: int = 1) -> None:
+    def __init__(self, path: Path | RemoteCube, plan: Plan, *, threads: int = 1) -> None:
         self.path = path
+        root = files_of(path).root
         self._plan = plan
         self._shards = ShardWriter(threads)
         with storage_errors("cannot open"):
-            self._folder = Folder(path)
+            self._folder = path.folder if isinstance(path, RemoteCube) else Folder(path)
         self._group = open_group(path)
         self._seal = str(self._group.attrs[CHECKSUM])
         self._root = self._folder.read(METADATA, -1)
@@ -198,10 +212,10 @@ class CubeWriter:
             if variable.by_window and name in self._group
         }
         self._files = {
-            name: [str(shard) for shard in shards(path, array)] for name, array in self._arrays.items()
+            name: [str(shard) for shard in shards(root, array)] for name, array in self._arrays.items()
         }
         flags = array_of(self._group, "committed")
-        self._flag_files = [str(shard) for shard in shards(path, flags)]
+        self._flag_files = [str(shard) for shard in shards(root, flags)]
         self._flags = {
             len(plan.samples_of(window)): encoded(flags, window, np.ones(len(plan.samples_of(window)), bool))
             for window in {0, plan.n_windows - 1}
@@ -245,11 +259,7 @@ class CubeWriter:
             damaged = [
                 name
                 for name, array in arrays.items()
-                if shard_faults(array, shards(self.path, array))
-                or (
-                    receipt
-                    and any(entries.get(str(s)) != file_entry(s.path) for s in shards(self.path, array))
-                )
+                if self._is_damaged(array, entries if receipt else None)
             ]
             encoding = {name: in_memory(arrays[name]) for name in damaged}
             for name in damaged:
@@ -260,13 +270,15 @@ class CubeWriter:
                 _write_rows(by_row, rows)
             for name, (_, stored) in encoding.items():
                 contents = {f"{name}/{key}": content.to_bytes() for key, content in stored.items()}
-                with self._written(contents) as files:
+                with written(self._folder, contents) as files:
                     for file in files:
                         file.place()
                     self._folder.sync(name)
                 entries = {**entries, **Receipt.of(self._seal, files).files}
             if receipt and damaged:
-                with self._written({receipt_name(None): Receipt(self._seal, entries).content()}) as (file,):
+                with written(self._folder, {receipt_name(None): Receipt(self._seal, entries).content()}) as (
+                    file,
+                ):
                     file.place()
                     self._folder.sync("committed")
         return damaged
@@ -301,7 +313,7 @@ class CubeWriter:
             if self._is_committed(window):
                 return 0
             with ExitStack() as stack:
-                files = []
+                files: list[Partial | Upload] = []
                 for name, array in self._arrays.items():
                     file = stack.enter_context(closing(self._folder.partial(self._files[name][window])))
                     files.append(file)
@@ -318,34 +330,17 @@ class CubeWriter:
         self._shards.close()
         self._folder.close()
 
-    def _commit(self, window: int, files: list[Partial]) -> int:
+    def _commit(self, window: int, files: "list[Partial | Upload]") -> int:
         """Rename the files of a window into place, its receipt and its flags last."""
         contents = {
             receipt_name(window): Receipt.of(self._seal, files).content(),
             self._flag_files[window]: self._flags_of(window),
         }
-        with self._written(contents) as (receipt_file, flags_file), self._committing():
+        with written(self._folder, contents) as (receipt_file, flags_file), self._committing():
             if self._is_committed(window):
                 return 0
-            for file in files:
-                file.place()
-            for folder in dict.fromkeys(file.name.rpartition("/")[0] for file in files):
-                self._folder.sync(folder)
-            for file in (receipt_file, flags_file):
-                file.place()
-                self._folder.sync("committed")
+            place_files(self._folder, files, (receipt_file, flags_file))
         return sum(file.size for file in files)
-
-    @contextmanager
-    def _written(self, contents: Mapping[str, bytes]) -> Iterator[list[Partial]]:
-        """Write files under temporary names; those that the caller does not place are removed."""
-        with ExitStack() as stack:
-            files = []
-            for name, content in contents.items():
-                files.append(stack.enter_context(closing(self._folder.partial(name))))
-                files[-1].write(content)
-                files[-1].sync()
-            yield files
 
     @contextmanager
     def _committing(self) -> Iterator[None]:
@@ -353,6 +348,16 @@ class CubeWriter:
         with self._folder.locked("committed"):
             self._check()
             yield
+
+    def _is_damaged(self, array: Array, entries: Mapping[str, tuple[int, str]] | None) -> bool:
+        """Return whether files of a coordinate cannot be read, or differ from those in the receipt."""
+        files = files_of(self.path)
+        expected = list(shards(files.root, array))
+        if shard_faults(self.path, array, expected):
+            return True
+        return entries is not None and any(
+            entries.get(str(shard)) != files.file_entry(str(shard)) for shard in expected
+        )
 
     def _check(self) -> None:
         self._folder.check()

@@ -8,13 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
 
 from ..errors import CorruptError, CubeError, Fault
 from ..regular_files import IrregularError, file_fault, read_regular
+from .lazy_values import dask_values, indexed_values
 from .metadata import (
     METADATA,
     METADATA_BYTES,
@@ -45,10 +45,19 @@ def is_copy(folder: Path) -> bool:
     return bool(arrays) and not any(_SEPARATOR.search(_read(path)) for path in arrays)
 
 
-def open_copy(folder: Path, group: str) -> xr.Dataset:
+def open_copy(folder: Path, group: str, *, chunked: bool = True) -> xr.Dataset:
     """Open a copy that :meth:`xarray.Dataset.to_zarr` wrote, as xarray does.
 
     All metadata are checked before any memory that they ask for is allocated.
+
+    Parameters
+    ----------
+    folder
+        The ``.zarr`` folder.
+    group
+        Path of a group in it; empty for its root.
+    chunked
+        Whether values are dask arrays; otherwise xarray reads them when they are used.
 
     Raises
     ------
@@ -89,7 +98,7 @@ def open_copy(folder: Path, group: str) -> xr.Dataset:
             "every statistic accepts"
         )
     lazy: dict[str, Any] = {
-        str(name): _lazy(variable, _Stored(store, f"{group}/{name}".lstrip("/"), variable))
+        str(name): _lazy(variable, _Stored(store, f"{group}/{name}".lstrip("/"), variable), chunked)
         for name, variable in copy.variables.items()
         if name not in copy.indexes
     }
@@ -131,13 +140,9 @@ class _Stored:
             raise CorruptError(faults) from error
 
 
-def _lazy(variable: xr.Variable, stored: _Stored) -> xr.Variable:
-    values: Any = da.from_array(  # type: ignore[no-untyped-call]
-        stored,
-        chunks=stored.chunks,
-        name=False,  # another copy may replace this one at the same path
-        meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
-    )
+def _lazy(variable: xr.Variable, stored: _Stored, chunked: bool) -> xr.Variable:
+    # without a name from the contents, because another copy may replace this one at the same path
+    values = dask_values(stored, stored.chunks, name=False) if chunked else indexed_values(stored)
     return xr.Variable(variable.dims, values, variable.attrs, variable.encoding)
 
 
@@ -219,7 +224,7 @@ def _array_fault(folder: Path, document: Document) -> str:
             return "has a shape and chunks that disagree"
         what = next(codec_faults(document, chunk, checksums=False), "")
         if not what and len(shape) == 1:
-            what = next(coord_faults(folder, shape, chunk, "c/*"), "")
+            what = next(coord_faults(shape, chunk, sum(1 for _ in folder.glob("c/*"))), "")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
         return "is not the metadata of an array"
     return what

@@ -14,9 +14,10 @@ import param
 import xarray as xr
 
 from .. import plots
+from ..object_urls import is_url
 from ..reports.summaries import Summaries
 from ..stats import selection
-from ..store.layout import open_group
+from ..store.layout import find_cube, open_group
 from ..store.reader import open_cube
 from ..store.verification import read_committed
 from ..store.xarray_copies import COPY
@@ -73,7 +74,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     )
 
     def __init__(self, path: str | Path, summaries: Summaries | None = None, **chosen: Any) -> None:
-        self.path = Path(path)
+        self.path: str | Path = str(path) if is_url(path) else Path(path)
         self._summaries = summaries or Summaries()
         self._cube = open_cube(self.path, partial=True)
         labels = selection.label_names(self._cube)
@@ -205,8 +206,8 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         """Reload the cube if more samples have been committed."""
         if self._is_whole or COPY in self._cube.attrs:
             return
-        folder = Path(self._cube.encoding["source"])
-        committed, _ = read_committed(folder, open_group(folder))
+        files = find_cube(self._cube.encoding["source"])
+        committed, _ = read_committed(files, open_group(files), listed=True)
         self._is_whole = bool(committed.all())
         if committed.sum() != self._cube.sizes["sample"]:
             self._cube = open_cube(self.path, partial=True)
@@ -224,7 +225,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         origin = "detected" if self.cluster == self._detected else "chosen"
         clusters = f"clusters by {self.cluster} ({origin})" if self.cluster else "independent samples"
         summary = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}, {clusters}"
-        name = escape(self.path.name)
+        name = escape(Path(self.path).name)
         self._what.object = f"<h2>{name} <span class='figures'>{escape(summary)}</span></h2>"
         missing = self._missing()
         wanted = [] if missing else self._wanted()

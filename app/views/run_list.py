@@ -184,4 +184,5 @@ def _what(run: Run) -> str:
         return "status cannot be read"
     options = {name: str(run.asked.get(name, ""))[-_LONGEST:] for name in ("model", "data", "layers")}
     model, data = markup.short_model(options["model"]), options["data"].rsplit("/", 1)[-1]
-    return f"{model} on {data}, layers {options['layers'] or 'all'}" if model else "no config"
+    parts = f", in {run.newest_part.count} parts" if run.newest_part else ""
+    return f"{model} on {data}, layers {options['layers'] or 'all'}{parts}" if model else "no config"

@@ -4,15 +4,19 @@ import argparse
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from docutils import nodes
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from actkit.batch_plan import Shape, footprint, make_plan
 from actkit.cli import _parser
 from actkit.config import Config, Generation, Tracking
+from actkit.estimates import estimate, readable_bytes, readable_seconds
 from actkit.schema import TokenKind, markdown_table
+from actkit.shared_estimates import SharedTime, count_files
 
 
 def options(model: type[BaseModel] = Config) -> str:
@@ -86,10 +90,52 @@ def kinds() -> str:
     return "\n".join(["| value | kind |", "|---|---|", *rows])
 
 
+_GPUS, _NODES, _TOKENS, _PROMPT, _BATCH = 64, 8, 10**8, 180, 2048
+_GPU_RATE = 20_000  # tokens per second and GPU: assumed, not measured
+
+
+def machines() -> str:
+    """Return a table of what binds a run of Gemma 3 4B on 64 GPUs, by the arithmetic of `actkit plan`."""
+    save = ("residual", "embedding", "norm", "pooled", "last", "nonfinite")
+    variables = (*save, "n_tokens", "token_id", "token_kind", "token_text")
+    layers, hidden, samples = 34, 2560, _TOKENS // _PROMPT
+    token, sample = footprint(variables, {"residual": layers}, Shape(layers, 1, 1, hidden), None, 2)
+    lengths = np.full(samples, _PROMPT, dtype=np.int32)
+    config = Config(model="-", data="-", out="-")
+    sizes: dict[str, int] = {"layers": layers, "hidden": hidden, "token_bytes": token, "sample_bytes": sample}
+    plan = make_plan(config, lengths, batch_tokens=_BATCH, **sizes)
+    counted: Any = {"layers": {"residual": layers}, "value_bytes": 2}
+    disk = estimate(plan, variables, host_bytes=0, **counted).disk
+    files = count_files(plan, variables, **counted)
+    rows = ["| | |", "|---|---|"]
+    rows += [f"| tokens, prompts | {plan.tokens:,} in {samples:,} prompts of {_PROMPT} |"]
+    rows += [f"| cube | {readable_bytes(disk)}, {readable_bytes(disk / plan.tokens)} a token |"]
+    rows += [
+        f"| windows | {plan.n_windows:,} of {plan.window} prompts in batches of up to {_BATCH:,} tokens |"
+    ]
+    rows += [
+        f"| files | {files} |",
+        "",
+        "| network | computing takes | network takes | bottleneck | windows/s | requests/s |",
+    ]
+    rows += ["|---|---|---|---|---|---|"]
+    for gigabits in (25, 100, 400):
+        seconds = plan.tokens / _GPU_RATE
+        time = SharedTime(_GPUS, disk, files.requests, seconds, network=_NODES * gigabits)
+        assert time.computing is not None
+        assert time.transfer is not None
+        assert time.total is not None
+        durations = f"{readable_seconds(time.computing)} | {readable_seconds(time.transfer)}"
+        rates = f"{plan.n_windows / time.total:,.0f} | {time.requests_per_second:,.0f}"
+        rows += [f"| {_NODES} × {gigabits} Gbit/s | {durations} | {time.binds} | {rates} |"]
+    return "\n".join(rows)
+
+
 _TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "generation": lambda: options(Generation),
     "kinds": kinds,
+    "machines": machines,
     "options": options,
     "tracking": lambda: options(Tracking),
     "variables": markdown_table,

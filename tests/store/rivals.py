@@ -1,9 +1,11 @@
 """Writers of the same windows at once, some of which the kernel ends at a step of theirs.
 
-It runs no thread, as `killed_writers` does. Give it an empty folder, the number of rounds and a seed; it
-prints a line of JSON for each round: what of the committed windows is not as an undisturbed run writes it.
+It runs no thread, as `killed_writers` does. Give it an empty folder, the number of rounds, a seed, and
+"locks" or "none"; it prints a line of JSON for each round: what of the committed windows is not as an
+undisturbed run writes it.
 """
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from actkit import verify
 from actkit.store.layout import CUBE
+from actkit.store.shared_writer import SharedWriter
 from actkit.store.writer import CubeWriter
 from tests.disk import watched
 from tests.store.killed_writers import ended, fork
@@ -26,10 +29,11 @@ WRITERS = (2, 3, 4)
 STEPS = 120  # of which a writer takes more, unless others are faster: a window of all variables takes 207
 
 
-def begin(tried: Subject, run: Path, seed: int, kill_at: int | None = None) -> int:
+def begin(tried: Subject, run: Path, seed: int, kill_at: int | None = None, *, locks: bool = True) -> int:
     """Let a process write all windows that are left, in an order of its own, and return its number.
 
-    With ``kill_at``, the kernel ends it at that step.
+    With ``kill_at``, the kernel ends it at that step. Without locks, each writer obtains every lock, as on a
+    file system that several machines share.
     """
     pid = os.fork()
     if pid == 0:
@@ -38,7 +42,11 @@ def begin(tried: Subject, run: Path, seed: int, kill_at: int | None = None) -> i
             with ExitStack() as stack:
                 if kill_at is not None:
                     stack.enter_context(watched()).kill(kill_at)
-                writer = CubeWriter(run / CUBE, tried.numbers.plan)
+                if locks:
+                    writer = CubeWriter(run / CUBE, tried.numbers.plan)
+                else:
+                    fcntl.flock = lambda *_: None  # type: ignore[assignment]
+                    writer = SharedWriter(run / CUBE, tried.numbers.plan, tried.windows)
                 left = writer.recover()
                 random.Random(seed).shuffle(left)
                 for window in left:
@@ -76,7 +84,7 @@ def judged(tried: Subject, run: Path, report: Path) -> None:
     report.write_text(json.dumps(verdict))
 
 
-def main(folder: Path, rounds: int, seed: int) -> None:
+def main(folder: Path, rounds: int, seed: int, locks: bool) -> None:
     receive, send = multiprocessing.Pipe()
     made = folder / "made"
     made.mkdir()
@@ -96,7 +104,7 @@ def main(folder: Path, rounds: int, seed: int) -> None:
         writers = []
         for each in range(count):
             kill_at = chance.randint(1, STEPS) if each in doomed else None
-            writers.append(begin(tried, run, chance.randrange(2**32), kill_at))
+            writers.append(begin(tried, run, chance.randrange(2**32), kill_at, locks=locks))
             time.sleep(chance.uniform(0, 0.05))
         codes = [ended(pid) for pid in writers]
         killed = codes.count(-signal.SIGKILL)
@@ -109,4 +117,4 @@ def main(folder: Path, rounds: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "locks")

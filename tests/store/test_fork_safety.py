@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from actkit import open_cube
+from actkit.store.byte_ranges import LocalRanges
 from actkit.testing import write_cube
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
@@ -52,6 +53,15 @@ def cube(run: Path) -> xr.Dataset:
 def test_a_child_reads_from_the_cube_of_its_parent(cube: xr.Dataset) -> None:
     values = in_child(lambda: cube.residual.sel(layer=1).values)
     np.testing.assert_array_equal(values, cube.residual.sel(layer=1).values)
+
+
+@pytest.mark.slow
+def test_a_child_has_threads_of_its_own_for_decoding(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalRanges, "inline_bytes", 0)
+    monkeypatch.setattr(LocalRanges, "threads", 2)
+    expected = open_cube(run).residual.values
+    assert any(thread.name.startswith("actkit-read") for thread in threading.enumerate())
+    np.testing.assert_array_equal(in_child(lambda: open_cube(run).residual.values), expected)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import xarray as xr
 from actkit import open_cube, token_strings
 from actkit.errors import CorruptError, CubeError, IncompleteError
 from actkit.schema import VARIABLES, TokenKind
+from actkit.store.byte_ranges import LocalRanges
 from actkit.store.layout import CUBE
 from actkit.store.verification import StrictStore
 from actkit.testing import Synthetic, flip_bit, synthetic, write_cube
@@ -210,7 +211,14 @@ def test_a_part_of_a_cube(
         asked.add(key)
         return get(store, key, *arguments, **options)
 
+    size = LocalRanges.size
+
+    def watched_size(ranges: LocalRanges, key: str) -> int:
+        asked.add(key)
+        return size(ranges, key)
+
     monkeypatch.setattr(StrictStore, "get", watched)
+    monkeypatch.setattr(LocalRanges, "size", watched_size)
     cube = open_cube(run, partial=True)
     xr.testing.assert_equal(cube.drop_vars(cube.coords), truth.isel(sample=rows))
     np.testing.assert_array_equal(cube.sample, rows)
@@ -291,7 +299,7 @@ def test_a_cube_whose_files_are_renamed_while_it_is_opened(
         partial.unlink(missing_ok=True)
         yield listed
 
-    monkeypatch.setattr("actkit.store.reader.os.scandir", scandir)
+    monkeypatch.setattr("actkit.store.cube_files.os.scandir", scandir)
     assert open_cube(run).sizes["sample"] == 10
     assert not partial.exists()
 

@@ -27,10 +27,13 @@ NIGHTLY = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(7200)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=NIGHTLY)])
-def test_writers_of_the_same_windows_that_are_killed_at_random(tmp_path: Path, rounds: int) -> None:
-    command = [sys.executable, "-m", "tests.store.rivals", str(tmp_path), str(rounds), "1"]
+@pytest.mark.parametrize("locks", ["locks", "none"])
+def test_writers_of_the_same_windows_that_are_killed_at_random(
+    tmp_path: Path, rounds: int, locks: str
+) -> None:
+    command = [sys.executable, "-m", "tests.store.rivals", str(tmp_path), str(rounds), "1", locks]
     killed = 0
-    what = f"two to four writers of all windows, some killed at random (kill -9), {rounds} rounds"
+    what = f"locks: {locks}; 2 to 4 writers of all windows, some killed at random (kill -9), {rounds} rounds"
     with (
         trials(what) as trial,
         subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as mother,

@@ -23,6 +23,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def device_description(config: Config) -> str:
+    """Return the name of the accelerator, or the CPU's vector instructions, which affect the last bits."""
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        every = range(torch.cuda.device_count()) if config.device_map else [device.index or 0]
+        return ", ".join(dict.fromkeys(torch.cuda.get_device_name(index) for index in every))
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
 def check_device(name: str) -> list[Fault]:
     """Check that a device exists, without using it."""
     kind, _, index = name.partition(":")

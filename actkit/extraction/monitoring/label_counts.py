@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...store.cube_files import RemoteCube
 from ...store.layout import COORD_CHUNK, Array, array_names, array_of, open_group
 
 _BLOCK = 16 * COORD_CHUNK
@@ -44,7 +45,7 @@ class LabelCounts:
     Parameters
     ----------
     path
-        The ``.zarr`` folder of a cube whose languages and labels are written.
+        The ``.zarr`` folder of a cube whose languages and labels are written, or its remote files.
     done
         Boolean, dims ``(sample,)``: the samples that are counted initially.
 
@@ -54,7 +55,7 @@ class LabelCounts:
     longer than 50 characters. Languages take two bytes per sample, a label one.
     """
 
-    def __init__(self, path: Path, done: np.ndarray) -> None:
+    def __init__(self, path: Path | RemoteCube, done: np.ndarray) -> None:
         group = open_group(path)
         labels = [name for name in array_names(group) if group[name].attrs.get("label")]
         read = {"language": _read(array_of(group, "language"), np.uint16, most=1000)}

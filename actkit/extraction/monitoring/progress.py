@@ -160,11 +160,14 @@ class StatusFile:
     Parameters
     ----------
     run
-        The run folder.
+        The run folder, or that of a part.
+    run_samples
+        Number of samples of the whole run, for a part.
     """
 
-    def __init__(self, run: Folder) -> None:
+    def __init__(self, run: Folder, run_samples: int = 0) -> None:
         self._run = run
+        self._more = {"run_samples": run_samples} if run_samples else {}
         self._last = 0.0
         self._state = ""
 
@@ -172,14 +175,21 @@ class StatusFile:
         now = time.monotonic()
         if event.state != self._state or now - self._last >= 1:
             with suppress(StorageError):  # only failed writes of data end a run
-                write_status(self._run, asdict(event))
+                write_status(self._run, {**asdict(event), **self._more})
             self._last, self._state = now, event.state
 
 
 class Bar:
-    """Progress bar in a terminal or notebook."""
+    """Progress bar in a terminal or notebook.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    part
+        The part of a run whose progress it shows.
+    """
+
+    def __init__(self, part: object = None) -> None:
+        self._title = f"part {part}" if part else "extract"
         self._bar: Any = None
 
     def __call__(self, event: Progress) -> None:  # noqa: D102
@@ -189,7 +199,7 @@ class Bar:
                     total=event.total_samples,
                     initial=event.samples,
                     unit=" samples",
-                    desc="extract",
+                    desc=self._title,
                 )
             memory = {
                 "tok/s": f"{event.tokens_per_second:,.0f}",

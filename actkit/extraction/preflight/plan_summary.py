@@ -7,6 +7,8 @@ import torch
 
 from ...estimates import Rates, readable_bytes
 from ...layer_spec import describe_all
+from ...object_urls import is_url
+from ...shared_estimates import SharedTime, count_files
 from ..models.devices import pick_device
 from .model_memory import device_bytes
 from .run_metadata import RunSpec
@@ -14,7 +16,15 @@ from .run_size import RunSize
 from .suggestions import suggest
 
 
-def summary_lines(run: RunSpec, size: RunSize, *, free: int, rates: Rates | None) -> list[tuple[str, str]]:
+def summary_lines(
+    run: RunSpec,
+    size: RunSize,
+    *,
+    free: int,
+    rates: Rates | None,
+    parts: int | None = None,
+    network: float | None = None,
+) -> list[tuple[str, str]]:
     """Return the name and the text of each line of the summary.
 
     Parameters
@@ -25,6 +35,10 @@ def summary_lines(run: RunSpec, size: RunSize, *, free: int, rates: Rates | None
         Bytes free on the disk of the run folder.
     rates
         Rates measured by a trial; None without one.
+    parts
+        Number of parts that run at once; None for a run in one process.
+    network
+        Bandwidth that they share, in gigabits per second.
     """
     plan, estimate = size.plan, size.estimate
     blocks = sum(map(len, run.layers.values()))
@@ -49,7 +63,7 @@ def summary_lines(run: RunSpec, size: RunSize, *, free: int, rates: Rates | None
         (
             "disk",
             f"about {readable_bytes(estimate.disk)} ({readable_bytes(estimate.dense)} dense), "
-            f"{readable_bytes(free)} free",
+            + (f"in {run.config.out}" if is_url(run.config.out) else f"{readable_bytes(free)} free"),
         ),
         (
             "host memory",
@@ -66,6 +80,13 @@ def summary_lines(run: RunSpec, size: RunSize, *, free: int, rates: Rates | None
         lines.append(
             ("time", "unknown without a trial" if fits else "unknown: not enough memory for a trial")
         )
+    files = count_files(plan, size.variables, layers=size.kept, value_bytes=size.value_bytes)
+    lines.insert([name for name, _ in lines].index("disk") + 1, ("files", str(files)))
+    if parts is not None or network is not None:
+        time = estimate.time
+        whole = None if time is None else time.total - time.starting
+        shared = SharedTime(parts or 1, estimate.disk, files.requests, whole, network)
+        lines.append(("parts", f"{shared.parts}: {shared}"))
     if _is_emulated(run):
         advice = "dtype=float32 computes with the same weights, several times faster"
         text = f"{run.weights_dtype}: this CPU multiplies 16-bit matrices slowly; {advice}"

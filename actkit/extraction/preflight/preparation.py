@@ -1,6 +1,7 @@
 """Preparation of a run: checks of all inputs before the model is loaded, and the plan."""
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from ...config_faults import check
 from ...data_scan import Scan, scan
 from ...errors import Fault, InputError
 from ...estimates import Estimate, Rates
+from ...object_urls import is_url
 from ...samples import portions
 from ...schema import COMPONENTS, OF_RESIDUAL, VISION, current_options
 from ...sources import open_source
 from ...store.layout import COORD_CHUNK, CUBE, open_group
+from ...store.object_clients import work_folder
+from ...store.remote_run import RemoteRun
 from ...store.run_folder import check_folder, frozen_folder
 from ...yaml_files import read_yaml
 from ..capture.spec import Rules, layer_axis
@@ -55,6 +59,8 @@ class RunPlan:
         Seconds that the checks took.
     rates
         Rates measured by a trial; None without one.
+    parts, network
+        Number of parts that run at once, and the bandwidth that they share, in gigabits per second.
     """
 
     spec: RunSpec
@@ -64,6 +70,8 @@ class RunPlan:
     free: int
     checking: float
     rates: Rates | None = None
+    parts: int | None = None
+    network: float | None = None
 
     @property
     def config(self) -> Config:
@@ -92,8 +100,8 @@ class RunPlan:
 
     @property
     def run(self) -> Path:
-        """The run folder."""
-        return Path(self.config.out)
+        """The run folder; of a run in an object store, the local folder of its lock, status and log."""
+        return _local_folder(self.config)
 
     @property
     def rules(self) -> Rules:
@@ -109,7 +117,14 @@ class RunPlan:
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the name and the text of each line of the table."""
-        return summary_lines(self.spec, self.size, free=self.free, rates=self.rates)
+        return summary_lines(
+            self.spec,
+            self.size,
+            free=self.free,
+            rates=self.rates,
+            parts=self.parts,
+            network=self.network,
+        )
 
     def __repr__(self) -> str:
         return "\n".join(f"{name:<14}{text}" for name, text in self.lines())
@@ -198,7 +213,7 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> R
             examine = measure = Measure(checked, architecture, encoder, vision=VISION in layers)
         # decoded images are large
         scanned, data_faults = scan(source, checked, examine, at_once=16 if checked.image_column else 1024)
-    faults += data_faults + check_folder(Path(checked.out)) + check_tracking(checked.wandb)
+    faults += data_faults + _out_faults(checked) + check_tracking(checked.wandb)
     faults += check_model_options(architecture, checked, checkpoint) + model_faults
     if checkpoint is not None and not faults:
         checkpoint, faults = find_checkpoint(
@@ -280,9 +295,9 @@ def _no_faults(rows: list[Any]) -> list[str]:
 
 def _plan_run(spec: RunSpec, started: float) -> RunPlan:
     config, boundary = spec.config, spec.architecture.boundary
-    run = Path(config.out)
+    run = _local_folder(config)
     # a run is resumed with the batches that it began with, even if this version would choose others
-    stored = open_group(run / CUBE).attrs.get("batch_tokens") if (run / CUBE).exists() else None
+    stored = _stored_batch_tokens(config)
     size = size_run(spec, batch_tokens=stored if isinstance(stored, int) else None)
     new_tokens = config.generate.max_new_tokens if config.generate else 0
     if new_tokens and config.batch_size != 1 and _crosses(boundary, size.plan, new_tokens):
@@ -292,7 +307,7 @@ def _plan_run(spec: RunSpec, started: float) -> RunPlan:
         )
         raise InputError([Fault("batch_size", message, hint)])
     disk_folder = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(disk_folder).free
+    free = sys.maxsize if is_url(config.out) else shutil.disk_usage(disk_folder).free
     if faults := find_excess(spec, size, free):
         raise InputError(faults)
     return RunPlan(
@@ -303,6 +318,30 @@ def _plan_run(spec: RunSpec, started: float) -> RunPlan:
         free=free,
         checking=time.monotonic() - started,
     )
+
+
+def _local_folder(config: Config) -> Path:
+    return work_folder(config.out) if is_url(config.out) else Path(config.out)
+
+
+def _out_faults(config: Config) -> list[Fault]:
+    """Find reasons why a run cannot be written."""
+    if not is_url(config.out):
+        return check_folder(Path(config.out))
+    faults = check_folder(work_folder(config.out))
+    if config.whiten:
+        what = "moments are kept in run folders only"
+        faults.append(Fault("whiten", what, "leave it out, or write to a folder and use actkit push"))
+    return faults
+
+
+def _stored_batch_tokens(config: Config) -> Any:
+    """Return the positions per batch with which a run began; None if it has not begun."""
+    if is_url(config.out):
+        cube = RemoteRun(config.out).cube()
+        return None if cube is None else open_group(cube).attrs.get("batch_tokens")
+    path = Path(config.out) / CUBE
+    return open_group(path).attrs.get("batch_tokens") if path.exists() else None
 
 
 def _crosses(boundary: int | None, plan: Plan, new_tokens: int) -> bool:

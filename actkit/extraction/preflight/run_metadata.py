@@ -13,7 +13,7 @@ from ...schema import GIVEN_IDS, OF_RESIDUAL, ROW_IDS, SAVABLE, VARIABLES, VISIO
 from ...sources import Source
 from ..models.architecture import Architecture
 from ..models.checkpoint import Checkpoint
-from ..models.devices import pick_device, share_cores
+from ..models.devices import device_description, pick_device, share_cores
 from ..models.load_options import is_quantized, weights_dtype
 from ..models.quantization import METHODS, Quantization
 from ..prompts.encoder import Encoder
@@ -106,6 +106,7 @@ def describe_run(run: RunSpec, plan: Plan, batch_tokens: int) -> dict[str, str |
         "weights_dtype": run.weights_dtype,
         **_quantization(run),
         "device": device,
+        "device_name": device_description(config),
         # the number of threads affects the last bits
         **({"threads": share_cores(config, quantized=run.quantized).threads} if device == "cpu" else {}),
         "data": run.source.name,

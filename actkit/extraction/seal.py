@@ -1,0 +1,144 @@
+"""Completion of a run that was computed in parts."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from ..errors import CorruptError, Fault, IncompleteError
+from ..store.folders import PARTIAL, Folder
+from ..store.layout import CUBE, array_of, cube_path, open_group
+from ..store.parts import Part, combined_status, is_ended, locked_if_possible, part_state, read_parts
+from ..store.reader import open_cube
+from ..store.run_folder import CONFIG, read_status, write_status
+from ..store.verification import read_committed, verify
+from ..store.writer import CREATING, storage_errors
+from ..yaml_files import read_yaml
+from .monitoring.label_counts import LabelCounts
+from .monitoring.run_log import log_file, logger
+
+
+def seal(run: str | Path, *, quick: bool = False) -> xr.Dataset:
+    """Finish a run that was computed in parts, after checking that it is complete and intact.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    quick
+        Whether to check only that every file of the cube exists, instead of comparing all bytes with their
+        checksums.
+
+    Returns
+    -------
+    xarray.Dataset
+        The complete cube, as :func:`actkit.open_cube` returns it.
+
+    Raises
+    ------
+    IncompleteError
+        If windows are missing; names them and the parts that they belong to.
+    CorruptError
+        If files are damaged; names each.
+    CubeError
+        If there is no cube.
+    LockedError
+        If another process writes the whole run, or seals it.
+    StorageError
+        If the folder cannot be written.
+
+    Notes
+    -----
+    Files that killed parts left unfinished are removed. With ``whiten``, the moments are computed from the
+    cube. A run that is sealed can be sealed again.
+    """
+    path = Path(run)
+    cube_path(path)
+    path = path.parent if not (path / CUBE).is_dir() else path
+    _check_complete(path)
+    with locked_if_possible(path) as folder, log_file(folder):
+        state = "failed"
+        try:
+            _sweep(path, folder)
+            if not quick and (faults := verify(path).faults):
+                raise CorruptError(faults)
+            open_cube(path)
+            _save_moments(path, folder)
+            logger.info("sealed")
+            state = "done"
+        finally:
+            with storage_errors("cannot write"):
+                write_status(folder, {**_counts(path), "state": state})
+    return open_cube(path)
+
+
+def _check_complete(run: Path) -> None:
+    group = open_group(run / CUBE)
+    committed, faults = read_committed(run / CUBE, group)
+    if faults:
+        raise CorruptError(faults)
+    size = array_of(group, "committed").chunks[0]
+    missing = np.flatnonzero(~committed[::size]).tolist()
+    if missing:
+        lines = [f"{run}: {len(missing)} of {-(-len(committed) // size)} windows are missing"]
+        raise IncompleteError("\n".join([*lines, *(f"  - {fault}" for fault in _missing(run, missing))]))
+
+
+def _missing(run: Path, windows: list[int]) -> Iterator[Fault]:
+    """Yield a fault for each part that lacks windows; for a run without parts, one for all of them."""
+    parts = read_parts(run)
+    if not parts:
+        yield Fault(_listed(windows), "are missing", "run the extraction again to complete them")
+        return
+    count = next(iter(parts)).count
+    for number in range(1, count + 1):
+        part = Part(count, number)
+        lost = [window for window in windows if window % count == number - 1]
+        if lost:
+            state = part_state(parts[part]) if part in parts else "not started"
+            where = f" on {parts[part]['host']}" if part in parts else ""
+            hint = f"run it with --part {part}" if is_ended(state) else "wait for it"
+            yield Fault(f"part {part}", f"{state}{where}, lacks {_listed(lost)}", hint)
+
+
+def _listed(windows: list[int], most: int = 8) -> str:
+    shown = ", ".join(map(str, windows[:most])) + (" …" if len(windows) > most else "")
+    return f"window {shown}" if len(windows) == 1 else f"{len(windows)} windows: {shown}"
+
+
+def _sweep(run: Path, folder: Folder) -> None:
+    """Remove unfinished files, whoever writes them: every window is committed."""
+    for path, _, files in os.walk(run / CUBE):
+        for name in files:
+            if name.endswith(PARTIAL):
+                with suppress(FileNotFoundError), storage_errors("cannot remove an unfinished file"):
+                    os.unlink(os.path.join(path, name))
+    folder.remove_tree(CREATING)
+
+
+def _save_moments(run: Path, folder: Folder) -> None:
+    """Compute the moments of a run that asks for them."""
+    options, faults = read_yaml(run / CONFIG, follow=False)
+    if faults or not options.get("whiten"):
+        return
+    from .loop.moment_accumulator import MomentAccumulator  # imports torch
+    from .preflight.preparation import prepare
+
+    prepared = prepare(run / CONFIG, {})
+    folder.check()
+    MomentAccumulator(prepared, folder).complete()
+
+
+def _counts(run: Path) -> dict[str, object]:
+    """Return what the status of a complete run counts, with the tokens and rates of its parts."""
+    group = open_group(run / CUBE)
+    total = group["committed"].shape[0]  # type: ignore[union-attr]
+    counts = LabelCounts(run / CUBE, np.ones(total, dtype=bool))
+    parts = read_parts(run)
+    status = combined_status(parts, dict.fromkeys(parts, "done")) if parts else read_status(run)[0]
+    told = {name: value for name, value in status.items() if name not in ("pid", "host", "updated")}
+    done = {"samples": total, "total_samples": total, "committed": total, "eta_seconds": None}
+    return {**told, **done, "languages": counts.languages, "labels": counts.labels}

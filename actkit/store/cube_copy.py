@@ -1,0 +1,93 @@
+"""Writing of a Dataset as a new cube."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..batch_plan import Plan, Shape, footprint, make_plan
+from ..config import Config
+from ..schema import COMPONENTS, VARIABLES
+from .layout import COORD_CHUNK, CUBE
+from .ragged import Ragged
+from .writer import ROW_COORDS, CubeWriter, create_cube
+
+_TYPES = {"b": "bool", "i": "int64", "f": "float64"}
+
+
+def write_copy(run: Path, cube: xr.Dataset, attrs: dict[str, Any]) -> None:
+    """Write a cube with all values of a Dataset, window by window.
+
+    Parameters
+    ----------
+    run
+        The existing run folder.
+    cube
+        Dataset in canonical form with all samples of its cubes.
+    attrs
+        Attributes of the cube, without those that describe its files.
+    """
+    variables = tuple(name for name, variable in VARIABLES.items() if variable.by_window and name in cube)
+    plan = _plan(cube, variables)
+    known = [name for name, variable in VARIABLES.items() if not variable.by_window and name in cube.coords]
+    coords = {n: np.asarray(cube[n].values) for n in known if n not in (*ROW_COORDS, "batch", "committed")}
+    labels = {str(name): _label_type(cube[name]) for name in cube.coords if cube[name].attrs.get("label")}
+    create_cube(
+        run,
+        plan,
+        variables=variables,
+        coords=coords,
+        labels=labels,
+        rows=_rows(cube, [*ROW_COORDS, *labels]),
+        attrs=attrs,
+    )
+    with closing(CubeWriter(run / CUBE, plan, threads=min(8, os.cpu_count() or 1))) as writer:
+        for window in range(plan.n_windows):
+            samples = plan.samples_of(window)
+            part = cube.isel(sample=slice(samples.start, samples.stop))
+            writer.write(window, {name: _values(part, name) for name in variables})
+
+
+def _plan(cube: xr.Dataset, variables: tuple[str, ...]) -> Plan:
+    stored = cube.n_tokens.values.astype(np.int64)
+    sizes = cube.sizes
+    shape = Shape(sizes["layer"], 1, 1, sizes.get("hidden", 1))
+    token_bytes, sample_bytes = footprint(variables, {}, shape, None, 4)
+    plan = make_plan(
+        Config(model="-", data="-", out="-"),
+        np.maximum(stored, 1),
+        layers=shape.layer,
+        hidden=shape.hidden,
+        token_bytes=token_bytes,
+        sample_bytes=sample_bytes,
+        stored=stored,
+        batch_tokens=1,  # so that batches do not enlarge windows
+    )
+    return replace(plan, batches=cube.batch.values.astype(np.int32))
+
+
+def _label_type(values: xr.DataArray) -> str:
+    if "label_type" in values.attrs:
+        return f"{values.attrs['label_type']}?"
+    return _TYPES.get(values.dtype.kind, "str")
+
+
+def _rows(cube: xr.Dataset, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, cube.sizes["sample"], COORD_CHUNK):
+        yield {name: np.asarray(cube[name].values[start : start + COORD_CHUNK]) for name in names}
+
+
+def _values(part: xr.Dataset, name: str) -> np.ndarray | Ragged:
+    """Return a window of a variable in the form that the writer expects."""
+    array, variable = part[name].transpose(*VARIABLES[name].dims), VARIABLES[name]
+    if not variable.is_full:
+        return np.asarray(array.values)
+    lengths = part.n_tokens.values
+    array = array.isel(token=slice(0, max(1, int(lengths.max()))))
+    has = part.get(f"has_{name}") if name in COMPONENTS else None
+    return Ragged.of(array.values, lengths, None if has is None else np.flatnonzero(has.values).tolist())

@@ -1,0 +1,180 @@
+"""Extractions into a bucket by the command line: the bytes of a local run, and no credential anywhere."""
+
+import base64
+import hashlib
+import hmac
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import actkit
+from actkit.cli import main
+from actkit.demo import CAPTIONS, MODEL
+from actkit.store.layout import CUBE
+from actkit.store.object_folder import ObjectFolder
+from actkit.testing import contents, write_cube
+from tests.object_servers import SECRET, free_port, moto_server, new_bucket, wait_for
+
+OPTIONS = ("--model", str(MODEL), "--data", str(CAPTIONS), "--limit", "12", "--window-samples", "4")
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    with moto_server() as port:
+        yield port
+
+
+@pytest.fixture
+def url(server: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A URL whose credentials are in the environment."""
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server}",
+        "AWS_ACCESS_KEY_ID": "KeyOfTheTests",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{new_bucket(server)}/runs/x"
+
+
+def stored(url: str) -> dict[str, bytes]:
+    """Return every object of a run."""
+    folder = ObjectFolder(url)
+    return {key: folder.get(key) for key in folder.entries()}
+
+
+def cube_of(objects: dict[str, bytes]) -> dict[str, bytes]:
+    return {key.removeprefix(f"{CUBE}/"): value for key, value in objects.items() if key.startswith(CUBE)}
+
+
+@pytest.mark.slow
+def test_the_command_line_extracts_into_a_bucket(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = tmp_path / "local"
+    assert main(["extract", *OPTIONS, "--out", str(local)]) == 0
+    assert main(["plan", *OPTIONS, "--out", url, "--no-trial"]) == 0
+    assert main(["extract", *OPTIONS, "--out", url]) == 0
+    objects = stored(url)
+    assert cube_of(objects) == contents(local / CUBE)
+    assert {"config.yaml", "log.txt", "metadata.json", "status.json"} == {
+        key for key in objects if not key.startswith(CUBE)
+    }
+    ObjectFolder(f"{url}/{CUBE}").remove("committed/c.1")
+    for command in (
+        ["extract", *OPTIONS, "--out", url],
+        ["info", url],
+        ["verify", url],
+        ["export", url, "--format", "npz", "--layers", "2", "--out", str(tmp_path / "exported")],
+    ):
+        assert main(command) == 0, command
+    assert cube_of(stored(url)) == contents(local / CUBE)
+    assert (
+        main(["export", str(local), "--format", "npz", "--layers", "2", "--out", str(tmp_path / "ours")]) == 0
+    )
+    assert contents(tmp_path / "exported") == contents(tmp_path / "ours")
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    files += [*stored(url).values(), "".join(capsys.readouterr()).encode()]
+    assert not any(SECRET.encode() in content for content in files)
+
+
+def test_parts_of_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"memory://{tmp_path.name}/runs/x"
+    options = {"model": str(MODEL), "data": str(CAPTIONS), "limit": 12, "window_samples": 4, "layers": "0-1"}
+    for part in ("2/2", "1/2"):
+        actkit.extract(out=url, part=part, listeners=[], **options)  # type: ignore[arg-type]
+    actkit.extract(out=str(tmp_path / "local"), listeners=[], **options)  # type: ignore[arg-type]
+    assert cube_of(stored(url)) == contents(tmp_path / "local" / CUBE)
+
+
+@pytest.mark.nightly
+def test_a_report_of_a_run_in_a_bucket(url: str, tmp_path: Path) -> None:
+    assert main(["extract", *OPTIONS, "--out", url]) == 0
+    assert main(["report", url, "--out", str(tmp_path / "report.html")]) == 0
+    assert SECRET not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_a_run_that_is_killed_at_random_moments(url: str, tmp_path: Path) -> None:
+    assert main(["extract", *OPTIONS, "--out", str(tmp_path / "local")]) == 0
+    command = [sys.executable, "-m", "actkit.cli", "extract", *OPTIONS, "--out", url]
+    started = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    whole = time.monotonic() - started
+    moments = np.random.default_rng(0).uniform(0.3, 1, 20) * whole
+    for number, moment in enumerate(moments):
+        target = f"{url}-{number}"
+        process = subprocess.Popen(
+            [*command[:-1], target], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert main(["extract", *OPTIONS, "--out", target]) == 0
+        assert cube_of(stored(target)) == contents(tmp_path / "local" / CUBE), moment
+
+
+@pytest.mark.skipif(shutil.which("azurite-blob") is None, reason="needs Node.js and `npm install -g azurite`")
+def test_a_run_in_azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    command = [
+        "azurite-blob",
+        "--skipApiVersionCheck",
+        "--blobPort",
+        str(port),
+        "--silent",
+        "--inMemoryPersistence",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
+    )
+    try:
+        wait_for(port, process)
+        storage_options = {
+            "account_name": "devstoreaccount1",
+            "account_key": AZURITE_KEY,
+            "endpoint": f"http://127.0.0.1:{port}/devstoreaccount1",
+        }
+        _create_container(port, "box")
+        run, url = write_cube(tmp_path / "run", n_samples=10), "az://box/runs/x"
+        for present in (0, 3):
+            assert actkit.push(run, url, storage_options=storage_options).present == present
+        assert actkit.pull(url, tmp_path / "back", storage_options=storage_options).windows == 3
+        assert contents(tmp_path / "back" / CUBE) == contents(run / CUBE)
+        cube = actkit.open_cube(url, storage_options=storage_options).compute()
+        assert cube.identical(actkit.open_cube(run).compute())
+        assert actkit.verify(url, storage_options=storage_options).ok
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _create_container(port: int, name: str) -> None:
+    """Create a container; obstore has no request for that."""
+    date, version = formatdate(usegmt=True), "2021-08-06"
+    resource = f"/devstoreaccount1/devstoreaccount1/{name}\nrestype:container"
+    text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
+    digest = hmac.new(base64.b64decode(AZURITE_KEY), text.encode(), hashlib.sha256).digest()
+    headers = {
+        "x-ms-date": date,
+        "x-ms-version": version,
+        "Content-Length": "0",
+        "Authorization": f"SharedKey devstoreaccount1:{base64.b64encode(digest).decode()}",
+    }
+    url = f"http://127.0.0.1:{port}/devstoreaccount1/{name}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers)).close()
