@@ -62,10 +62,10 @@ def classification_probe(
         Tokens that these and the embedding represent, as for :func:`adjacent_cka`. Text and length, as
         baselines and as covariates, are those of the whole text.
     matched_on
-        ``length`` keeps, within each language, as many samples of each class with each number of tokens.
+        ``length`` keeps, within each language, the same number of samples of each class at each length.
     residualized_on
-        ``length``, ``tfidf`` or both: what these predict of the vectors is subtracted, by a regression in
-        each training part (see "Matching and residuals" in the methods).
+        ``length``, ``tfidf`` or both: their prediction of the vectors is subtracted, by a regression fitted
+        in each training part (see "Matching and residuals" in the methods).
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
@@ -112,7 +112,7 @@ def classification_probe(
     -----
     One-vs-rest AUROC and its unweighted mean: Hand, Till, A simple generalisation of the area under the ROC
     curve for multiple class classification problems, Machine Learning 2001; Fawcett, An introduction to ROC
-    analysis, Pattern Recognition Letters 2006. With two classes, both have the AUROC of
+    analysis, Pattern Recognition Letters 2006. With two classes, both equal the AUROC of
     :func:`actkit.group_differential`.
 
     Examples

@@ -51,7 +51,7 @@ def cluster_samples(
     permutations: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Divide the samples of each language into clusters by k-means, layer by layer.
+    """Divide the samples of each language into k-means clusters, layer by layer.
 
     Parameters
     ----------
@@ -68,10 +68,10 @@ def cluster_samples(
     vectors
         ``pooled`` or ``last``.
     tokens
-        Tokens that these represent, as for :func:`adjacent_cka`.
+        Tokens that these vectors represent, as for :func:`adjacent_cka`.
     cluster
-        The label that *dependent* samples share, such as twins, not to be confused with the result; by
-        default detected (see "Dependent samples" in the methods). None if all samples are independent.
+        The label that *dependent* samples share, such as twins: not a k-means cluster. By default detected
+        (see "Dependent samples" in the methods). None if all samples are independent.
     n_components
         Number of leading principal components to which vectors are reduced first.
     resamples
@@ -85,13 +85,13 @@ def cluster_samples(
     -------
     xarray.Dataset
         - Dims ``(layer, sample)``: ``assignment``, the k-means cluster of each sample within its language,
-          numbered from 0, the largest; -1 if undefined. The coordinates of ``sample`` include ``text``,
-          ``sample_id``, ``sample_language`` and the labels.
-        - Dims ``(language, layer)``: ``n_clusters``, the number chosen.
+          numbered from the largest, which is 0; -1 if undefined. The coordinates of ``sample`` include
+          ``text``, ``sample_id``, ``sample_language`` and the labels.
+        - Dims ``(language, layer)``: ``n_clusters``, the number of k-means clusters chosen.
         - Dims ``(language, layer, candidate)``: ``inertia``, the sum of squared distances to the centres;
           the mean ``silhouette``; and ``stability``, the mean adjusted Rand index of fits to two disjoint
-          halves of the data, which consist of whole values of ``cluster``. NaN if there are not more distinct
-          vectors than clusters.
+          halves of the data, which consist of whole values of ``cluster``. NaN unless there are more distinct
+          vectors than k-means clusters.
         - Dims ``(language, layer, label)``, with ``by``: ``adjusted_rand`` and
           ``adjusted_mutual_information`` between assignment and label, which are 0 on average by chance and 1
           if both agree; for each, ``_null_mean`` under permuted labels and ``_p``, not corrected for the
@@ -117,7 +117,7 @@ def cluster_samples(
     >>> cube = open_cube(write_cube(n_samples=40))
     >>> result = cluster_samples(cube, n_clusters=2, layers=[1], by="gender", permutations=19).compute()
     >>> english = result.isel(sample=(result.sample_language == "english").values)
-    >>> texts = english.text[english.assignment.sel(layer=1) == 0]  # those of the largest cluster
+    >>> texts = english.text[english.assignment.sel(layer=1) == 0]  # of the largest k-means cluster
     >>> len(texts) >= 10
     True
     """
@@ -150,7 +150,7 @@ def cluster_tokens(
     permutations: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Divide tokens of each language into clusters by k-means, layer by layer.
+    """Divide tokens of each language into k-means clusters, layer by layer.
 
     Parameters
     ----------

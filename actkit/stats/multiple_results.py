@@ -39,11 +39,11 @@ def holm(results: xr.Dataset | Iterable[xr.Dataset]) -> list[xr.Dataset]:
 
     Notes
     -----
-    The p-values of a language of a result are a family, corrected within it for all layers. With m families
-    left, p-values of at most 0.05 / m are significant, and a family leaves once all of its p-values are. With
-    one layer, this is Holm's procedure (Scandinavian Journal of Statistics 1979). The smallest p-value of a
-    permutation test, 1 / (permutations + 1), is multiplied by the number of families too: choose enough
-    permutations.
+    The p-values of one language in one result form a family and are already corrected over its layers. With m
+    families left, p-values of at most 0.05 / m are significant, and a family leaves once all of its p-values
+    are. With one layer, this is Holm's procedure (Scandinavian Journal of Statistics 1979). The smallest
+    p-value of a permutation test, 1 / (permutations + 1), is multiplied by the number of families too: choose
+    enough permutations.
 
     Examples
     --------

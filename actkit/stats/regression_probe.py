@@ -52,9 +52,9 @@ def regression_probe(
         Tokens that these and the embedding represent, as for :func:`adjacent_cka`. Text and length, as
         baselines and as covariates, are those of the whole text.
     residualized_on
-        ``length``, ``tfidf`` or both: what these predict of the vectors and of the label is subtracted, by
-        regressions in each training part (see "Matching and residuals" in the methods). ``r2`` and
-        ``spearman`` are then about the rest of the label.
+        ``length``, ``tfidf`` or both: their predictions of the vectors and of the label are subtracted, by
+        regressions fitted in each training part (see "Matching and residuals" in the methods). ``r2`` and
+        ``spearman`` then describe the residual label.
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations

@@ -53,8 +53,8 @@ class TokenFilter(TokenCondition):
     Parameters
     ----------
     strings
-        Texts of tokens. A string matches a token with exactly this text, and a token whose text is this after
-        white space around it is removed: ``"the"`` matches `` the``.
+        Texts of tokens. A string matches tokens whose text equals it exactly, or once surrounding white space
+        is removed: ``"the"`` matches `` the``.
     pattern
         A regular expression, searched for in the text of the token, including its white space.
     ids

@@ -18,7 +18,7 @@ _LOOKED_AT = 64  # samples searched for a text or id, which imports may lack
 
 
 def select_tokens(cube: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
-    """Return a cube of which statistics use only some tokens.
+    """Return a cube in which statistics use only the selected tokens.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def select_tokens(cube: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
         The cube, lazy as before, with the boolean coordinate ``is_selected_token``, dims ``(sample, token)``,
         which replaces the mask of content tokens. `pooled` and `last` are those of the selected tokens,
         computed from `residual`; they are absent if the cube does not hold all content tokens. The attribute
-        ``selected_tokens`` is the selection as text. Of tokens selected before, only those remain that are
-        selected again.
+        ``selected_tokens`` is the selection as text. A second selection keeps only the tokens that
+        both contain.
 
     Raises
     ------
