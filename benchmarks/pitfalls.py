@@ -1,4 +1,4 @@
-"""What the estimates of hand-written scripts give where actkit's differ: the figures of docs/methods.md.
+"""What the estimates of hand-written scripts give where actkit's differ: the figures of docs/methods.
 
 python -m benchmarks.pitfalls [--trials 200]
 

@@ -41,7 +41,7 @@ nitpicky = True
 _ELSEWHERE = r"IterableDataset|(collections|np|numpy|os|pandas|pathlib|t|torch|xarray|xr)\..*"
 _INTERNAL = (
     r"actkit\.(batch_plan|data_scan|estimates|options|sources|stats\.kernels|"
-    r"extraction\.(models|preflight|prompts)|store\.(ragged|reader|verification|writer)|widgets\.\w+)\..*"
+    r"extraction\.(models|preflight|prompts)|reports\.\w+|store\.(ragged|reader|verification|writer)|widgets\.\w+)\..*"
 )
 nitpick_ignore_regex = [("py:.*", _ELSEWHERE), ("py:.*", _INTERNAL)]
 

@@ -20,7 +20,8 @@ from actkit.demo import CAPTIONS, MODEL, draw_scenes
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "index.md", DOCS / "tutorial.md", DOCS / "format.md", *sorted((DOCS / "howto").glob("*.md"))]
+PAGES = [DOCS / "index.md", DOCS / "tutorial.md", DOCS / "format.md"]
+PAGES += [*sorted((DOCS / "howto").glob("*.md")), *sorted((DOCS / "methods").glob("*.md"))]
 EVERY_PAGE = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 _FENCE = re.compile(r"^(<!-- not run: [^>\n]+ -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -76,7 +76,9 @@ def framed(
     """Set title, axes and size; for a result, add layer ticks, sample count, clusters and bands."""
     if table is not None:
         both["xticks"] = layer_ticks([(layer, str(layer)) for layer in table.layer.values.tolist()])
-        facts = [f"clusters: {table.attrs['cluster'] or 'none'}"] if "cluster" in table.attrs else []
+        facts = []
+        if "cluster" in table.attrs:
+            facts.append(f"clusters of dependent samples: {table.attrs['cluster'] or 'none'}")
         facts += [f"bands: {bands}"] if bands else []
         xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples" + "".join(f"\n{fact}" for fact in facts)
     # HoloViews measures logarithmic axes in powers of e, Matplotlib in powers of 10

@@ -3,9 +3,27 @@
 import numpy as np
 import xarray as xr
 
+from ..sources import NO_LANGUAGE
 from ..stats.groups import label_text
 
 _BASELINES = {"tfidf": "TF-IDF of the text", "embedding": "the embedding", "length": "length"}
+
+
+def specifies_language(cube: xr.Dataset) -> bool:
+    """Return whether the data of a cube specify a language for any sample."""
+    return set(cube.language.values.astype(str).tolist()) != {NO_LANGUAGE}
+
+
+def without_language(sentences: list[str]) -> list[str]:
+    """Remove the placeholder for an unspecified language from the beginning of sentences.
+
+    Examples
+    --------
+    >>> without_language(["unspecified: the mean norm changes.", "Not tested: all steps."])
+    ['The mean norm changes.', 'Not tested: all steps.']
+    """
+    stripped = [sentence.removeprefix(f"{NO_LANGUAGE}: ") for sentence in sentences]
+    return [sentence[:1].upper() + sentence[1:] for sentence in stripped]
 
 
 def of_norms(norms: xr.Dataset) -> list[str]:
@@ -17,16 +35,19 @@ def of_norms(norms: xr.Dataset) -> list[str]:
             sentences.append(f"{name}: no content tokens.")
         if not np.isfinite(mean).all():
             continue
-        at = int(np.abs(np.diff(np.log(mean))).argmax()) if len(mean) > 1 and (mean > 0).all() else 0
-        sentences.append(
-            f"{name}: the mean norm changes from {mean[0]:,.3g} at layer {norm.layer.values[0]} to "
-            f"{mean[-1]:,.3g} at layer {norm.layer.values[-1]}"
-            + (
-                f"; its largest relative step follows layer {norm.layer.values[at]}."
-                if len(mean) > 1
-                else "."
-            )
+        layers = norm.layer.values
+        sentence = (
+            f"{name}: the mean norm changes from {mean[0]:,.3g} at layer {layers[0]} to {mean[-1]:,.3g} at "
+            f"layer {layers[-1]}."
         )
+        if len(mean) > 1 and (mean > 0).all():
+            ratios = mean[1:] / mean[:-1]
+            at = int(np.abs(np.log(ratios)).argmax())
+            sentence += (
+                f" The largest relative change between adjacent layers is by a factor of {ratios[at]:,.3g}, "
+                f"from layer {layers[at]} to layer {layers[at + 1]}."
+            )
+        sentences.append(sentence)
         outliers = int(norm["n_outliers"].max())
         if outliers:
             layer = norm.layer.values[int(norm["n_outliers"].values.argmax())]
@@ -34,6 +55,29 @@ def of_norms(norms: xr.Dataset) -> list[str]:
                 f"{name}: at layer {layer}, the norm of {outliers:,} of {int(norm['n_tokens'][0]):,} tokens "
                 f"exceeds 10 times the median."
             )
+    return sentences
+
+
+def of_massive(massive: xr.Dataset) -> list[str]:
+    """Report the largest activation, and the layer with the largest number of massive activations."""
+    sentences = []
+    for name, table in _each(massive):
+        if not table.ratio.notnull().any():
+            sentences.append(f"{name}: no tokens.")
+            continue
+        largest = table.isel(layer=int(np.nanargmax(table.ratio.values)))
+        most = table.isel(layer=int(np.argmax(table.n_massive.values)))
+        sentences.append(
+            f"{name}: the largest absolute activation is {float(largest.ratio):,.3g} times the median, at "
+            f"layer {largest.layer.item()}, token {int(largest.at_token)}, dimension "
+            f"{int(largest.at_hidden)}. "
+            + (
+                f"Layer {most.layer.item()} has the largest number of massive activations: "
+                f"{int(most.n_massive):,} (samples with at least one: {int(most.n_massive_samples):,})."
+                if most.n_massive > 0
+                else "There are no massive activations."
+            )
+        )
     return sentences
 
 

@@ -25,7 +25,7 @@ from ..plots.style import figure, load_matplotlib
 from ..stats import selection
 from ..stats.finiteness import finite_cube
 from ..store.run_folder import replace_text
-from . import summaries
+from . import findings, summaries
 from .sections import Choice, Section, choose, sections, titles
 from .summaries import Summaries, is_unmodified
 
@@ -149,8 +149,8 @@ def _cautions(cube: xr.Dataset) -> list[str]:
             notes.append(f"The model produced {met:,} NaN or infinite values.")
     for language, places in selection.languages(cube):
         if len(places) < 100:
-            notes.append(f"{language} has only {len(places)} samples, so its intervals are wide.")
-    return notes
+            notes.append(f"{language}: only {len(places)} samples, so intervals are wide.")
+    return notes if findings.specifies_language(cube) else findings.without_language(notes)
 
 
 def _page(cube: xr.Dataset, choice: Choice, made: list[Section], noted: list[str]) -> str:
@@ -165,12 +165,13 @@ def _page(cube: xr.Dataset, choice: Choice, made: list[Section], noted: list[str
     model = "/".join(Path(str(cube.attrs.get("model", "a model"))).parts[-2:])
     languages = Counter(cube.language.values.astype(str).tolist())
     counts = ", ".join(f"{count:,} {language}" for language, count in languages.items())
+    counts = f" ({counts})" if findings.specifies_language(cube) else ""
     return (
         Environment(autoescape=True)
         .from_string(template)
         .render(
             title=f"{model}: layer-by-layer report",
-            subtitle=f"{cube.sizes['sample']:,} samples ({counts}), {cube.sizes['layer']} layers",
+            subtitle=f"{cube.sizes['sample']:,} samples{counts}, {cube.sizes['layer']} layers",
             resources=_scripts(),
             script=script,
             warnings=noted,

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from .. import plots
@@ -140,6 +139,8 @@ def sections(
                     noted.append(f"{title}: omitted ({' '.join(str(error).split())})")
             texts = [str(warning.message) for warning in caught if warning.category is UserWarning]
             noted += [f"{title}: {text}" for text in texts if text not in known]
+        if not findings.specifies_language(cube):
+            section.sentences = findings.without_language(section.sentences)
         yield section, noted
 
 
@@ -183,8 +184,8 @@ def _special(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
     )
     if ratio is not None:
         section.sentences += [
-            f"{name}: the mean norm at position 0 is at most {float(ratio.sel(language=name)):,.3g} times "
-            f"that of content tokens."
+            f"{name}: at any layer, the mean norm at position 0 is at most "
+            f"{float(ratio.sel(language=name)):,.3g} times that of content tokens."
             for name in ratio.language.values.tolist()
         ]
 
@@ -200,19 +201,7 @@ def _updates(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _massive(_cube: xr.Dataset, _choice: Choice, section: Section) -> None:
     massive = section.add("massive_activations", "massive_activations", tokens="all")
-    for name in massive.language.values.tolist():
-        language = massive.sel(language=name)
-        if not language.ratio.notnull().any():
-            section.sentences.append(f"{name}: no tokens.")
-            continue
-        at = int(np.nanargmax(language.ratio.values))
-        count = int(language.n_massive.max())
-        section.sentences.append(
-            f"{name}: the largest absolute activation is {float(language.ratio[at]):,.3g} times the median, "
-            f"at layer {language.layer.values[at]}, token {int(language.at_token[at])}, dimension "
-            f"{int(language.at_hidden[at])}. "
-            + (f"At most {count:,} activations per layer are massive." if count else "None is massive.")
-        )
+    section.sentences += findings.of_massive(massive)
 
 
 def _neighbours(_cube: xr.Dataset, choice: Choice, section: Section) -> None:

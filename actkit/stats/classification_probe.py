@@ -19,6 +19,7 @@ from .kernels.probes import Fold
 from .label_samples import LabelSamples, class_samples, class_splits, covariate_names, covariates_of
 from .length_matches import MatchedOn
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
+from .token_selection import select_tokens
 
 _MEASURES = ("macro_auroc",)
 _CLASS = "class"  # temporary name of the dimension, until the result's variables are known
@@ -32,6 +33,7 @@ def classification_probe(
     cluster: str | None = selection.AUTO,
     classes: Sequence[Any] | None = None,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     matched_on: MatchedOn | None = None,
     residualized_on: Covariate | Sequence[Covariate] = (),
     folds: int = 5,
@@ -56,11 +58,14 @@ def classification_probe(
         classes are excluded.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these and the embedding represent, as for :func:`adjacent_cka`. Text and length, as
+        baselines and as covariates, are those of the whole text.
     matched_on
-        ``length`` keeps, within each language, as many samples of each class with each number of tokens.
+        ``length`` keeps, within each language, the same number of samples of each class at each length.
     residualized_on
-        ``length``, ``tfidf`` or both: what these predict of the vectors is subtracted, by a regression in
-        each training part (see "Matching and residuals" in the methods).
+        ``length``, ``tfidf`` or both: their prediction of the vectors is subtracted, by a regression fitted
+        in each training part (see "Matching and residuals" in the methods).
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
@@ -79,7 +84,7 @@ def classification_probe(
           ``macro_auroc_high``, from the influence of each cluster;
         - ``macro_auroc_p``, the max-T permutation p-value, corrected over layers, and ``macro_auroc_bound``,
           the 95% quantile of the permuted maximum over layers;
-        - with a dimension that is named like ``by`` (``<by>_label`` if a variable has that name; the
+        - with a dimension that is named like ``by`` (``<by>_label`` if the result already has that name; the
           attribute ``group_dim`` holds it): ``auroc`` of each class against the rest with ``auroc_low``,
           ``auroc_high`` and ``auroc_p``, corrected over layers and classes; and, without layers, ``n``, the
           number of samples.
@@ -107,7 +112,7 @@ def classification_probe(
     -----
     One-vs-rest AUROC and its unweighted mean: Hand, Till, A simple generalisation of the area under the ROC
     curve for multiple class classification problems, Machine Learning 2001; Fawcett, An introduction to ROC
-    analysis, Pattern Recognition Letters 2006. With two classes, both have the AUROC of
+    analysis, Pattern Recognition Letters 2006. With two classes, both equal the AUROC of
     :func:`actkit.group_differential`.
 
     Examples
@@ -122,7 +127,7 @@ def classification_probe(
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
     names = covariate_names(residualized_on)
-    whole = finite_cube(cube)
+    whole = select_tokens(finite_cube(cube), tokens)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)
@@ -141,7 +146,8 @@ def classification_probe(
         return result if matched_on is None else result.assign(n_unmatched=samples.n_unmatched)
 
     result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
-    group_dim = selection.free_name(by, [*result.data_vars, *result.dims])
+    taken = [*result.data_vars, *(dim for dim in result.dims if dim != _CLASS)]
+    group_dim = selection.free_name(by, taken)
     result = result.rename({_CLASS: group_dim}).assign_coords({group_dim: values})
     result.attrs = selection.settings(
         array,
@@ -204,4 +210,5 @@ def _probed(
     inputs = baseline_inputs(vectors, embedding)
     baselines = baselines_measured(kernels, inputs, _MEASURES, n_clusters=n_clusters)
     fewest = min(fewest_clusters(codes == place, groups) for place in range(n_classes))
-    return with_baselines(layers.drop_vars(["draws", "largest"]), baselines, _MEASURES, fewest)
+    layers = layers.drop_vars(["draws", "largest"])
+    return with_baselines(layers, baselines, _MEASURES, fewest, limits=(0, 1))

@@ -64,8 +64,8 @@ def group_differential(
     vectors
         ``pooled`` or ``last``.
     tokens
-        Tokens that these and the embedding represent, as for :func:`adjacent_cka`. The baselines of the text
-        and its length are those of the whole text.
+        Tokens that these vectors and the embedding represent, as for :func:`adjacent_cka`. The baselines of
+        the text and its length are those of the whole text.
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
@@ -77,9 +77,10 @@ def group_differential(
         with a closed form; or ``logistic``, an L2-penalised logistic regression iterated to convergence,
         which needs minutes per layer for 200 permutations.
     matched_on
-        ``length`` keeps, within each language, as many samples of each group with each number of tokens (see
-        "Matching and residuals" in the methods); with the seed, clusters are put in a random order, whose
-        first samples are kept. :func:`actkit.classification_probe` can also remove what length predicts.
+        ``length`` keeps, within each language, the same number of samples of each group at each length (see
+        "Matching and residuals" in the methods). Clusters are put in a random order that depends on
+        ``seed``, and the first samples are kept. :func:`actkit.classification_probe` can also remove what
+        length predicts.
     control
         The type of a sample in control tasks, which give each type a random label: a label column, such as
         a template or a noun; or ``word`` (unless a label column has that name), the most frequent word of the
@@ -141,7 +142,7 @@ def group_differential(
     Notes
     -----
     Control tasks and selectivity: Hewitt, Liang, Designing and interpreting probes with control tasks, EMNLP
-    2019. Their types are word forms. A text as a whole hardly ever recurs, so its random label could not be
+    2019. Their types are word forms. A whole text hardly ever recurs, so its random label could not be
     learnt; the type is therefore a surface form that texts share. Differences between layers: Hothorn, Bretz,
     Westfall, Biometrical Journal 2008. Max-T: Westfall, Young, Resampling-based multiple testing, Wiley 1993.
     Intervals: LeDell, Petersen, van der Laan 2015 and Obuchowski 1997, with the influence of training

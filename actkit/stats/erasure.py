@@ -34,8 +34,8 @@ _MAP_DIMS = {
 class Eraser:
     """Affine maps, one per language and layer, that remove a label from vectors: LEACE.
 
-    After x − left rightᵀ (x − mean), every class has the same mean, and the vectors have changed as little as
-    possible, in the norm of the inverse covariance as in any other.
+    The map x − left rightᵀ (x − mean) gives every class the same mean, and changes the vectors as little as
+    possible in the norm of the inverse covariance and in every other.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ class Eraser:
         vectors
             ``pooled`` or ``last``.
         tokens
-            Tokens that these represent, as for :func:`adjacent_cka`. A cube to transform must then be that of
-            :func:`select_tokens` with the same tokens.
+            Tokens that these vectors represent, as for :func:`adjacent_cka`. A cube to transform must then
+            come from :func:`select_tokens` with the same tokens.
         shrinkage
             ``ledoit-wolf`` shrinks the covariance towards a multiple of the identity (Ledoit and Wolf 2004).
             Use it if there are not many times more samples than dimensions: without it, the map may amplify
@@ -181,7 +181,7 @@ class Eraser:
         -------
         xarray.Dataset
             The cube, with these variables as float64. All others are unchanged, so a statistic of them still
-            sees the label. The attributes ``erased`` and ``erased_variables`` say what was done.
+            sees the label. The attributes ``erased`` and ``erased_variables`` record the erasure.
 
         Raises
         ------

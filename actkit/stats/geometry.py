@@ -36,11 +36,11 @@ def intrinsic_dimension(
     vectors
         ``pooled`` or ``last``.
     tokens
-        Tokens that these represent, as for :func:`adjacent_cka`.
+        Tokens that these vectors represent, as for :func:`adjacent_cka`.
     cluster
         A label that dependent samples share, such as twins, which are each other's nearest neighbours;
-        ``auto`` detects it, and None takes samples to be independent. One sample of each cluster, drawn at
-        random, enters.
+        ``auto`` detects it, and None treats samples as independent. One sample of each cluster, drawn at
+        random, is used.
     fraction
         Share of the samples that is fitted; those with the largest ratios of distances are left out.
     splits
@@ -52,9 +52,9 @@ def intrinsic_dimension(
     -------
     xarray.Dataset
         Dims ``(language, layer)``: ``dimension`` with its standard error ``se`` and 95% interval ``low`` to
-        ``high``; ``n``, the number of distinct vectors, and ``n_repeated``, the number of those that equal
-        another to within a millionth of the scale of all, and are left out. NaN with fewer than 20 distinct
-        vectors; the interval with fewer than 40. Lazy if the cube is.
+        ``high``; ``n``, the number of distinct vectors, and ``n_repeated``, the number of vectors left
+        out because they equal another to within a millionth of the overall scale. NaN with fewer than 20
+        distinct vectors; the interval with fewer than 40. Lazy if the cube is.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def intrinsic_dimension(
     Notes
     -----
     Facco, d'Errico, Rodriguez, Laio, Scientific Reports 2017. The interval is that of the random group
-    method, because a jackknife would double it (docs/methods.md).
+    method, because a jackknife would nearly double it (docs/methods/geometry.md).
 
     Examples
     --------
@@ -113,7 +113,7 @@ def anisotropy(
     tokens: selection.TokenSelection = "content",
     cluster: str | None = selection.AUTO,
 ) -> xr.Dataset:
-    """Return the mean cosine between vectors of different clusters, and that within clusters beyond it.
+    """Return the mean cosine between vectors of different clusters, and its excess within clusters.
 
     Parameters
     ----------
@@ -122,10 +122,10 @@ def anisotropy(
     vectors
         ``pooled`` or ``last``.
     tokens
-        Tokens that these represent, as for :func:`adjacent_cka`.
+        Tokens that these vectors represent, as for :func:`adjacent_cka`.
     cluster
         A label that dependent samples share, such as twins or the versions of a sentence; ``auto`` detects
-        it. With None, every sample is a cluster, and there is nothing within.
+        it. With None, every sample is a cluster, and ``within`` is undefined.
 
     Returns
     -------
@@ -143,8 +143,8 @@ def anisotropy(
 
     Notes
     -----
-    Ethayarajh, How contextual are contextualized word representations?, EMNLP 2019. All pairs enter, in
-    closed form; the intervals are those of a jackknife over clusters.
+    Ethayarajh, How contextual are contextualized word representations?, EMNLP 2019. All pairs are included,
+    in closed form; the intervals are those of a jackknife over clusters.
 
     Examples
     --------

@@ -10,6 +10,7 @@ import xarray as xr
 from ..canonical import Cube
 from ..errors import Fault, InputError, MissingError
 from . import selection
+from .cluster_detection import ClusterChoice
 from .finiteness import finite_cube
 from .kernels import kmeans as kernels
 from .kernels.similarity import principal_components
@@ -50,7 +51,7 @@ def cluster_samples(
     permutations: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Divide the samples of each language into clusters by k-means, layer by layer.
+    """Divide the samples of each language into k-means clusters, layer by layer.
 
     Parameters
     ----------
@@ -67,16 +68,16 @@ def cluster_samples(
     vectors
         ``pooled`` or ``last``.
     tokens
-        Tokens that these represent, as for :func:`adjacent_cka`.
+        Tokens that these vectors represent, as for :func:`adjacent_cka`.
     cluster
-        The label that *dependent* samples share, such as twins, not to be confused with the result; by
-        default detected (see "Dependent samples" in the methods). None if all samples are independent.
+        The label that *dependent* samples share, such as twins: not a k-means cluster. By default detected
+        (see "Dependent samples" in the methods). None if all samples are independent.
     n_components
         Number of leading principal components to which vectors are reduced first.
     resamples
         Number of random divisions into halves for ``stability``.
     permutations
-        Number of permutations of each label, which respect ``cluster``.
+        Number of permutations of each label, which respect ``cluster``, unless it is the label itself.
     seed
         Random seed.
 
@@ -84,13 +85,13 @@ def cluster_samples(
     -------
     xarray.Dataset
         - Dims ``(layer, sample)``: ``assignment``, the k-means cluster of each sample within its language,
-          numbered from 0, the largest; -1 if undefined. The coordinates of ``sample`` include ``text``,
-          ``sample_id``, ``sample_language`` and the labels.
-        - Dims ``(language, layer)``: ``n_clusters``, the number chosen.
+          numbered from the largest, which is 0; -1 if undefined. The coordinates of ``sample`` include
+          ``text``, ``sample_id``, ``sample_language`` and the labels.
+        - Dims ``(language, layer)``: ``n_clusters``, the number of k-means clusters chosen.
         - Dims ``(language, layer, candidate)``: ``inertia``, the sum of squared distances to the centres;
           the mean ``silhouette``; and ``stability``, the mean adjusted Rand index of fits to two disjoint
-          halves of the data, which consist of whole values of ``cluster``. NaN if there are not more distinct
-          vectors than clusters.
+          halves of the data, which consist of whole values of ``cluster``. NaN unless there are more distinct
+          vectors than k-means clusters.
         - Dims ``(language, layer, label)``, with ``by``: ``adjusted_rand`` and
           ``adjusted_mutual_information`` between assignment and label, which are 0 on average by chance and 1
           if both agree; for each, ``_null_mean`` under permuted labels and ``_p``, not corrected for the
@@ -116,17 +117,15 @@ def cluster_samples(
     >>> cube = open_cube(write_cube(n_samples=40))
     >>> result = cluster_samples(cube, n_clusters=2, layers=[1], by="gender", permutations=19).compute()
     >>> english = result.isel(sample=(result.sample_language == "english").values)
-    >>> texts = english.text[english.assignment.sel(layer=1) == 0]  # those of the largest cluster
+    >>> texts = english.text[english.assignment.sel(layer=1) == 0]  # of the largest k-means cluster
     >>> len(texts) >= 10
     True
     """
     options = _options(n_clusters, criterion, n_components, resamples, permutations, seed)
     array = selection.vectors(_of_layers(select_tokens(finite_cube(cube), tokens), layers), vectors)
-    choice = selection.cluster_choice(array, cluster)
-    groups = (
-        np.arange(array.sizes["sample"]) if choice.name is None else selection.clusters(array, choice.name)
-    )
-    result = _clustered(array, groups, _names(by), options)
+    names = _names(by)
+    choice, groups = _dependent(array, array, cluster, names, np.arange(array.sizes["sample"]))
+    result = _clustered(array, groups, names, options)
     shown = [name for name in (*_SHOWN, *selection.label_names(array)) if name in array.coords]
     result = result.assign_coords({name: ("sample", array[name].values, array[name].attrs) for name in shown})
     result = result.assign_coords(
@@ -151,7 +150,7 @@ def cluster_tokens(
     permutations: int = 200,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Divide tokens of each language into clusters by k-means, layer by layer.
+    """Divide tokens of each language into k-means clusters, layer by layer.
 
     Parameters
     ----------
@@ -186,7 +185,6 @@ def cluster_tokens(
     options = _options(n_clusters, criterion, n_components, resamples, permutations, seed)
     available = _of_layers(select_tokens(finite_cube(cube), tokens), layers)
     selection.require(available, "residual")
-    choice = selection.cluster_choice(available, cluster)
     array, names = sampled_tokens(available, max_sampled_tokens, seed), _names(by)
     sample, token = array.drawn_from.values, array.drawn_at.values
     of_tokens = [
@@ -197,7 +195,7 @@ def cluster_tokens(
     array = array.assign_coords(
         {name: ("sample", available[name].values[sample, token]) for name in of_tokens}
     )
-    groups = sample if choice.name is None else selection.clusters(array, choice.name)
+    choice, groups = _dependent(available, array, cluster, names, sample)
     result = _clustered(array, groups, names, options).rename(sample="token")
     shown = [name for name in ("sample_id", *of_tokens) if name in array.coords]
     result = result.assign_coords({name: ("token", array[name].values) for name in shown})
@@ -250,13 +248,38 @@ def _of_layers(cube: xr.Dataset, layers: Sequence[int] | None) -> xr.Dataset:
     return cube.sel(layer=sorted(set(layers)))
 
 
-def _clustered(array: xr.DataArray, groups: np.ndarray, names: list[str], options: _Options) -> xr.Dataset:
-    """Cluster the vectors of each language and layer; `groups` are what dependent ones share."""
+def _dependent(
+    cube: xr.Dataset | xr.DataArray,
+    array: xr.DataArray,
+    cluster: str | None,
+    names: list[str],
+    independent: np.ndarray,
+) -> tuple[ClusterChoice, list[np.ndarray]]:
+    """Return the choice of `cluster`, and what dependent vectors share: for stability, and for each label.
+
+    Permuting a label between clusters that it defines itself changes nothing, so it is not a candidate there.
+    """
+
+    def shared(choice: ClusterChoice) -> np.ndarray:
+        return independent if choice.name is None else selection.clusters(array, choice.name)
+
+    choice = selection.cluster_choice(cube, cluster)
+    groups = [shared(choice)] * (1 + len(names))
+    if choice.name in names:
+        other = selection.cluster_choice(cube, cluster if choice.is_detected else None, choice.name)
+        groups[1 + names.index(choice.name)] = shared(other)
+    return choice, groups
+
+
+def _clustered(
+    array: xr.DataArray, groups: list[np.ndarray], names: list[str], options: _Options
+) -> xr.Dataset:
+    """Cluster the vectors of each language and layer; `groups` are from :func:`_dependent`."""
     labels = {name: selection.column(array, name, "by").codes for name in names}
     assignments, places = [], []
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
-        dependent = selection.codes(groups[samples])
+        dependent = [selection.codes(of_all[samples]) for of_all in groups]
         codes = [of_all[samples] for of_all in labels.values()]
         sizes = {"candidate": len(options.candidates), "label": len(codes)}
         out = [["candidate"]] * len(_BY_CANDIDATE) + [[], ["sample"]] + [["label"]] * len(_AGREEMENTS)
@@ -282,7 +305,7 @@ def _clustered(array: xr.DataArray, groups: np.ndarray, names: list[str], option
 
 
 def _of_layer(
-    x: np.ndarray, groups: np.ndarray, labels: list[np.ndarray], options: _Options
+    x: np.ndarray, groups: list[np.ndarray], labels: list[np.ndarray], options: _Options
 ) -> tuple[np.ndarray, ...]:
     """Return the `_BY_CANDIDATE`, the number chosen, the assignment and the `_AGREEMENTS` of one layer."""
     exact = x.astype(np.float64)
@@ -299,7 +322,7 @@ def _of_layer(
             table[:, at] = (
                 model.inertia_ * total,
                 kernels.silhouette(scores, assignment, options.seed),
-                kernels.stability(scores, candidate, groups, options.resamples, options.seed),
+                kernels.stability(scores, candidate, groups[0], options.resamples, options.seed),
             )
     criterion = table[_BY_CANDIDATE.index(options.criterion)]
     if np.isnan(criterion).all():
@@ -307,8 +330,8 @@ def _of_layer(
         return (*table, np.array(np.nan), np.full(len(x), -1), *undefined)
     best = int(np.nanargmax(criterion))
     agreements = [
-        kernels.agreement(assignments[best], codes, groups, options.permutations, options.seed).ravel()
-        for codes in labels
+        kernels.agreement(assignments[best], codes, shared, options.permutations, options.seed).ravel()
+        for codes, shared in zip(labels, groups[1:], strict=True)
     ]
     columns = np.array(agreements).reshape(len(labels), len(_AGREEMENTS)).T
     return (*table, np.array(options.candidates[best]), assignments[best], *columns)

@@ -65,7 +65,7 @@ def covariates_of(vectors: xr.DataArray, names: tuple[str, ...]) -> Covariates |
     return Covariates(names, lengths, [str(text) for text in vectors.text.values])
 
 
-def covariate_names(residualized_on: str | Sequence[str]) -> tuple[str, ...]:
+def covariate_names(residualized_on: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of covariates, without repetition.
 
     Raises
@@ -73,7 +73,7 @@ def covariate_names(residualized_on: str | Sequence[str]) -> tuple[str, ...]:
     InputError
         If a name is unknown.
     """
-    names = (residualized_on,) if isinstance(residualized_on, str) else tuple(residualized_on)
+    names = (residualized_on,) if isinstance(residualized_on, str) else tuple(residualized_on or ())
     for name in names:
         if name not in COVARIATES:
             problem = f"{name!r} is unknown"

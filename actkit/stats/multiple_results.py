@@ -1,6 +1,6 @@
 """Holm's correction of p-values over languages and over several results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,7 @@ _DIMS = {
 }
 
 
-def holm(results: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+def holm(results: xr.Dataset | Iterable[xr.Dataset]) -> list[xr.Dataset]:
     """Correct p-values over several results, such as those of several labels, and over their languages.
 
     Parameters
@@ -39,11 +39,11 @@ def holm(results: Sequence[xr.Dataset]) -> list[xr.Dataset]:
 
     Notes
     -----
-    The p-values of a language of a result are a family, corrected within it for all layers. With m families
-    left, p-values of at most 0.05 / m are significant, and a family leaves once all of its p-values are. With
-    one layer, this is Holm's procedure (Scandinavian Journal of Statistics 1979). The smallest p-value of a
-    permutation test, 1 / (permutations + 1), is multiplied by the number of families too: choose enough
-    permutations.
+    The p-values of one language in one result form a family and are already corrected over its layers. With m
+    families left, p-values of at most 0.05 / m are significant, and a family leaves once all of its p-values
+    are. With one layer, this is Holm's procedure (Scandinavian Journal of Statistics 1979). The smallest
+    p-value of a permutation test, 1 / (permutations + 1), is multiplied by the number of families too: choose
+    enough permutations.
 
     Examples
     --------
@@ -51,16 +51,25 @@ def holm(results: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     >>> number = actkit.group_differential(cube, by="number")  # doctest: +SKIP
     >>> gender, number = actkit.holm([gender, number])  # doctest: +SKIP
     """
+    results = [results] if isinstance(results, xr.Dataset) else list(results)
+    hint = "correct only such results, with their dims (language, layer, layer_2)"
     faults = [
-        Fault(f"results[{number}]", "is not a result of group_differential", "correct only such results")
+        Fault(f"results[{number}]", "is not a result of group_differential", hint)
         for number, result in enumerate(results)
-        if not set(_DIMS) <= set(result.data_vars) or "language" not in result.dims
+        if not _is_result(result)
     ]
     if not results:
         faults.append(Fault("results", "are empty", "give at least one result"))
     if faults:
         raise InputError(faults)
     return [result.assign_attrs(n_results=len(results)) for result in over_languages(results)]
+
+
+def _is_result(result: object) -> bool:
+    """Return whether a Dataset has p-values with all of their dims."""
+    return isinstance(result, xr.Dataset) and all(
+        name in result and set(result[name].dims) >= {"language", *dims} for name, dims in _DIMS.items()
+    )
 
 
 def over_languages(results: Sequence[xr.Dataset]) -> list[xr.Dataset]:

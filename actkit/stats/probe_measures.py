@@ -109,7 +109,12 @@ def p_values(value: xr.DataArray, draws: xr.DataArray) -> tuple[xr.DataArray, xr
 
 
 def with_baselines(
-    layers: xr.Dataset, baselines: xr.Dataset, measures: Sequence[str], fewest: int
+    layers: xr.Dataset,
+    baselines: xr.Dataset,
+    measures: Sequence[str],
+    fewest: int,
+    *,
+    limits: tuple[float, ...] = (),
 ) -> xr.Dataset:
     """Return the measures of layers with those of baselines and the differences between the two.
 
@@ -121,6 +126,8 @@ def with_baselines(
         Names of the measures.
     fewest
         Number of clusters that have the rarest class.
+    limits
+        Those of AUROCs, as for :func:`~actkit.stats.kernels.auroc.paired_difference`.
 
     Returns
     -------
@@ -139,7 +146,7 @@ def with_baselines(
         def kernel(*values: np.ndarray) -> tuple[float, ...]:
             first, second, *influences = values
             pair = (influences[0], influences[1])
-            return auroc.paired_difference((first.item(), second.item()), pair, fewest)
+            return auroc.paired_difference((first.item(), second.item()), pair, fewest, limits=limits)
 
         names = (measure, f"{measure}_influence")
         pairs = (layers[names[0]], baselines[names[0]], layers[names[1]], baselines[names[1]])

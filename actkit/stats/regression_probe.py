@@ -16,6 +16,7 @@ from .kernels.label_models import null_sources
 from .kernels.probes import Fold
 from .label_samples import LabelSamples, covariate_names, covariates_of, number_samples
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
+from .token_selection import select_tokens
 
 _MEASURES = ("r2", "spearman")
 
@@ -26,6 +27,7 @@ def regression_probe(
     by: str,
     cluster: str | None = selection.AUTO,
     vectors: selection.Pooling = "pooled",
+    tokens: selection.TokenSelection = "content",
     residualized_on: Covariate | Sequence[Covariate] = (),
     folds: int = 5,
     seeds: int = 3,
@@ -46,10 +48,13 @@ def regression_probe(
         are independent.
     vectors
         ``pooled`` or ``last``.
+    tokens
+        Tokens that these and the embedding represent, as for :func:`adjacent_cka`. Text and length, as
+        baselines and as covariates, are those of the whole text.
     residualized_on
-        ``length``, ``tfidf`` or both: what these predict of the vectors and of the label is subtracted, by
-        regressions in each training part (see "Matching and residuals" in the methods). ``r2`` and
-        ``spearman`` are then about the rest of the label.
+        ``length``, ``tfidf`` or both: their predictions of the vectors and of the label are subtracted, by
+        regressions fitted in each training part (see "Matching and residuals" in the methods). ``r2`` and
+        ``spearman`` then describe the residual label.
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
@@ -67,7 +72,7 @@ def regression_probe(
           of the training samples. It is negative where the prediction is worse than the mean;
         - ``spearman``, the rank correlation of held-out predictions with the label, the mean over folds;
         - the 95% interval of each, ``_low`` to ``_high``, from the influence of each cluster; NaN if the
-          predictions are perfect;
+          predictions are perfect, and that of ``spearman`` also if a fold tests one cluster only;
         - ``r2_p`` and ``spearman_p``, max-T permutation p-values, corrected over layers, and ``r2_bound`` and
           ``spearman_bound``, the 95% quantiles of the permuted maxima over layers.
 
@@ -110,7 +115,7 @@ def regression_probe(
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
     names = covariate_names(residualized_on)
-    whole = finite_cube(cube)
+    whole = select_tokens(finite_cube(cube), tokens)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
     choice = selection.cluster_choice(array, cluster, by)

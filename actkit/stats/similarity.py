@@ -45,7 +45,7 @@ def similarity(
     permutations: int = 100,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Compare representations, and calibrate their similarity by that of permuted samples.
+    """Compare representations, and calibrate their similarity against permuted samples.
 
     Parameters
     ----------
@@ -64,18 +64,18 @@ def similarity(
     vectors
         ``pooled`` or ``last``.
     tokens
-        Tokens that these represent, as for :func:`adjacent_cka`.
+        Tokens that these vectors represent, as for :func:`adjacent_cka`.
     match
         How samples of two cubes are matched, as for :func:`cka`.
     cluster
-        A label that dependent samples share, such as twins; ``auto`` detects it, and None takes samples to be
-        independent. One sample of each cluster, drawn at random, enters the comparison, so that all
-        permutations of samples are equally likely under the null.
+        A label that dependent samples share, such as twins; ``auto`` detects it, and None treats samples as
+        independent. One sample of each cluster, drawn at random, is compared, so that all permutations
+        of samples are equally likely under the null.
     k
         Number of nearest neighbours for ``mutual_knn``.
     n_components
         Number of leading principal components that ``procrustes`` compares, because its cost grows with
-        their cube; None for all.
+        the third power of their number; None for all.
     permutations
         Number of permutations of the samples.
     seed
@@ -88,14 +88,14 @@ def similarity(
         itself: ``similarity``; its mean and standard deviation under permutation, ``null_mean`` and
         ``null_sd``; ``calibrated``, (similarity − null_mean) / (1 − null_mean), which is 0 on average for
         unrelated representations and 1 for equal ones; and the permutation ``p``, at least 1 / (permutations
-        + 1) and not corrected for the number of pairs. ``n``, the number of samples that entered, has dims
+        + 1) and not corrected for the number of pairs. ``n``, the number of samples compared, has dims
         ``(language,)`` or ``(language, language_2)``. Lazy if the cube is.
 
     Raises
     ------
     InputError, MissingError
-        If the cubes or languages share no samples, these cannot be matched, or ``k`` is not below their
-        number.
+        If the cubes or languages share no samples or their samples cannot be matched, or ``k`` is not below
+        the number of samples.
 
     Notes
     -----
@@ -105,7 +105,7 @@ def similarity(
 
     Sources: :func:`cka`; Huh et al., ICML 2024; Kriegeskorte et al. 2008; Williams et al., NeurIPS 2021.
     Gröger et al. 2026, arXiv:2602.14486, show what goes wrong without calibration; they subtract a critical
-    value of the null, where this subtracts its mean.
+    value of the null instead of its mean.
 
     Examples
     --------

@@ -63,10 +63,10 @@ def token_correlation(
 
     Notes
     -----
-    Intervals: that of a ratio of sums over clusters for means over tokens, and for correlations
-    over tokens that of Fisher's z, with a jackknife for Pearson's and the influence of clusters for
-    Spearman's (Croux and Dehon 2010). Vectors are read once, at all layers; memory grows with the number of
-    samples times the square of the number of layers.
+    A mean over tokens has the interval of a ratio of sums over clusters. A correlation over tokens has an
+    interval on the scale of Fisher's z, with a jackknife over clusters for Pearson's and the influence of
+    clusters for Spearman's (Croux and Dehon 2010). Vectors are read once, at all layers; memory grows with
+    the number of samples times the square of the number of layers.
 
     Examples
     --------

@@ -53,8 +53,8 @@ class TokenFilter(TokenCondition):
     Parameters
     ----------
     strings
-        Texts of tokens. A string matches a token with exactly this text, and a token whose text is this after
-        white space around it is removed: ``"the"`` matches `` the``.
+        Texts of tokens. A string matches tokens whose text equals it exactly, or once surrounding white space
+        is removed: ``"the"`` matches `` the``.
     pattern
         A regular expression, searched for in the text of the token, including its white space.
     ids
@@ -88,7 +88,11 @@ class TokenFilter(TokenCondition):
     labels: Mapping[str, Any] | tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        labels = dict(self.labels) if isinstance(self.labels, Mapping) else {}
+        try:
+            labels = dict(self.labels)  # pairs too, which `dataclasses.replace` passes
+        except (TypeError, ValueError):
+            fault = Fault("labels", f"{self.labels!r} is not a mapping", 'give one, such as {"pos": "NOUN"}')
+            raise InputError([fault], "cannot filter tokens") from None
         values: dict[str, tuple[Any, ...]] = {
             name: _values(getattr(self, name)) for name in ("strings", "ids", "positions", "kinds")
         }

@@ -18,7 +18,7 @@ _LOOKED_AT = 64  # samples searched for a text or id, which imports may lack
 
 
 def select_tokens(cube: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
-    """Return a cube of which statistics use only some tokens.
+    """Return a cube in which statistics use only the selected tokens.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def select_tokens(cube: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
         The cube, lazy as before, with the boolean coordinate ``is_selected_token``, dims ``(sample, token)``,
         which replaces the mask of content tokens. `pooled` and `last` are those of the selected tokens,
         computed from `residual`; they are absent if the cube does not hold all content tokens. The attribute
-        ``selected_tokens`` is the selection as text. Of tokens selected before, only those remain that are
-        selected again.
+        ``selected_tokens`` is the selection as text. A second selection keeps only the tokens that
+        both contain.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def _lacking(cube: xr.Dataset, name: str) -> list[Fault]:
 
 def _column(cube: xr.Dataset, name: str) -> xr.DataArray:
     if name == FROM_END:
-        content = selection.token_mask(cube)
+        content = selection.token_mask(cube.drop_vars(SELECTED, errors="ignore"))
         from_end = np.cumsum(content.values[:, ::-1], axis=1)[:, ::-1]
         return xr.DataArray(-np.where(content.values, from_end, 0), dims=["sample", "token"])
     if name == "position" and name not in cube.coords:

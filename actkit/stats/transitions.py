@@ -52,8 +52,8 @@ def transitions(
     Notes
     -----
     If steps vary independently around a smooth trend, at least one of a language's steps is called a change
-    point in at most 5% of cases. See docs/methods.md for the profiles on which this was measured, and for the
-    power.
+    point in at most 5% of cases. docs/methods/similarity.md gives the power, and the profiles on which both
+    were measured.
     """
     array = selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
     n_layers = array.sizes["layer"]

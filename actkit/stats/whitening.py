@@ -49,7 +49,7 @@ class Whitener:
     Notes
     -----
     ZCA and PCA whitening: Kessy, Lewin, Strimmer, Optimal whitening and decorrelation, The American
-    Statistician 2018. docs/methods.md has the formulas.
+    Statistician 2018. docs/methods/directions.md has the formulas.
 
     Examples
     --------
@@ -110,7 +110,7 @@ class Whitener:
         vectors
             ``tokens`` for content tokens; or ``pooled`` or ``last``.
         tokens
-            Tokens that these represent, as for :func:`adjacent_cka`.
+            Tokens that these vectors represent, as for :func:`adjacent_cka`.
         method
             ``zca``, which stays closest to the original vectors; or ``pca``, whose components are ordered by
             variance.

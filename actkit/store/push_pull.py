@@ -37,7 +37,7 @@ _KEPT = "what was copied is safe, run the same command again to continue"
 
 @dataclass(frozen=True)
 class RunCopy:
-    """Result of :func:`push` or :func:`pull`.
+    """Result of :func:`actkit.push` or :func:`actkit.pull`.
 
     Parameters
     ----------

@@ -20,6 +20,7 @@ from actkit.reports import findings
 from actkit.reports.html_page import csv_of, table_of
 from actkit.reports.sections import choose, sections
 from actkit.reports.summaries import compute
+from actkit.sources import NO_LANGUAGE
 from actkit.testing import write_cube
 from tests.browser import CHROMIUM, FLAGS
 from tests.stats.conftest import planted
@@ -96,7 +97,7 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert "unbiased HSIC of Song et al. (2012)" in text
     assert "Samples that share a value of image_id are treated as one cluster" in text
     assert "image_id (detected)" in text
-    assert "english has only 60 samples, so its intervals are wide" in text
+    assert "english: only 60 samples, so intervals are wide" in text
     assert ": omitted" not in text
 
 
@@ -110,6 +111,40 @@ def test_change_points_are_named_and_untested_steps_are_descriptive(run: Path) -
     sentences = findings.of_neighbours(adjacent, steps)
     assert ". The step after layer 2 is larger than a smooth trend of the other steps" in sentences[0]
     assert sentences[-1].startswith("Not tested against a trend: all steps: 5 layers are too few")
+
+
+def test_an_unspecified_language_is_not_named(run: Path, tmp_path: Path) -> None:
+    cube = actkit.open_cube(run).isel(sample=slice(60), layer=[0, 3]).compute()
+    cube = cube.assign_coords(language=("sample", np.full(60, NO_LANGUAGE, dtype=object)))
+    choice = choose(cube, "", None, "pooled")
+    made = [section for section, _ in sections(cube, choice, partial(compute, cube))]
+    sentences = [sentence for section in made for sentence in section.sentences]
+    assert any(sentence.startswith("The mean norm changes from ") for sentence in sentences)
+    assert not [sentence for sentence in sentences if sentence[0].islower() or NO_LANGUAGE in sentence]
+    text = actkit.report(cube, out=tmp_path / "r.html", by="").read_text(encoding="utf-8")
+    assert "60 samples, 2 layers" in text
+    assert "Only 60 samples, so intervals are wide." in text
+
+
+def test_the_largest_change_of_the_norm_is_between_two_layers(run: Path) -> None:
+    norms = actkit.layer_norms(actkit.open_cube(run)).compute().isel(language=[0])
+    norms["mean"][0] = [1.0, 2.0, 10.0, 9.0, 8.0]
+    assert findings.of_norms(norms)[0] == (
+        "english: the mean norm changes from 1 at layer 0 to 8 at layer 4. The largest relative change "
+        "between adjacent layers is by a factor of 5, from layer 1 to layer 2."
+    )
+    norms["mean"][0, 0] = 0.0
+    assert findings.of_norms(norms)[0].endswith("to 8 at layer 4.")
+
+
+def test_massive_activations_are_counted_at_the_layer_with_the_most(run: Path) -> None:
+    massive = actkit.massive_activations(actkit.open_cube(run)).compute().isel(language=[0])
+    massive["n_massive"][0], massive["n_massive_samples"][0] = 0, 0
+    assert findings.of_massive(massive)[0].endswith(". There are no massive activations.")
+    massive["n_massive"][0, 3], massive["n_massive_samples"][0, 3] = 1450, 12
+    assert findings.of_massive(massive)[0].endswith(
+        ". Layer 3 has the largest number of massive activations: 1,450 (samples with at least one: 12)."
+    )
 
 
 @pytest.mark.slow

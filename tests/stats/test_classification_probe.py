@@ -90,6 +90,8 @@ def test_chosen_classes_and_the_name_of_their_dimension(classes: xr.Dataset) -> 
     found = actkit.classification_probe(part, by="n", classes=["c", "a"], permutations=2, seeds=1)
     assert found.attrs["group_dim"] == "n_label"
     assert found.n_label.values.tolist() == ["c", "a"]
+    named = part.rename(n="class")
+    assert "class" in actkit.classification_probe(named, by="class", permutations=2, seeds=1).auroc.dims
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -165,6 +167,17 @@ def test_matching_and_residuals_remove_what_acts_through_length(confounded: xr.D
         assert found.macro_auroc_p.sel(layer=1) <= 0.05, options
         name = next(iter(options))
         assert found.attrs[name] in ("length", "length and tfidf")
+
+
+def test_covariates_that_are_equal_for_all_samples_change_nothing(confounded: xr.Dataset) -> None:
+    equal = confounded.assign_coords(
+        n_tokens=("sample", np.full(300, 7)), text=("sample", np.full(300, "", dtype=object))
+    )
+    for name, by in (("classification_probe", "length_group"), ("regression_probe", "rating")):
+        options = {**MIXED, "by": by, "permutations": 2}
+        plain = getattr(actkit, name)(equal, **options)
+        found = getattr(actkit, name)(equal, **options, residualized_on=("length", "tfidf"))
+        xr.testing.assert_allclose(found, plain)
 
 
 def test_matched_groups_have_equal_lengths(confounded: xr.Dataset) -> None:

@@ -121,6 +121,23 @@ def test_tokens(cube: xr.Dataset) -> None:
     assert result.attrs["tokens"] == repr(tokens)
 
 
+@pytest.mark.parametrize("cluster", ["auto", "theme"])
+def test_a_label_is_not_permuted_between_clusters_of_its_own(cube: xr.Dataset, cluster: str) -> None:
+    """Labels with many values qualify as clusters, between which permuting them changes nothing."""
+    english = cube.isel(sample=(cube.language == "english").values).drop_vars("image_id")
+    theme = np.arange(60) // 4
+    shift = xr.DataArray(
+        9 * np.random.default_rng(1).standard_normal((15, 8))[theme], dims=["sample", "hidden"]
+    )
+    moved = {name: (english[name] + shift).transpose(*english[name].dims) for name in ("pooled", "residual")}
+    english = english.assign(moved).assign_coords(theme=("sample", theme, {"label": True}))
+    result = actkit.cluster_samples(english, n_clusters=8, by=["theme", "gender"], cluster=cluster, **QUICK)
+    assert result.attrs["cluster"] == "theme"
+    assert (result.adjusted_rand_p.sel(label="theme") == 1 / 40).all()
+    tokens = actkit.cluster_tokens(english, n_clusters=8, by="theme", cluster=cluster, **QUICK)
+    assert (tokens.adjusted_rand_p == 1 / 40).all()
+
+
 def test_permutations_respect_dependence() -> None:
     groups = np.repeat(np.arange(30), 2)
     twins = np.tile([0, 1], 30)

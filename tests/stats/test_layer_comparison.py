@@ -135,5 +135,14 @@ def test_one_layer_and_one_result_per_label_are_holms(result: xr.Dataset) -> Non
 def test_only_results_with_these_p_values_are_corrected(cube: xr.Dataset, result: xr.Dataset) -> None:
     with pytest.raises(InputError, match=r"results\[1\]: is not a result of group_differential"):
         actkit.holm([result, actkit.layer_norms(cube)])
+    for lacking in (result.sel(layer=1), result.isel(layer_2=0), "result"):
+        with pytest.raises(InputError, match=r"results\[0\]: is not a result of group_differential"):
+            actkit.holm([lacking])
     with pytest.raises(InputError, match="results: are empty"):
         actkit.holm([])
+
+
+def test_one_result_or_a_generator_is_corrected(result: xr.Dataset) -> None:
+    (wanted,) = actkit.holm([result])
+    xr.testing.assert_identical(actkit.holm(result)[0], wanted)
+    xr.testing.assert_identical(actkit.holm(each for each in [result])[0], wanted)

@@ -1,6 +1,8 @@
 """Token filters: what they match, how they combine, and that each statistic uses them."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ def written(run: Path, excluded: Callable[[dict[str, np.ndarray]], np.ndarray] |
     writer = cube.create(run)
     for window in range(cube.plan.n_windows):
         writer.write(window, cube.part(window))
-    return actkit.open_cube(run)
+    rating = ("sample", rng.standard_normal(N), {"label": True})
+    return actkit.open_cube(run).assign_coords(rating=rating)
 
 
 def without_cats(values: dict[str, np.ndarray]) -> np.ndarray:
@@ -107,6 +110,7 @@ def test_labels_of_tokens(cube: xr.Dataset) -> None:
     assert repr(tokens) == "TokenFilter(labels={'pos': ('NOUN',)})"
     content = cube.token_kind.values == TokenKind.TEXT
     np.testing.assert_array_equal(selected(tagged, tokens), content & (nouns == "NOUN"))
+    assert replace(tokens, strings="cat").labels == tokens.labels
     with pytest.raises(InputError, match="has no coordinate `pos` with the dims"):
         actkit.select_tokens(cube, tokens)
 
@@ -116,6 +120,10 @@ def test_selections_narrow_each_other(cube: xr.Dataset) -> None:
     np.testing.assert_array_equal(twice.is_selected_token, selected(cube, TokenFilter(ids=2)))
     assert twice.selected_tokens == "(~TokenFilter(ids=(1,))) & (TokenFilter(ids=(1, 2)))"
     assert actkit.select_tokens(cube, "content") is cube
+    # -1 is the last content token, whatever was selected before: the text means what was done
+    first, last = ~TokenFilter(ids=1), TokenFilter(positions=-1)
+    twice = actkit.select_tokens(actkit.select_tokens(cube, first), last)
+    np.testing.assert_array_equal(twice.is_selected_token, selected(cube, first & last))
 
 
 EXCLUDED = ~TokenFilter(strings="cat")
@@ -137,9 +145,30 @@ STATISTICS: dict[str, tuple[Callable[..., xr.Dataset], dict[str, Any]]] = {
         actkit.group_differential,
         {"by": "gender", "permutations": 5, "folds": 2, "seeds": 1},
     ),
+    "classification_probe": (
+        actkit.classification_probe,
+        {"by": "gender", "permutations": 5, "folds": 2, "seeds": 1, "residualized_on": "length"},
+    ),
+    "regression_probe": (
+        actkit.regression_probe,
+        {"by": "rating", "permutations": 5, "folds": 2, "seeds": 1},
+    ),
+    "token_correlation": (actkit.token_correlation, {}),
+    "cluster_samples": (actkit.cluster_samples, {"n_clusters": 2, "resamples": 2, "permutations": 5}),
     "direction_cosines": (actkit.direction_cosines, {"by": "gender", "splits": 2}),
     "transfer": (actkit.transfer, {"by": "gender", "folds": 2}),
 }
+
+
+def test_every_statistic_takes_tokens() -> None:
+    others = {"holm", "layer_subset"}  # they read no vectors, or pass options on
+    of_stats = {name for name, module in actkit._MODULES.items() if module.startswith(".stats.")}
+    statistics = {name for name in of_stats if name.islower()} - others
+    lacking = [
+        name for name in statistics if "tokens" not in inspect.signature(getattr(actkit, name)).parameters
+    ]
+    assert len(statistics) > 15
+    assert not lacking
 
 
 @pytest.mark.filterwarnings("ignore:.*are excluded")
@@ -203,6 +232,7 @@ def test_a_kind_of_token_works_in_every_statistic(cube: xr.Dataset) -> None:
         ({"ids": ["a"]}, "ids: 'a' is not an integer"),
         ({"kinds": "bos"}, "kinds: 'bos' is unknown"),
         ({"labels": {"pos": []}}, "labels: `pos` has no values"),
+        ({"strings": "cat", "labels": ["pos"]}, "labels: \\['pos'\\] is not a mapping"),
     ],
 )
 def test_malformed_filters_are_refused(options: dict[str, Any], message: str) -> None:

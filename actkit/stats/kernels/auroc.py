@@ -186,7 +186,11 @@ def auroc_interval(auroc: float, influence: np.ndarray, fewest: int) -> tuple[fl
 
 
 def paired_difference(
-    aurocs: tuple[float, float], influences: tuple[np.ndarray, np.ndarray], fewest: int
+    aurocs: tuple[float, float],
+    influences: tuple[np.ndarray, np.ndarray],
+    fewest: int,
+    *,
+    limits: tuple[float, ...] = (0, 1),
 ) -> tuple[float, float, float, float]:
     """Return the difference between two AUROCs of the same samples and folds, the first minus the second.
 
@@ -198,6 +202,8 @@ def paired_difference(
         From :func:`cluster_influence`, each with dims ``(role, cluster)``.
     fewest
         Number of clusters in which the rarer label occurs.
+    limits
+        The lowest and the highest AUROC, at which there is no standard error; empty for other measures.
 
     Returns
     -------
@@ -207,21 +213,26 @@ def paired_difference(
     Notes
     -----
     DeLong, DeLong, Clarke-Pearson, Comparing the areas under two or more correlated receiver operating
-    characteristic curves, Biometrics 1988, with influences summed by cluster and a t distribution. If neither
-    AUROC has a standard error, p is 1 for equal AUROCs and otherwise that of a sign test in which the
-    clusters of the rarer label all agree.
+    characteristic curves, Biometrics 1988, with influences summed by cluster and a t distribution. An AUROC
+    of 0 or 1 has no standard error; the distance to the bound in :func:`auroc_interval` takes its place, and
+    is added to the half-width in squares, as by Zou, Donner, Construction of confidence limits about effect
+    measures, Statistics in Medicine 2008. With it, or without any standard error, p is 1 for equal AUROCs,
+    and at least that of a sign test in which the clusters of the rarer label all agree.
     """
     difference, influence = aurocs[0] - aurocs[1], influences[0] - influences[1]
     if np.isnan(difference) or np.isnan(influence).any():
         return (float("nan"),) * 4
-    error = np.sqrt(np.square(influence).sum())
-    if error < 1e-12:
-        p = 1.0 if abs(difference) < 1e-12 else min(2 * 0.5**fewest, 1.0)
-        return float(difference), float(difference), float(difference), p
-    freedom = influence.shape[-1] - 1
-    half = t.ppf(1 - _LEVEL / 2, freedom) * error
-    p = float(2 * t.sf(abs(difference) / error, freedom))
-    return float(difference), float(difference - half), float(difference + half), p
+    error, freedom = np.sqrt(np.square(influence).sum()), influence.shape[-1] - 1
+    down = up = float(np.square(t.ppf(1 - _LEVEL / 2, freedom) * error))
+    distance = (1 - (_LEVEL / 2) ** (1 / fewest)) ** 2
+    at_limit = [[auroc == limit for limit in limits] for auroc in aurocs]
+    if limits:
+        down += distance * (at_limit[0][1] + at_limit[1][0])
+        up += distance * (at_limit[0][0] + at_limit[1][1])
+    p = float(2 * t.sf(abs(difference) / error, freedom)) if error >= 1e-12 else 0.0
+    if error < 1e-12 or any(map(any, at_limit)):
+        p = 1.0 if abs(difference) < 1e-12 else max(p, min(2 * 0.5**fewest, 1.0))
+    return float(difference), float(difference - down**0.5), float(difference + up**0.5), p
 
 
 def holm(p: np.ndarray) -> np.ndarray:

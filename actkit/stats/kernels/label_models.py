@@ -37,10 +37,12 @@ def null_sources(
     numpy.ndarray
         The sample from which each sample takes its label, dims ``(permutation, sample)``.
     """
-    if covariates is None:
-        return permuted_sources(values, groups, count, seed=seed)
     everything = np.arange(len(values))
-    design = covariates.basis(everything, everything).train[:, 1:]
+    design = np.empty((len(values), 0))
+    if covariates is not None:
+        design = covariates.basis(everything, everything).train[:, 1:]
+    if not design.shape[1]:  # covariates that are equal for all samples predict nothing
+        return permuted_sources(values, groups, count, seed=seed)
     design = (design - design.mean(axis=0)) / np.where(np.ptp(design, axis=0) > 0, design.std(axis=0), 1)
     parameters = _normal if is_numeric else _multinomial
     statistics = values[:, None] if is_numeric else values[:, None] == np.arange(values.max() + 1)

@@ -84,7 +84,9 @@ def pairwise_differences(
     variances = np.diag(covariance)
     totals = variances[:, None] + variances
     squares = totals - 2 * covariance
-    errors = np.sqrt(np.where(squares > _NO_ERROR * totals, squares, np.nan))
+    at_limit = np.isin(aurocs[known], (0, 1))  # their influences in training are tiny, but need not be 0
+    has_error = (squares > _NO_ERROR * totals) & ~np.logical_and.outer(at_limit, at_limit)
+    errors = np.sqrt(np.where(has_error, squares, np.nan))
     differences = aurocs[known, None] - aurocs[known]
     largest = _largest_differences(flat, errors, influence.shape[-1] - 1, seed)
     half = np.quantile(largest, 1 - _LEVEL) * errors

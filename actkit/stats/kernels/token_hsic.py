@@ -167,8 +167,8 @@ class TokenSums:
     Notes
     -----
     The HSIC is invariant to a shift of each representation. Sums over different clusters follow by
-    inclusion-exclusion; docs/methods.md has the formulas. All sums are additive, so blocks of whole clusters
-    are merged exactly, provided that their shifts are equal.
+    inclusion-exclusion; docs/methods/similarity.md has the formulas. All sums are additive, so blocks of
+    whole clusters are merged exactly, provided that their shifts are equal.
     """
 
     n: int

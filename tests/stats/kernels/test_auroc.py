@@ -148,8 +148,14 @@ def test_paired_differences_use_the_correlation() -> None:
 
 def test_two_perfect_probes_do_not_differ() -> None:
     zero = np.zeros(20)
-    assert paired_difference((1.0, 1.0), (zero, zero), 10) == (0, 0, 0, 1)
-    assert paired_difference((1.0, 0.5), (zero, zero), 10)[3] == pytest.approx(2 / 1024)
+    bound = 1 - 0.025**0.1
+    assert paired_difference((1.0, 1.0), (zero, zero), 10) == pytest.approx((0, -bound, bound, 1))
+    assert paired_difference((1.0, 0.5), (zero, zero), 10) == pytest.approx((0.5, 0.5 - bound, 0.5, 2 / 1024))
+    # training influences are tiny, not 0
+    assert paired_difference((1.0, 0.5), (zero + 1e-9, zero), 10)[3] == pytest.approx(2 / 1024)
+    assert paired_difference((0.0, 0.5), (zero, zero), 10, limits=()) == pytest.approx(
+        (-0.5, -0.5, -0.5, 2 / 1024)
+    )
 
 
 def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:

@@ -57,8 +57,8 @@ def test_it_is_tukeys_for_independent_layers() -> None:
 
 def test_few_clusters_widen_the_intervals() -> None:
     rng = np.random.default_rng(2)
-    _, low, high, _ = pairwise_differences(np.zeros(2), rng.standard_normal((2, 2, 4)), 2, seed=0)
-    _, low_2, high_2, _ = pairwise_differences(np.zeros(2), rng.standard_normal((2, 2, 400)), 200, seed=0)
+    _, low, high, _ = pairwise_differences(np.full(2, 0.5), rng.standard_normal((2, 2, 4)), 2, seed=0)
+    _, low_2, high_2, _ = pairwise_differences(np.full(2, 0.5), rng.standard_normal((2, 2, 400)), 200, seed=0)
     assert (high - low)[0, 1] / np.sqrt(4) > (high_2 - low_2)[0, 1] / np.sqrt(400) * 1.2
 
 
@@ -74,3 +74,8 @@ def test_layers_without_an_error_of_their_difference() -> None:
     assert np.isnan(p[:, 3]).all()
     perfect = pairwise_differences(np.array([1.0, 0.0]), np.zeros((2, 2, 30)), 15, seed=0)
     assert perfect[3][0, 1] == pytest.approx(2 * 0.5**15)
+    # in training, influences on a perfect probe are tiny, not 0
+    tiny = 1e-7 * np.random.default_rng(4).standard_normal((2, 2, 30))
+    differences, low, high, p = pairwise_differences(np.array([1.0, 1.0]), tiny, 15, seed=0)
+    assert (differences[0, 1], p[0, 1]) == (0, 1)
+    assert np.isnan([low[0, 1], high[0, 1]]).all()
