@@ -158,7 +158,7 @@ def _local_cluster(n_workers: int, device: str) -> SpecCluster:
 
 def _slurm_cluster(path: Path) -> Any:
     """Submit the jobs of the workers; they start when Slurm starts them."""
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue.slurm import SLURMCluster
 
     return SLURMCluster(**slurm_arguments(path))
 
