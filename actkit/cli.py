@@ -169,6 +169,13 @@ def _add_extract(commands: Subparsers) -> None:
         help="compute one of several parts of the run, such as 3/16; other processes, on any machines that "
         "share the folder, compute the others, and `actkit seal` finishes the run",
     )
+    parser.add_argument(
+        "--cluster",
+        metavar="C",
+        help="compute the run on several processes: local:2 starts two on this machine (one for each GPU if "
+        "there are any), tcp://host:8786 is a Dask scheduler whose workers share the folder, and slurm.yaml "
+        "holds arguments of dask_jobqueue.SLURMCluster",
+    )
 
 
 def _import_extraction() -> None:

@@ -10,6 +10,8 @@ ActkitError
 │                       safe, or in an analysis that has no samples left or was given changed values
 ├── OutOfMemoryError    a single prompt does not fit into memory; committed windows are safe
 ├── LockedError         another process is writing this run; wait for it, or end it
+├── ClusterError        the workers of a cluster are lost or cannot be reached; rerun to continue; committed
+│                       windows are safe
 ├── StorageError        a disk read or write failed; free space or repair the disk and rerun; committed
 │                       windows are safe
 └── CubeError           the path is not a cube that this version reads
@@ -105,6 +107,10 @@ class OutOfMemoryError(ActkitError):
 
 class LockedError(ActkitError):
     """Another process is writing this run."""
+
+
+class ClusterError(ActkitError):
+    """The workers of a cluster are lost or cannot be reached; committed windows are safe."""
 
 
 class StorageError(ActkitError):

@@ -1,23 +1,18 @@
 """Extraction of a cube: check the run, load the model, then compute all windows."""
 
 import json
-import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import psutil
-import torch
 import xarray as xr
 
 from ..config import Config
 from ..errors import Fault, InputError
-from ..layer_spec import describe_all
 from ..object_urls import is_url
 from ..options import Options
 from ..store.folders import Folder
@@ -27,22 +22,21 @@ from ..store.reader import open_cube, open_windows
 from ..store.remote_run import RemoteRun
 from ..store.run_folder import CONFIG, SKIPPED, locked
 from ..store.settings import check_unchanged
-from ..store.shared_writer import SharedWriter
+from ..store.shared_writer import SharedWriter, remove_unfinished
 from ..store.writer import CubeWriter, create_cube, storage_errors
-from .capture.hooks import call
-from .loop.data_loader import batches
 from .loop.device_queue import device_name, hold_device
+from .loop.local_engine import LocalEngine, compression_threads
 from .loop.moment_accumulator import MomentAccumulator
-from .loop.pipeline import compute
 from .loop.trial_run import run_trial
 from .models.devices import share_heap
-from .models.hook_points import check_sum_rule
-from .models.loader import LoadedModel, load_model
 from .monitoring.label_counts import LabelCounts
 from .monitoring.progress import Bar, Listener, Meter, StatusFile
 from .monitoring.run_log import log_file, logger
 from .monitoring.wandb_sink import tracked
 from .preflight.preparation import RunPlan, prepare
+
+if TYPE_CHECKING:
+    from .cluster.cluster_engine import ClusterEngine
 
 
 def plan(
@@ -89,7 +83,7 @@ def plan(
         raise InputError(faults)
     prepared = replace(prepare(config, options), parts=parts, network=network)
     fits = prepared.estimate.host <= psutil.virtual_memory().available
-    return run_trial(prepared, _threads()) if trial and fits else prepared
+    return run_trial(prepared, compression_threads()) if trial and fits else prepared
 
 
 def extract(
@@ -98,6 +92,7 @@ def extract(
     listeners: Sequence[Listener] | None = None,
     queue: str | Path | None = None,
     part: str | Sequence[int] | None = None,
+    cluster: str | None = None,
     **options: Unpack[Options],
 ) -> xr.Dataset:
     """Run prompts through a model and store the activations of its layers.
@@ -114,6 +109,10 @@ def extract(
         Part of the run that this process computes, such as ``"3/16"`` or ``(3, 16)``: every sixteenth window.
         Any number of processes, on any machines that share the folder, may compute parts at any time.
         :func:`actkit.seal` finishes the run.
+    cluster
+        Cluster whose workers compute the run: ``"local:2"`` for two processes on this machine, the address of
+        a Dask scheduler, such as ``"tcp://host:8786"``, or a YAML file with arguments of
+        ``dask_jobqueue.SLURMCluster``. The cube is the same.
     **options
         Options, named as in :class:`actkit.config.Config`: ``model``, ``data``, ``out``, ``layers``, etc.
 
@@ -137,6 +136,8 @@ def extract(
         If a value is NaN or Inf and ``on_nonfinite="raise"``.
     StorageError
         If writing fails; committed windows are safe.
+    ClusterError
+        If the workers of the cluster are lost or cannot be reached; committed windows are safe.
 
     Notes
     -----
@@ -144,9 +145,14 @@ def extract(
     """
     share_heap()
     share = None if part is None else Part.parse(part)
+    if cluster is not None:
+        _check_cluster(cluster, part)
     prepared = prepare(config, options)
     run, plan = prepared.run, prepared.plan
     remote = RemoteRun(prepared.config.out) if is_url(prepared.config.out) else None
+    if remote is not None and cluster is not None:
+        hint = "give a folder and `actkit push` it, or compute parts"
+        raise InputError([Fault("cluster", "cannot write to an object store yet", hint)])
     with storage_errors("cannot make the run folder"):
         run.mkdir(parents=True, exist_ok=True)
     tracking = tracked(prepared.config, prepared.rules.axis, plan.shape)
@@ -162,7 +168,7 @@ def extract(
         state = "failed"
         try:
             with _device_turn(prepared.config, queue, meter):
-                _run(prepared, folder, meter, windows if share else None, remote)
+                _run(prepared, folder, meter, windows if share else None, remote, cluster)
             state = "done"
         except KeyboardInterrupt:
             state = "interrupted"
@@ -196,23 +202,54 @@ def _device_turn(config: Config, queue: str | Path | None, meter: Meter) -> Abst
     return hold_device(Path(queue), device_name(config), lambda: meter.emit("queued"))
 
 
+def _check_cluster(cluster: str, part: object) -> None:
+    if part is not None:
+        fault = Fault("part", "a part is computed by one process, not by a cluster", "leave out one of them")
+        raise InputError([fault])
+    try:
+        from .cluster.connection import check_cluster
+    except ModuleNotFoundError as error:
+        missing = f"{error.name} is not installed"
+        raise InputError([Fault("cluster", missing, "run pip install 'actkit[cluster]'")]) from error
+    check_cluster(cluster)
+
+
 def _run(
-    prepared: RunPlan, folder: Folder, meter: Meter, windows: range | None, remote: RemoteRun | None
+    prepared: RunPlan,
+    folder: Folder,
+    meter: Meter,
+    windows: range | None,
+    remote: RemoteRun | None,
+    cluster: str | None,
 ) -> None:
     """Create the cube unless it exists, and compute its windows, or those of a part."""
     if remote is not None:
         _run_remote(prepared, folder, meter, windows, remote)
         return
-    path = prepared.run / CUBE
     meter.emit("loading")
     folder.check()
-    model = None
-    is_part = windows is not None
+    if cluster is None:
+        _compute(prepared, folder, meter, windows, LocalEngine(prepared))
+        return
+    from .cluster.cluster_engine import ClusterEngine
+
+    with closing(ClusterEngine(prepared, cluster)) as engine:
+        _compute(prepared, folder, meter, None, engine)
+
+
+def _compute(
+    prepared: RunPlan,
+    folder: Folder,
+    meter: Meter,
+    windows: range | None,
+    engine: "LocalEngine | ClusterEngine",
+) -> None:
+    path = prepared.run / CUBE
+    is_part, is_local = windows is not None, isinstance(engine, LocalEngine)
     if path.exists():
-        check_unchanged(path, prepared.attrs, same_machine=is_part)
+        check_unchanged(path, prepared.attrs, same_machine=is_part or not is_local)
     else:
-        model = _load(prepared)
-        sum_rule = _check_sum_rule(prepared, model)
+        sum_rule = engine.check_model()
         if not is_part:
             _write_settings(prepared, folder)
         create_cube(
@@ -229,14 +266,15 @@ def _run(
         check_unchanged(path, prepared.attrs, same_machine=True)
         if folder.size(CONFIG) < 0:
             _write_settings(prepared, folder)
-    threads = _threads()
+    every = range(prepared.plan.n_windows) if windows is None else windows
+    threads = compression_threads()
     with closing(
         CubeWriter(path, prepared.plan, threads=threads)
-        if windows is None
-        else SharedWriter(path, prepared.plan, windows, threads=threads)
+        if is_local and not is_part
+        else SharedWriter(path, prepared.plan, every, threads=threads)
     ) as writer:
         folder.check()  # otherwise the cube opened at this path may belong to another run
-        _complete(prepared, folder, model, writer, meter, windows)
+        _complete(prepared, folder, engine, writer, meter, windows)
 
 
 def _run_remote(
@@ -245,11 +283,10 @@ def _run_remote(
     """Do the same in an object store, where any number of processes may write without a lock."""
     meter.emit("loading")
     remote.check()
-    model = None
+    engine = LocalEngine(prepared)
     cube = remote.cube()
     if cube is None:
-        model = _load(prepared)
-        sum_rule = _check_sum_rule(prepared, model)
+        sum_rule = engine.check_model()
         remote.create(
             prepared.plan,
             variables=prepared.size.variables,
@@ -261,8 +298,8 @@ def _run_remote(
         _write_settings(prepared, remote)
     else:
         check_unchanged(cube, prepared.attrs, same_machine=windows is not None)
-    with closing(remote.writer(prepared.plan, windows, threads=_threads())) as writer:
-        _complete(prepared, folder, model, writer, meter, windows)
+    with closing(remote.writer(prepared.plan, windows, threads=compression_threads())) as writer:
+        _complete(prepared, folder, engine, writer, meter, windows)
 
 
 def _write_settings(prepared: RunPlan, folder: Folder | RemoteRun) -> None:
@@ -281,7 +318,7 @@ def _write_file(folder: Folder | RemoteRun, name: str, text: str) -> None:
 def _complete(
     prepared: RunPlan,
     folder: Folder,
-    model: LoadedModel | None,
+    engine: "LocalEngine | ClusterEngine",
     writer: CubeWriter,
     meter: Meter,
     windows: range | None,
@@ -301,59 +338,21 @@ def _complete(
         done[plan.samples_of(window)] = False
     total, committed = int(wanted.sum()), int(done.sum())
     logger.info("%d of %d samples remain to be computed", total - committed, total)
-    # the moments of a run in parts are computed from the cube when it is sealed
-    accumulator = MomentAccumulator(prepared, folder) if prepared.config.whiten and windows is None else None
+    # the moments of parts are computed from the cube when it is sealed, those of a cluster's run at its end
+    has_moments = prepared.config.whiten and windows is None
+    accumulator = MomentAccumulator(prepared, folder) if has_moments else None
+    added = accumulator if isinstance(engine, LocalEngine) else None
     if todo:
-        model = model or _load(prepared)
-        meter.begin(committed, partial(_device_memory, model.device), LabelCounts(writer.path, done))
+        engine.start()
+    meter.begin(committed, engine.device_bytes, LabelCounts(writer.path, done))
+    if todo:
         try:
-            compute(prepared, model, writer, todo, meter, accumulator)
+            engine.compute(writer, todo, meter, added)
         finally:
-            if accumulator is not None:
-                accumulator.save()
-    else:
-        meter.begin(committed, dict, LabelCounts(writer.path, done))
+            if added is not None:
+                added.save()
+    if not isinstance(engine, LocalEngine):
+        remove_unfinished(prepared.run, folder)
     if accumulator is not None:
         folder.check()
         accumulator.complete()
-
-
-def _check_sum_rule(prepared: RunPlan, model: LoadedModel) -> dict[str, str | float]:
-    """Check the sum rule on the first batch, and return the result as attributes of the cube."""
-    if not {"attention", "mlp"} & prepared.layers.keys():
-        return {}
-    prompts = next(batches(prepared, [0])).prompts
-    with torch.inference_mode():
-        errors = check_sum_rule(model.hook_points, lambda: call(model, prompts))
-    finite = [error for error in errors if not math.isnan(error)]
-    if len(finite) < len(errors):
-        checked = f"checked in {len(finite)} of {len(errors)} blocks"
-        result = f"{checked}; the first outputs of the others are not finite"
-        logger.warning("sum rule: %s", result)
-        return {"sum_rule": result}
-    logger.info("largest relative error of the sum rule: %.1e", max(finite))
-    return {"sum_rule": model.hook_points.exception or "holds", "sum_rule_error": float(f"{max(finite):.1e}")}
-
-
-def _load(prepared: RunPlan) -> LoadedModel:
-    model = load_model(prepared.spec.checkpoint, prepared.spec.architecture, prepared.config)
-    prepared.spec.checkpoint.check_unchanged()  # a run may have queued for its device for hours
-    logger.info("loaded %s as %s on %s", prepared.spec.checkpoint.name, model.dtype, model.device)
-    logger.info("layers %s, %d windows", describe_all(prepared.layers), prepared.plan.n_windows)
-    return model
-
-
-def _threads() -> int:
-    """Return the number of threads that compress."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
-
-
-def _device_memory(device: torch.device) -> dict[str, int]:
-    if device.type != "cuda":
-        return {}
-    return {
-        "allocated": torch.cuda.memory_allocated(device),
-        "reserved": torch.cuda.memory_reserved(device),
-        "total": torch.cuda.get_device_properties(device).total_memory,
-    }

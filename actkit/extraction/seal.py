@@ -1,21 +1,20 @@
 """Completion of a run that was computed in parts."""
 
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from ..errors import CorruptError, Fault, IncompleteError
-from ..store.folders import PARTIAL, Folder
+from ..store.folders import Folder
 from ..store.layout import CUBE, array_of, cube_path, open_group
 from ..store.parts import Part, combined_status, is_ended, locked_if_possible, part_state, read_parts
 from ..store.reader import open_cube
 from ..store.run_folder import CONFIG, read_status, write_status
+from ..store.shared_writer import remove_unfinished
 from ..store.verification import read_committed, verify
-from ..store.writer import CREATING, storage_errors
+from ..store.writer import storage_errors
 from ..yaml_files import read_yaml
 from .monitoring.label_counts import LabelCounts
 from .monitoring.run_log import log_file, logger
@@ -62,7 +61,7 @@ def seal(run: str | Path, *, quick: bool = False) -> xr.Dataset:
     with locked_if_possible(path) as folder, log_file(folder):
         state = "failed"
         try:
-            _sweep(path, folder)
+            remove_unfinished(path, folder)
             if not quick and (faults := verify(path).faults):
                 raise CorruptError(faults)
             open_cube(path)
@@ -107,16 +106,6 @@ def _missing(run: Path, windows: list[int]) -> Iterator[Fault]:
 def _listed(windows: list[int], most: int = 8) -> str:
     shown = ", ".join(map(str, windows[:most])) + (" …" if len(windows) > most else "")
     return f"window {shown}" if len(windows) == 1 else f"{len(windows)} windows: {shown}"
-
-
-def _sweep(run: Path, folder: Folder) -> None:
-    """Remove unfinished files, whoever writes them: every window is committed."""
-    for path, _, files in os.walk(run / CUBE):
-        for name in files:
-            if name.endswith(PARTIAL):
-                with suppress(FileNotFoundError), storage_errors("cannot remove an unfinished file"):
-                    os.unlink(os.path.join(path, name))
-    folder.remove_tree(CREATING)
 
 
 def _save_moments(run: Path, folder: Folder) -> None:

@@ -1,5 +1,6 @@
 """Writing of one cube by processes that share no lock, such as those of several machines."""
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,11 +10,12 @@ import numpy as np
 from ..batch_plan import Plan
 from ..errors import StorageError
 from .commits import written
-from .folders import Folder, Partial
+from .folders import PARTIAL, Folder, Partial
+from .layout import CUBE
 from .object_folder import Upload
 from .ragged import Ragged
 from .receipts import Receipt, receipt_name
-from .writer import CubeWriter, storage_errors
+from .writer import CREATING, CubeWriter, storage_errors
 
 
 class _ConflictError(StorageError):
@@ -80,7 +82,7 @@ class SharedWriter(CubeWriter):
     def _commit(self, window: int, files: list[Partial | Upload]) -> int:
         """Rename the files of a window into place, between its receipt and its flags."""
         receipt, flags = receipt_name(window), self._flag_files[window]
-        content = Receipt.of(self._seal, files).content()
+        content = Receipt.of(self.seal, files).content()
         contents = {receipt: content, flags: self._flags_of(window)}
         with written(self._folder, contents) as (receipt_file, flags_file):
             self._check()
@@ -99,3 +101,19 @@ class SharedWriter(CubeWriter):
             flags_file.place()
             self._folder.sync("committed")
         return sum(file.size for file in files)
+
+
+def remove_unfinished(run: Path, folder: Folder) -> None:
+    """Remove the unfinished files of a cube whose windows are all committed, whoever writes them.
+
+    Parameters
+    ----------
+    run, folder
+        The run folder, and the same, held open.
+    """
+    for path, _, files in os.walk(run / CUBE):
+        for name in files:
+            if name.endswith(PARTIAL):
+                with suppress(FileNotFoundError), storage_errors("cannot remove an unfinished file"):
+                    os.unlink(os.path.join(path, name))
+    folder.remove_tree(CREATING)

@@ -203,7 +203,7 @@ class CubeWriter:
         with storage_errors("cannot open"):
             self._folder = path.folder if isinstance(path, RemoteCube) else Folder(path)
         self._group = open_group(path)
-        self._seal = str(self._group.attrs[CHECKSUM])
+        self.seal = str(self._group.attrs[CHECKSUM])
         self._root = self._folder.read(METADATA, -1)
         self._check()
         self._arrays = {
@@ -274,9 +274,9 @@ class CubeWriter:
                     for file in files:
                         file.place()
                     self._folder.sync(name)
-                entries = {**entries, **Receipt.of(self._seal, files).files}
+                entries = {**entries, **Receipt.of(self.seal, files).files}
             if receipt and damaged:
-                with written(self._folder, {receipt_name(None): Receipt(self._seal, entries).content()}) as (
+                with written(self._folder, {receipt_name(None): Receipt(self.seal, entries).content()}) as (
                     file,
                 ):
                     file.place()
@@ -333,7 +333,7 @@ class CubeWriter:
     def _commit(self, window: int, files: "list[Partial | Upload]") -> int:
         """Rename the files of a window into place, its receipt and its flags last."""
         contents = {
-            receipt_name(window): Receipt.of(self._seal, files).content(),
+            receipt_name(window): Receipt.of(self.seal, files).content(),
             self._flag_files[window]: self._flags_of(window),
         }
         with written(self._folder, contents) as (receipt_file, flags_file), self._committing():
@@ -374,7 +374,7 @@ class CubeWriter:
     def _receipt(self, window: int | None) -> Receipt | Fault | None:
         """Return the receipt of a window or of the coordinates, or a fault if it is damaged or foreign."""
         receipt = read_receipt(self._folder, window, promised=bool(self._group.attrs.get(RECEIPTS)))
-        return receipt.fault(self._seal, window) or receipt if isinstance(receipt, Receipt) else receipt
+        return receipt.fault(self.seal, window) or receipt if isinstance(receipt, Receipt) else receipt
 
     def _is_whole(self, window: int) -> bool:
         """Return whether a window has all the files that its receipt lists, in the sizes listed."""

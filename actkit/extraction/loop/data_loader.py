@@ -1,6 +1,6 @@
 """Loader of prompts: reads and encodes rows again, and refuses rows that changed since the checks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,11 +47,14 @@ class Batch:
         return [Batch(self.window, self.samples[part], self.rows[part], self.prompts[part]) for part in parts]
 
 
+Rows = Iterable[tuple[int, Samples]]  # windows, and the rows of each
+
+
 @contextmanager
-def prefetched(prepared: RunPlan, todo: Sequence[int]) -> Iterator[Iterator[Batch]]:
+def prefetched(prepared: RunPlan, todo: Sequence[int], rows: Rows | None = None) -> Iterator[Iterator[Batch]]:
     """Iterate over the batches of windows; each is read and encoded while the previous one is computed."""
     end = object()
-    encoded = batches(prepared, todo)
+    encoded = batches(prepared, todo, rows)
     with ThreadPoolExecutor(1, thread_name_prefix="actkit-read") as pool:
 
         def ahead() -> Iterator[Batch]:
@@ -63,7 +66,7 @@ def prefetched(prepared: RunPlan, todo: Sequence[int]) -> Iterator[Iterator[Batc
         yield ahead()
 
 
-def batches(prepared: RunPlan, todo: Sequence[int]) -> Iterator[Batch]:
+def batches(prepared: RunPlan, todo: Sequence[int], rows: Rows | None = None) -> Iterator[Batch]:
     """Yield the batches of windows, in order.
 
     Parameters
@@ -72,11 +75,13 @@ def batches(prepared: RunPlan, todo: Sequence[int]) -> Iterator[Batch]:
         The run.
     todo
         The windows.
+    rows
+        The rows of the windows; by default, they are read from the data.
     """
-    for window, rows in windows(prepared, todo):
+    for window, samples_of_window in windows(prepared, todo) if rows is None else rows:
         first = prepared.plan.samples_of(window).start
         for samples in prepared.plan.batches_of(window):
-            prompts = batch_prompts(prepared, rows, first, samples)
+            prompts = batch_prompts(prepared, samples_of_window, first, samples)
             yield Batch(window, samples, samples - first, prompts)
 
 

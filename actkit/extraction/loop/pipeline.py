@@ -21,7 +21,7 @@ from ..monitoring.progress import Meter
 from ..monitoring.run_log import logger
 from ..preflight.preparation import RunPlan
 from .batch_runner import BatchRunner
-from .data_loader import Batch, prefetched
+from .data_loader import Batch, Rows, prefetched
 from .moment_accumulator import MomentAccumulator
 
 _TRIM_EVERY = 8  # batches
@@ -34,6 +34,9 @@ def compute(
     todo: Sequence[int],
     meter: Meter,
     accumulator: MomentAccumulator | None = None,
+    *,
+    share: Share | None = None,
+    rows: Rows | None = None,
 ) -> None:
     """Compute and commit windows.
 
@@ -51,11 +54,16 @@ def compute(
         Counts every batch and window.
     accumulator
         Accumulates the moments of every window that is written.
+    share
+        Threads of each concurrent batch; by default, the cores of this process are divided.
+    rows
+        The rows of the windows; by default, they are read from the data.
     """
-    share, threads = share_cores(prepared.config, quantized=prepared.spec.quantized), torch.get_num_threads()
+    share = share or share_cores(prepared.config, quantized=prepared.spec.quantized)
+    threads = torch.get_num_threads()
     pipeline = _Pipeline(prepared, model, writer, meter, accumulator, share, n_buffers=min(2, len(todo)))
     try:
-        with prefetched(prepared, todo) as batches:
+        with prefetched(prepared, todo, rows) as batches:
             for window, members in groupby(batches, key=attrgetter("window")):
                 pipeline.begin(window)
                 for batch in members:

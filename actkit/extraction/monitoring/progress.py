@@ -41,9 +41,10 @@ class Progress:
     batch_tokens
         Positions of the largest batch of this session, padding included.
     host_bytes
-        Memory of this process.
+        Memory of this process, and of the workers of a cluster.
     device_bytes
-        Memory of the accelerator: ``allocated``, ``reserved``, ``total``; empty on the CPU.
+        Memory of the accelerator, or of those of all workers: ``allocated``, ``reserved``, ``total``; empty
+        on the CPU.
     languages
         Samples computed of each language, including earlier sessions; empty until the cube is created.
     labels
@@ -110,6 +111,9 @@ class Meter:
         # monotonic, so that a clock that is set back cannot make rates negative
         self._start = time.monotonic()
         self.committed = committed
+        # of other processes: samples and tokens of batches that are not added yet, and memory
+        self.under_way = (0, 0)
+        self.worker_bytes = 0
         self.samples = self.tokens = self.bytes_written = self.batch_tokens = 0
 
     def add(self, samples: np.ndarray, tokens: int) -> None:
@@ -130,21 +134,22 @@ class Meter:
     def emit(self, state: str = "running") -> Progress:
         """Send the current progress to every listener, and return it."""
         seconds = time.monotonic() - self._start
-        rate = self.samples / seconds if seconds > 0 else 0.0
-        left = self._total - self._before - self.samples
+        samples, tokens = self.samples + self.under_way[0], self.tokens + self.under_way[1]
+        rate = samples / seconds if seconds > 0 else 0.0
+        left = self._total - self._before - samples
         event = Progress(
             state=state,
-            samples=self._before + self.samples,
+            samples=self._before + samples,
             total_samples=self._total,
             committed=self.committed,
-            tokens=self.tokens,
+            tokens=tokens,
             seconds=seconds,
             samples_per_second=rate,
-            tokens_per_second=self.tokens / seconds if seconds > 0 else 0.0,
+            tokens_per_second=tokens / seconds if seconds > 0 else 0.0,
             eta_seconds=left / rate if rate else None,
             bytes_written=self.bytes_written,
             batch_tokens=self.batch_tokens,
-            host_bytes=self._process.memory_info().rss,
+            host_bytes=self._process.memory_info().rss + self.worker_bytes,
             device_bytes=self._device_memory(),
             languages=self._label_counts.languages if self._label_counts else {},
             labels=self._label_counts.labels if self._label_counts else {},

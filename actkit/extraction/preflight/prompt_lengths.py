@@ -131,6 +131,16 @@ class Measure:
         """SHA-256 over the truncated SHA-256 digests of all images, in order."""
         return hashlib.sha256(self._images).hexdigest()
 
+    def image_hashes(self, samples: range) -> bytes:
+        """Return 8 bytes of the digest of the image of each sample; nothing for texts."""
+        return bytes(self._images[8 * samples.start : 8 * samples.stop])
+
+    def learn_images(self, samples: range, hashes: bytes) -> None:
+        """Store what :meth:`image_hashes` returned for samples in another process."""
+        missing = 8 * samples.stop - len(self._images)
+        self._images += bytes(max(missing, 0) if hashes else 0)
+        self._images[8 * samples.start : 8 * samples.start + len(hashes)] = hashes
+
     def knows_image(self, sample: int, digest: str) -> bool:
         """Return whether the image of a sample had this SHA-256 digest."""
         return self._images[8 * sample : 8 * sample + 8] == bytes.fromhex(digest)[:8]

@@ -77,6 +77,16 @@ def window_variables(config: Config, layers: Mapping[str, tuple[int, ...]]) -> t
     )
 
 
+def machine_settings(config: Config) -> dict[str, str]:
+    """Return the attributes of a cube that depend on the machine and its packages."""
+    device = pick_device(config.device).type
+    return {"device": device, "device_name": device_description(config), **_versions()}
+
+
+def _versions() -> dict[str, str]:
+    return {f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS}
+
+
 def describe_run(run: RunSpec, plan: Plan, batch_tokens: int) -> dict[str, str | int | float | bool]:
     """Return the attributes of the cube, which are needed to repeat the run or determine its result.
 
@@ -125,7 +135,7 @@ def describe_run(run: RunSpec, plan: Plan, batch_tokens: int) -> dict[str, str |
         **({"images_sha256": measure.images_digest} if config.image_column else {}),
         **({"skipped_rows": len(run.scan.skipped)} if config.on_bad_row == "skip" else {}),
         **({"skipped": skipped} if run.scan.skipped else {}),
-        **{f"{name}_version": importlib.metadata.version(name) for name in _VERSIONS},
+        **_versions(),
     }
 
 

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 import actkit
 from actkit.errors import IncompleteError, InputError, StorageError
-from actkit.extraction import run as extraction_run
 from actkit.extraction.capture.batch_capture import Capture
+from actkit.extraction.loop import local_engine
 from actkit.schema import MOMENTS
 from actkit.stats.moment_files import about_moments, load_moments
 from actkit.store.folders import Folder
@@ -132,7 +132,7 @@ def test_a_run_whose_folder_is_replaced_writes_moments_into_its_own(
     tiny_model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    computed, check = extraction_run.compute, Folder.check
+    computed, check = local_engine.compute, Folder.check
     ended: list[bool] = []
 
     def compute(*args: Any) -> None:
@@ -145,7 +145,7 @@ def test_a_run_whose_folder_is_replaced_writes_moments_into_its_own(
             run.rename(elsewhere)
             run.mkdir()
 
-    monkeypatch.setattr(extraction_run, "compute", compute)
+    monkeypatch.setattr(local_engine, "compute", compute)
     monkeypatch.setattr(Folder, "check", checked)
     with pytest.raises(StorageError, match="is now another folder"):
         extract(tiny_model, prompts, run)
