@@ -52,12 +52,14 @@ def test_binder_has_the_cpu_build_and_the_proxy() -> None:
 
 
 def test_all_is_every_extra_of_a_user() -> None:
-    assert EXTRAS["all"] == ["actkit[adapters,app,extract,notebook,wandb]"]
+    assert EXTRAS["all"] == ["actkit[adapters,app,cluster,extract,notebook,remote,wandb]"]
     assert EXTRAS.keys() - {"all", "bench", "dev", "docs"} == {
         "adapters",
         "app",
+        "cluster",
         "extract",
         "notebook",
+        "remote",
         "wandb",
     }
 
