@@ -28,7 +28,7 @@ def layer_alignment(vectors: xr.DataArray, groups: np.ndarray | None) -> xr.Data
     xarray.Dataset
         Dims ``(layer, layer_2)``: ``cka``, ``se`` and ``cka_biased``; ``participation_ratio``, dims
         ``(layer,)``; and ``left_out``, the CKA without one cluster at a time, dims
-        ``(cluster, layer, layer_2)``. Without coordinates.
+        ``(cluster, layer, layer_2)``, a single NaN if there are too few. Without coordinates.
     """
     n = vectors.sizes["sample"] if groups is None else len(np.unique(groups))
     outputs = selection.apply(
@@ -36,7 +36,7 @@ def layer_alignment(vectors: xr.DataArray, groups: np.ndarray | None) -> xr.Data
         vectors,
         core=[["layer", "sample", "hidden"]],
         out=[*_OUT, _LEFT_OUT],
-        sizes={"layer_2": vectors.sizes["layer"], "cluster": n if n >= FEWEST else 0},
+        sizes={"layer_2": vectors.sizes["layer"], "cluster": n if n >= FEWEST else 1},
         each=False,
     )
     names = ("cka", "se", "cka_biased", "participation_ratio", "left_out")
@@ -51,4 +51,7 @@ def superdiagonal(tables: xr.Dataset) -> xr.Dataset:
 
 def _tables(x: np.ndarray, *, groups: np.ndarray | None) -> tuple[np.ndarray, ...]:
     aligned = align(x, groups)
-    return aligned.cka, aligned.se, aligned.biased, aligned.participation, aligned.left_out
+    left_out = aligned.left_out
+    if not len(left_out):  # of which dask can make no chunks
+        left_out = np.full((1, len(x), len(x)), np.nan)
+    return aligned.cka, aligned.se, aligned.biased, aligned.participation, left_out

@@ -89,7 +89,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "transitions": actkit.transitions,
 }
 NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "holm", "import_files", "open_cube"}
-NO_CUBE |= {"plan", "report", "verify"}
+NO_CUBE |= {"extend", "join", "plan", "pull", "push", "report", "seal", "verify"}
 
 # selections by one label, and the same by a list of it
 SINGLE: dict[str, tuple[Change, Change]] = {
