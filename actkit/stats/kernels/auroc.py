@@ -4,6 +4,8 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
+from .normal_densities import normal_densities
+
 _LEVEL = 0.05
 
 
@@ -73,14 +75,15 @@ def auroc_gradient(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     ratio = min(len(second), len(first)) ** -0.2
     width = np.sqrt(second.var() + first.var()) * ratio
     if width > 0:
-        distance = (second[:, None] - first) / width
-        density = np.where(np.abs(distance) < 20, np.exp(-np.square(distance) / 2), 0)
-        density /= width * np.sqrt(2 * np.pi) * density.size
-        gradient[labels], gradient[~labels] = density.sum(axis=1), -density.sum(axis=0)
-        # the width depends on the scores too
-        spread = -(density * distance).sum() * ratio**2 / width
-        gradient[labels] += spread * (second - second.mean()) / len(second)
-        gradient[~labels] += spread * (first - first.mean()) / len(first)
+        raised, lowered, spread = np.zeros(len(second)), np.zeros(len(first)), 0.0
+        for block, distance, density in normal_densities(second, first, width):
+            raised[block] = density.sum(axis=1)
+            lowered += density.sum(axis=0)
+            spread -= (density * distance).sum() * ratio**2 / width  # the width depends on the scores too
+        raised += spread * (second - second.mean()) / len(second)
+        lowered -= spread * (first - first.mean()) / len(first)
+        pairs = len(second) * len(first)
+        gradient[labels], gradient[~labels] = raised / pairs, -lowered / pairs
     return gradient
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import rankdata
 
-_FARTHEST = 20  # smoothing widths beyond which a pair has no weight
+from .normal_densities import normal_densities
 
 
 def column_spearman(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -80,10 +80,9 @@ def spearman_gradient(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.zeros(n)
     root = np.sqrt(variances[0] * variances[1])
     slope = (v / root - (u @ v / n / root) * u / variances[0]) / n
-    distance = (scores[:, None] - scores) / width
-    density = np.where(np.abs(distance) < _FARTHEST, np.exp(-np.square(distance) / 2), 0)
-    density /= width * np.sqrt(2 * np.pi) * n
-    gradient = density.sum(axis=1) * slope - density @ slope
+    gradient = np.empty(n)
+    for block, _, density in normal_densities(scores, scores, width):
+        gradient[block] = (density.sum(axis=1) * slope[block] - density @ slope) / n
     centred = scores - scores.mean()  # the width depends on the scores too: their scale changes nothing
     return np.asarray(gradient - centred * (gradient @ centred) / (centred @ centred))
 

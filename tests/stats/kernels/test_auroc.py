@@ -1,5 +1,7 @@
 """AUROC and its sampling error against scikit-learn, DeLong's formula and a jackknife over clusters."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -167,3 +169,15 @@ def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:
 
 def test_the_rarer_label_determines_the_number_of_clusters() -> None:
     assert fewest_clusters(np.array([True, True, False, False, False]), np.array([0, 0, 1, 2, 0])) == 1
+
+
+def test_gradients_of_many_samples_take_little_memory() -> None:
+    """Pairs are counted in blocks: all at once would take 800 MB per array."""
+    rng = np.random.default_rng(0)
+    scores, labels = rng.standard_normal(20_000), rng.random(20_000) < 0.5
+    tracemalloc.start()
+    gradient = auroc_gradient(scores, labels)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    part = rng.permutation(20_000)
+    np.testing.assert_allclose(auroc_gradient(scores[part], labels[part]), gradient[part], atol=1e-15)
