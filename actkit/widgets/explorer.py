@@ -24,7 +24,7 @@ from ..store.xarray_copies import COPY
 from .background import in_background
 from .cards import Card, Picture
 from .marks import Marks
-from .markup import short_model
+from .markup import call_arguments, short_model
 from .panel_style import ACCORDION, html
 from .sample_list import SampleList
 
@@ -301,14 +301,14 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             results = self._statistics(statistics, options)
             return getattr(plots, draw)(*results, **how), results[0]
 
-        arguments = _arguments("cube", **{key: value for key, value in options.items() if value != ""})
+        arguments = call_arguments("cube", **{key: value for key, value in options.items() if value != ""})
         lines = [self._opening]
         for statistic in statistics:
             lines.append(f"{statistic} = actkit.{statistic}({arguments})\n")
             if languages:
-                selection = _arguments(**dict.fromkeys(_language_dims(statistic), languages))
+                selection = call_arguments(**dict.fromkeys(_language_dims(statistic), languages))
                 lines.append(f"{statistic} = {statistic}.sel({selection})\n")
-        lines.append(f"actkit.plots.{draw}({_arguments(*statistics, **how)})\n")
+        lines.append(f"actkit.plots.{draw}({call_arguments(*statistics, **how)})\n")
         return Picture(name, make, "".join(lines), axes)
 
     @property
@@ -398,8 +398,3 @@ def _language_dims(statistic: str) -> tuple[str, ...]:
 def _in_languages(result: xr.Dataset, statistic: str, languages: Sequence[str]) -> xr.Dataset:
     dims = _language_dims(statistic)
     return result.isel({dim: np.flatnonzero(np.isin(result[dim].values, languages)) for dim in dims})
-
-
-def _arguments(*names: str, **options: Any) -> str:
-    """Format the arguments of a call."""
-    return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])

@@ -109,3 +109,8 @@ def faults(reported: Iterable[Fault], heading: str) -> str:
 def short_model(name: object) -> str:
     """Return the last two parts of a model's id or path."""
     return "/".join(str(name).split("/")[-2:])
+
+
+def call_arguments(*names: str, **options: Any) -> str:
+    """Return the arguments of a call as Python code."""
+    return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])
