@@ -8,7 +8,7 @@ import pytest
 
 import actkit
 from actkit.errors import ChangedError
-from actkit.extraction import run
+from actkit.extraction.loop import local_engine
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
@@ -16,7 +16,7 @@ from actkit.extraction import run
 def test_weights_that_are_swapped_are_noticed(
     model_copy: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, how: str
 ) -> None:
-    load = run.load_model
+    load = local_engine.load_model
 
     def swapped(*arguments: Any) -> Any:
         path = model_copy / file
@@ -28,8 +28,8 @@ def test_weights_that_are_swapped_are_noticed(
         return load(*arguments)
 
     options: dict[str, Any] = {"data": str(prompts), "out": str(tmp_path / "run"), "listeners": []}
-    monkeypatch.setattr(run, "load_model", swapped)
+    monkeypatch.setattr(local_engine, "load_model", swapped)
     with pytest.raises(ChangedError, match=f"{file}: was changed after it was checked .run again"):
         actkit.extract(model=str(model_copy), **options)
-    monkeypatch.setattr(run, "load_model", load)
+    monkeypatch.setattr(local_engine, "load_model", load)
     assert actkit.extract(model=str(model_copy), **options).committed.all()

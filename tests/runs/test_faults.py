@@ -18,7 +18,7 @@ from actkit import extract, verify
 from actkit.cli import main
 from actkit.errors import InputError, StorageError
 from actkit.extraction import run as extraction_run
-from actkit.extraction.loop import data_loader
+from actkit.extraction.loop import data_loader, local_engine
 from actkit.extraction.monitoring.progress import Bar, Progress
 from actkit.store.layout import CUBE
 from actkit.store.run_folder import LOG, STATUS, read_status
@@ -94,7 +94,7 @@ def test_a_read_only_folder_is_refused_before_the_model_is_loaded(
     def load(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(extraction_run, "load_model", load)
+    monkeypatch.setattr(local_engine, "load_model", load)
     begun, new = read_only / "begun", read_only / "new"
     shutil.copytree(finished, begun)
     (begun / CUBE / "committed" / "c.3").unlink()
@@ -234,7 +234,7 @@ def test_a_thread_that_raises_ends_the_run_with_its_error(
     thread: str,
     at: int,
 ) -> None:
-    monkeypatch.setattr(extraction_run, "_threads", lambda: 3)
+    monkeypatch.setattr(extraction_run, "compression_threads", lambda: 3)
     owner, name, _ = THREADS[thread]
     events: list[Progress] = []
     with monkeypatch.context() as patched:

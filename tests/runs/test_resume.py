@@ -19,7 +19,7 @@ import pytest
 from actkit import extract, open_cube, verify
 from actkit.cli import main
 from actkit.errors import ChangedError, LockedError, StorageError
-from actkit.extraction import run as extraction_run
+from actkit.extraction.loop import local_engine
 from actkit.extraction.monitoring.progress import Progress
 from actkit.store.layout import CUBE
 from actkit.store.run_folder import CONFIG, LOG, read_status
@@ -163,7 +163,7 @@ def test_a_complete_run_computes_nothing(
     def load(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(extraction_run, "load_model", load)
+    monkeypatch.setattr(local_engine, "load_model", load)
     before = {path: path.stat().st_mtime_ns for path in (run / CUBE).rglob("*")}
     cube = extract(**options, out=str(run), listeners=[])
     assert cube.sizes["sample"] == 60
