@@ -12,6 +12,7 @@ import xarray as xr
 
 import actkit
 from actkit import plots
+from actkit.canonical import Cube
 from actkit.errors import ActkitError, InputError
 
 Change = Callable[[xr.Dataset], xr.Dataset]
@@ -32,8 +33,10 @@ FEW_FITS = {"resamples": 1, "permutations": 3}
 FEW = {"folds": 2, "seeds": 1}
 
 
-def rated(cube: xr.Dataset) -> xr.Dataset:
-    """Add a numeric label."""
+def rated(cube: Cube) -> xr.Dataset:
+    """Add a numeric label, which no run of the tests has."""
+    if not isinstance(cube, xr.Dataset):
+        cube = actkit.open_cube(cube)
     if "n_tokens" not in cube.coords:
         return cube
     return cube.assign_coords(rating=(cube.n_tokens * 0.5).assign_attrs(label=True))
