@@ -32,9 +32,10 @@ def test_layers_and_selectivity(design: Design, n_trials: int) -> None:
     cube = with_types(simulate(design, n_trials, 100, 1, n_layers=3), effect=1)
     result = differential(cube, permutations=1, control="type")
     differs = (result.layer_difference_p <= 0.05).any(["layer", "layer_2"])
-    assert float(differs.mean()) <= 0.07
+    margin = 2 * np.sqrt(0.05 * 0.95 / n_trials)  # 600 trials gave 0.04
+    assert float(differs.mean()) <= 0.05 + margin
     outside = (result.layer_difference_low > 0) | (result.layer_difference_high < 0)
-    assert 1 - float(outside.any(["layer", "layer_2"]).mean()) >= 0.92
+    assert float(outside.any(["layer", "layer_2"]).mean()) <= 0.05 + margin
     # both corrections agree, up to the draws
     assert float((outside.any(["layer", "layer_2"]) == differs).mean()) > 0.97
     assert float(result.auroc_control.mean()) > 0.6
