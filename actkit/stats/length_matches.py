@@ -7,7 +7,7 @@ import xarray as xr
 
 from ..errors import Fault, InputError
 from . import selection
-from .kernels.length_matching import length_matched, length_strata
+from .kernels.length_strata import length_matched, length_strata
 
 MatchedOn = Literal["length"]
 _MATCHES: tuple[str, ...] = get_args(MatchedOn)

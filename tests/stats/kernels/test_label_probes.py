@@ -10,7 +10,7 @@ from sklearn.decomposition import TruncatedSVD
 
 from actkit.stats.kernels.covariates import Covariates, natural_spline
 from actkit.stats.kernels.label_permutations import conditional_sources, permuted_sources
-from actkit.stats.kernels.length_matching import length_matched, length_strata
+from actkit.stats.kernels.length_strata import length_matched, length_strata
 from actkit.stats.kernels.rank_correlation import column_spearman, spearman_gradient, spearman_influence
 from actkit.stats.kernels.text_features import ngram_counts, tfidf
 
