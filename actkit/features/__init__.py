@@ -1,0 +1,1 @@
+"""Sparse autoencoders (SAEs) of cubes: weights, training, quality, and the features of a cube."""
