@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # one environment per interpreter: `make test-core PYTHON=python3.13`
 CORE := build/core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BENCH := build/bench
+# the Python of the machine with a GPU
+GPU_PYTHON ?= 3.12
 # exactly this release, so that a CPU build of it is taken where pip finds one (PIP_FIND_LINKS,
 # PIP_EXTRA_INDEX_URL); the package index alone gives the CUDA build
 TORCH := torch==2.13.0
@@ -14,7 +16,8 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo app test test-fast test-core test-nightly coverage check docs dist dist-check format bench matrix clean
+.PHONY: install demo app test test-fast test-core test-nightly coverage check docs dist dist-check format bench matrix \
+	gpu-wheels gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -107,6 +110,17 @@ $(BENCH)/.installed: pyproject.toml constraints.txt
 	$(BENCH)/bin/pip install --quiet --constraint constraints.txt "$(TORCH)"
 	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[app,extract,bench]"
 	touch $@
+
+# what `make gpu-check` needs on a machine without network, in archives of less than 60 MB each
+gpu-wheels: install
+	$(BIN)/python tools/gpu_wheels.py build/gpu-wheels --python $(GPU_PYTHON)
+
+# on that machine, with the PyTorch of $(PYTHON): the tests marked gpu, then one table; less than 8 minutes
+gpu-check: export PYTHONPATH := $(CURDIR):$(CURDIR)/build/gpu-site
+gpu-check:
+	$(PYTHON) tools/gpu_site.py build/gpu-wheels build/gpu-site
+	$(PYTHON) -m pytest tests/gpu -W default -p no:cacheprovider -rs
+	$(PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
 
 matrix: install
 	$(BIN)/python -m tests.models.matrix
