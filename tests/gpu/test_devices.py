@@ -9,6 +9,7 @@ import torch
 
 import actkit
 from actkit.config import Config
+from actkit.errors import InputError
 from actkit.extraction.loop.device_queue import device_name
 from actkit.extraction.models.devices import check_device, device_description, pick_device, share_cores
 from actkit.extraction.preflight.model_memory import device_bytes
@@ -94,6 +95,6 @@ def test_quantized_weights(device: str, method: str, extract: Any) -> None:
 
 
 def test_flash_attention_is_not_refused_for_want_of_a_device(cuda: torch.device, extract: Any) -> None:
-    with pytest.raises(actkit.InputError) as caught:
+    with pytest.raises(InputError) as caught:
         extract("run", attn_implementation="flash_attention_3", device="cuda")
     assert "needs a CUDA device" not in str(caught.value)
