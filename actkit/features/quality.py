@@ -86,8 +86,8 @@ def sae_quality(
         Dims ``(layer)``: ``fvu``, the fraction of variance unexplained; ``explained_variance``; ``l0``; the
         FVU of baselines with the same number of active coefficients: ``fvu_pca`` (the first components),
         ``fvu_pca_top`` (the largest coefficients of the PCA) and ``fvu_random`` (features that were not
-        trained); ``n_features``, ``n_never_active`` on the held-out tokens, ``n_dead`` at the end of training,
-        ``tokens_per_latent``, ``share_of_extreme_norms`` (above 10 times the median). Dims
+        trained); ``n_features``; ``n_never_active`` on the held-out tokens; ``n_dead`` at the end of
+        training; ``tokens_per_latent``; ``share_of_extreme_norms`` (above 10 times the median). Dims
         ``(layer, feature)``: ``frequency`` (share of tokens), ``mean`` (where active) and ``max``. With
         ``other``: ``matched`` and ``matched_random``, the shares of features that have a counterpart. With
         ``model``, in nats per token: ``ce``, ``ce_sae``, ``ce_zero``, ``ce_mean``; ``ce_recovered`` and
@@ -174,6 +174,19 @@ def _check(cube: xr.Dataset, saes: SaeSet, device: str) -> None:
     captured = selection.captured(cube, saes.component).layer.values.tolist()
     if missing := [layer for layer in saes.layers if layer not in captured]:
         raise MissingError(f"the cube has no {saes.component} of layers {missing}; it has {captured}")
+    width = cube.sizes["hidden"]
+    hidden = {layer: size.hidden for layer, size in saes.sizes.items()} or {
+        layer: saes[layer].hidden for layer in saes.layers
+    }
+    faults = [
+        Fault(
+            f"layer {layer}", f"the autoencoder has width {its}, the cube {width}", "use those of its model"
+        )
+        for layer, its in hidden.items()
+        if its != width
+    ]
+    if faults:
+        raise InputError(faults, "the autoencoders do not fit the cube")
 
 
 def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -265,5 +278,5 @@ def _losses(loss: LanguageLoss, sae: Sae, mean: torch.Tensor, intact: float) -> 
 
 
 def _recovered(ablated: float, with_sae: float, intact: float) -> float:
-    """Return the share of the loss added by an ablation that the reconstruction avoids; NaN if it adds none."""
+    """Return the share of the loss added by an ablation that the reconstruction avoids, or NaN."""
     return (ablated - with_sae) / (ablated - intact) if ablated > intact else float("nan")

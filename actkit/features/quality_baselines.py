@@ -23,9 +23,9 @@ class Baselines:
 
     Notes
     -----
-    The random dictionary has decoder rows of length 1 in uniformly distributed directions, the encoder is its
-    transpose, and the bias is the mean of the tokens, as before the first step of training. One factor, fitted
-    by least squares, scales all of its reconstructions; without it, they are too large.
+    The random dictionary has decoder rows of length 1 in uniformly distributed directions, the encoder is
+    its transpose, and the bias is the mean of the tokens, as before the first step of training. One factor,
+    fitted by least squares, scales all of its reconstructions; without it, they are too large.
     """
 
     def __init__(self, batches: Iterable[torch.Tensor], sae: Sae, seed: int = 0) -> None:
