@@ -1,6 +1,7 @@
 """Baselines for autoencoders with as many active coefficients: PCA, and features that were not trained."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Baselines:
 
     def __init__(self, batches: Iterable[torch.Tensor], sae: Sae, seed: int = 0) -> None:
         device = sae.w_dec.device
-        wide = {"dtype": torch.float64, "device": device}
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
         count, total = 0, torch.zeros(sae.hidden, **wide)
         products = torch.zeros(sae.hidden, sae.hidden, **wide)
         kept: list[torch.Tensor] = []
