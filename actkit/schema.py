@@ -343,6 +343,8 @@ SAVABLE = ("residual", "embedding", "norm", "pooled", "last")
 OF_RESIDUAL = ("residual", "norm", "pooled", "last")
 # variables with a vector for each token, of which the largest entries can be kept instead
 SPARSABLE = ("residual", "attention", "mlp", "embedding")
+# variables that only a cube of an extraction has
+OF_CAPTURE = (*SPARSABLE, "norm", "pooled", "last")
 
 
 def component_of(name: str) -> str:
