@@ -12,7 +12,7 @@ import xarray as xr
 from ..batch_plan import Plan, Shape, footprint, make_plan
 from ..config import Config
 from ..layer_spec import describe_all
-from ..schema import FEATURE_INDEX, FEATURE_VALUE, VARIABLES, Component
+from ..schema import OF_FEATURES, VARIABLES, WIDTH, Component
 from ..stats import selection
 from ..stats.token_selection import select_tokens
 from ..store.cube_copy import known_coords, label_dtypes, rows_of
@@ -21,10 +21,9 @@ from ..store.ragged import Ragged
 from ..store.receipts import RECEIPTS
 from .largest_features import LargestFeatures
 
-FEATURES = (FEATURE_INDEX, FEATURE_VALUE, "n_active", "feature_sum")
 # coordinates of tokens that are written window by window
 _TOKEN_COORDS = ("n_tokens", "token_id", "token_kind", "token_text", "position", "generated")
-_OF_SOURCE = ("actkit_format", ARRAYS, "coordinates", CHECKSUM, RECEIPTS, "hidden_size", "copy")
+_OF_SOURCE = ("actkit_format", ARRAYS, "coordinates", CHECKSUM, RECEIPTS, WIDTH, "copy")
 _FLAGS = ("first_is_content",)  # xarray stores them as integers
 
 
@@ -107,7 +106,7 @@ class SparseCube:
     def variables(self) -> tuple[str, ...]:
         """Names of the variables that are written by window."""
         kept = [name for name in _TOKEN_COORDS if name in self.tokens.cube.coords]
-        return tuple(name for name in VARIABLES if name in (*FEATURES, "nonfinite", *kept))
+        return tuple(name for name in VARIABLES if name in (*OF_FEATURES, "nonfinite", *kept))
 
     @cached_property
     def plan(self) -> Plan:
@@ -162,7 +161,7 @@ class SparseCube:
         is_token = np.arange(self.plan.shape.token) < lengths[:, None]
         encoded = self.tokens.positions(samples)
         values: dict[str, np.ndarray | Ragged] = {"nonfinite": np.zeros((n_layers, len(samples)), np.int32)}
-        for name, arrays in zip(FEATURES, zip(*features, strict=True), strict=True):
+        for name, arrays in zip(OF_FEATURES, zip(*features, strict=True), strict=True):
             whole = np.zeros((n_layers, int(lengths.sum()), *arrays[0].shape[1:]), arrays[0].dtype)
             for layer, array in enumerate(arrays):
                 whole[layer, encoded] = array
