@@ -102,7 +102,7 @@ def encode(
     source = finite_cube(as_cube(run_or_cube))
     chosen = saes if isinstance(saes, SaeSet) else load_saes(saes)
     folder = Path(out)
-    faults = _option_faults(source, folder, top, dtype, device, resume) + _site_faults(source, chosen)
+    faults = _option_faults(source, out, top, dtype, device, resume) + _site_faults(source, chosen)
     if faults:
         raise InputError(faults, "cannot encode")
     require(source, chosen.component, "n_tokens", "token_kind", "sample_id", "text")
@@ -255,16 +255,17 @@ def _encoded(sae: Sae, activations: np.ndarray, cube: SparseCube, layer: int) ->
 
 
 def _option_faults(
-    cube: xr.Dataset, out: Path, top: Any, dtype: str, device: str, resume: bool
+    cube: xr.Dataset, out: str | Path, top: Any, dtype: str, device: str, resume: bool
 ) -> list[Fault]:
     """Find faults of the options, and of the folder."""
-    faults = [] if is_url(str(out)) else check_folder(out)
+    source, path = str(cube.encoding.get("source", "")), Path(out) / CUBE
     if is_url(str(out)):
-        faults.append(Fault("out", "is a URL", "encode into a folder, then use actkit push"))
-    elif (out / CUBE).exists() and not resume:
-        faults.append(Fault("out", f"{out} holds a cube", "name a new folder, or leave out resume=False"))
-    source = str(cube.encoding.get("source", ""))
-    if source and (out / CUBE).resolve() == Path(source).resolve():
+        faults = [Fault("out", "is a URL", "encode into a folder, then use actkit push")]
+    elif path.exists() and not resume:
+        faults = [Fault("out", f"{out} holds a cube", "name a new folder, or leave out resume=False")]
+    else:
+        faults = check_folder(Path(out))
+    if source and path.resolve() == Path(source).resolve():
         faults.append(Fault("out", "is the folder of the encoded cube", "name another folder"))
     if top is not None and (not isinstance(top, numbers.Integral) or isinstance(top, bool) or top < 1):
         faults.append(Fault("top", f"is {top!r}", "give an integer of at least 1"))

@@ -42,6 +42,7 @@ def random_sae(
         b_dec=torch.randn(hidden, generator=rng) / 10,
         threshold=torch.linspace(0.2, 1, n_features) if architecture in ("jumprelu", "batchtopk") else None,
         k=4 if architecture == "topk" else None,
+        metadata={"model_name": "synthetic", "hook_name": f"blocks.{layer}.hook_resid_post"},
     )
 
 
@@ -60,6 +61,11 @@ def expected(cube: xr.Dataset, sae: Sae, is_encoded: np.ndarray) -> np.ndarray:
     x = cube.residual.sel(layer=sae.layer).values[is_encoded]
     dense[is_encoded] = sae.encode(torch.from_numpy(x)).numpy()
     return dense
+
+
+def in_windows(run: Path) -> xr.Dataset:
+    """A cube that says that its windows have 4 samples, as those of extractions do."""
+    return open_cube(run).assign_attrs(window_samples=4)
 
 
 def content(cube: xr.Dataset) -> np.ndarray:
@@ -172,8 +178,8 @@ def test_float16_rounds_values_and_nothing_else(run: Path, tmp_path: Path) -> No
 def test_interrupted_and_resumed_files_are_the_same(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saes = set_of(random_sae(0), random_sae(2))
-    encode(run, saes, out=tmp_path / "whole")
+    saes, cube = set_of(random_sae(0), random_sae(2)), in_windows(run)
+    encode(cube, saes, out=tmp_path / "whole")
     write = CubeWriter.write
     written: list[int] = []
 
@@ -185,23 +191,23 @@ def test_interrupted_and_resumed_files_are_the_same(
 
     monkeypatch.setattr(CubeWriter, "write", once)
     with pytest.raises(KeyboardInterrupt):
-        encode(run, saes, out=tmp_path / "parts")
+        encode(cube, saes, out=tmp_path / "parts")
     monkeypatch.undo()
     assert open_cube(tmp_path / "parts", partial=True).sizes["sample"] == 4
-    encode(run, saes, out=tmp_path / "parts")
+    encode(cube, saes, out=tmp_path / "parts")
     assert contents(tmp_path / "parts" / "cube.zarr") == contents(tmp_path / "whole" / "cube.zarr")
 
 
 KILLED = """
 import os, signal, sys
-from actkit import encode
+from actkit import encode, open_cube
 from actkit.store.writer import CubeWriter
 write = CubeWriter.write
 def once(self, window, values):
     write(self, window, values)
     os.kill(os.getpid(), signal.SIGKILL)
 CubeWriter.write = once
-encode(sys.argv[1], sys.argv[2], out=sys.argv[3], top=5)
+encode(open_cube(sys.argv[1]).assign_attrs(window_samples=4), sys.argv[2], out=sys.argv[3], top=5)
 """
 
 
@@ -215,8 +221,8 @@ def test_killed_and_resumed_files_are_the_same(run: Path, tmp_path: Path) -> Non
     ended = subprocess.run(arguments, env=os.environ, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert open_cube(tmp_path / "f", partial=True).sizes["sample"] == 4
-    encode(run, folder, out=tmp_path / "f", top=5)
-    encode(run, folder, out=tmp_path / "whole", top=5)
+    encode(in_windows(run), folder, out=tmp_path / "f", top=5)
+    encode(in_windows(run), folder, out=tmp_path / "whole", top=5)
     assert contents(tmp_path / "f" / "cube.zarr") == contents(tmp_path / "whole" / "cube.zarr")
 
 
@@ -234,7 +240,7 @@ def test_other_settings_are_refused_by_name(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top": 0}, "top: is 0: give an integer of at least 1"),
+        ({"top": 0}, "top: is 0 (give an integer of at least 1)"),
         ({"dtype": "int8"}, "dtype: 'int8' is unknown"),
         ({"device": "gpu"}, "device: 'gpu' is unknown"),
         ({"saes": set_of(random_sae(9))}, "`residual` of layers 9 is not in the cube"),
@@ -261,7 +267,7 @@ def test_the_folder_of_the_cube_itself_is_refused(run: Path) -> None:
 def test_nan_is_refused(run: Path, tmp_path: Path) -> None:
     cube = open_cube(run).load()
     cube.residual[1, 2, 1, 3] = np.nan
-    with pytest.raises(NonfiniteError, match="residual_1 has NaN or Inf values in samples 0 to 3"):
+    with pytest.raises(NonfiniteError, match="residual_1 has NaN or Inf values in samples 0 to 9"):
         encode(cube, set_of(random_sae(1)), out=tmp_path / "f", top=3)
 
 
