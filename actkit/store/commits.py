@@ -23,7 +23,7 @@ class ConflictError(StorageError):
 
     def __init__(self, cube: object, window: int, receipt: str) -> None:
         super().__init__(
-            f"{cube}: another process computed other values for window {window}; compute all of the run on "
+            f"{cube}: another process computed other values for window {window}; compute all parts on "
             f"machines of one kind; if no other is running, remove {receipt} and rerun"
         )
 
