@@ -46,7 +46,10 @@ def test_the_command() -> None:
         assert command[4:] == [str(Path("r/config.yaml")), "--out", "r", *expected]
 
 
-def test_the_form_offers_clusters_if_there_are_any(settings: Settings) -> None:
+def test_the_form_offers_clusters_if_there_are_any(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ExtractForm, "show_plan", lambda self, trial: None)  # a process each time
     for offered in ((), ("local:2",)):
         own = clustered(settings, *offered)
         form = ExtractForm(own, Jobs(own), Planner(own), lambda _name: None)
