@@ -8,9 +8,9 @@ import torch
 from safetensors.numpy import load_file
 
 from actkit.errors import CorruptError, InputError
-from actkit.features.loading import load_saes, read_sae
 from actkit.features.sae import Sae
 from actkit.features.sae_files import layer_folder, write_manifest, write_sae
+from actkit.features.sae_loader import load_saes, read_sae
 
 HIDDEN, FEATURES = 6, 20
 
