@@ -1,7 +1,7 @@
 """Files of Gemma Scope 1 (``params.npz``) and 2 (``config.json``, ``params.safetensors``).
 
-JumpReLU autoencoders of Gemma 2 and 3 (Lieberum et al. 2024, arXiv 2408.05147). The bias of the decoder is not
-subtracted from the input, and the site of version 1 is known from the path alone.
+JumpReLU autoencoders of Gemma 2 and 3 (Lieberum et al. 2024, arXiv 2408.05147). The bias of the decoder
+is not subtracted from the input, and the site of version 1 is known from the path alone.
 """
 
 import re

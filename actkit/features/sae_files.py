@@ -14,8 +14,8 @@ from ..store.folders import Folder
 from ..store.writer import storage_errors
 from .manifest import CFG, KEPT, WEIGHTS, encoded, layer_folder, replace_file, write_manifest
 from .sae import Sae
-from .sae_checks import weight_problems
 from .saelens_format import saelens_cfg, saelens_tensors
+from .weight_checks import weight_problems
 
 __all__ = ["layer_folder", "write_manifest", "write_sae"]
 

@@ -9,9 +9,9 @@ from typing import Any, TypeGuard
 from ..errors import CorruptError, Fault
 from ..regular_files import MB, read_regular
 from .sae import Sae
-from .sae_checks import weight_problems
 from .sae_set import SaeSize
 from .sae_site import Site
+from .weight_checks import weight_problems
 
 DOWNLOAD = "download or copy it again"
 _MOST_CONFIG = MB
