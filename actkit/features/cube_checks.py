@@ -40,7 +40,7 @@ def check_saes(cube: Cube, saes: SaeSet) -> None:
         If a published autoencoder names another model, which may be a base model of this one.
     """
     cube = as_cube(cube)
-    where = f"autoencoders of {saes.component}" + (f" in {saes.path}" if str(saes.path) else "")
+    where = f"autoencoders of {saes.component}" + (f" in {saes.path}" if saes.path else "")
     if not len(saes):
         raise InputError([Fault(where, "there are none", "load or train at least one layer")])
     try:
