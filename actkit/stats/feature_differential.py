@@ -172,7 +172,7 @@ def _tested(
         if contrast.is_paired:
             tested = feature_tests.paired_test(first @ x, second @ x, draws)
         else:
-            tested = feature_tests.label_test((first + second) @ x, contrast.unit_labels, draws)
+            tested = feature_tests.label_test((first + second) @ x, contrast.unit_labels, draws, seed=seed)
         return (*(getattr(tested, name) for name in _BY_FEATURE), tested.largest)
 
     sizes = {"feature": features.n_features, "draw": permutations}
