@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from ..errors import Fault, InputError
 from .group_comparison import Contrast
@@ -54,7 +55,7 @@ class FeatureContrast:
             return rng.choice([-1.0, 1.0], (count, self.n_units))
         return rng.permuted(np.tile(self.unit_labels, (count, 1)), axis=1)
 
-    def averages(self) -> tuple[object, object]:
+    def averages(self) -> tuple[csr_array, csr_array]:
         """Return the matrices that average the samples of each label by cluster."""
         first, second = (averages(self.groups, kept, self.n_units) for kept in (~self.labels, self.labels))
         return first, second

@@ -12,7 +12,7 @@ from .sparse_features import LAYER_CORE, Features, check_layer, features_of
 
 _GROUP = "group"  # temporary name of the group dimension, until the result's variables are known
 _NAMES = ("token_rate", "sample_rate", "mean")
-_RATES = tuple(f"{name}{end}" for name in _NAMES for end in ("", "_low", "_high")) + ("active_mean",)
+_RATES = (*(f"{name}{end}" for name in _NAMES for end in ("", "_low", "_high")), "active_mean")
 _FEWEST = 10  # clusters with the feature, below which a mean has no interval
 
 

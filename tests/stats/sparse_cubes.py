@@ -15,9 +15,9 @@ def sparse_cube(
     n_tokens: np.ndarray | None = None,
     **labels: Any,
 ) -> xr.Dataset:
-    """Return the sparse cube of features, dims ``(layer, sample, token, feature)``; the first token is special.
+    """Return the sparse cube of features, dims ``(layer, sample, token, feature)``.
 
-    Values at the special token and at padding are kept as well, so that masks matter.
+    The first token is special. Values there and at padding are kept as well, so that masks matter.
     """
     n_layers, n_samples, n_positions, n_features = dense.shape
     lengths = np.full(n_samples, n_positions) if n_tokens is None else n_tokens

@@ -1,4 +1,4 @@
-"""Level of the tests of features: share of false discoveries, with dependent samples, through the public function."""
+"""Share of false discoveries of feature_differential, with dependent samples."""
 
 from typing import Any
 
@@ -47,11 +47,9 @@ def test_of(dense: np.ndarray, trial: np.ndarray, permutations: int, **labels: A
 test_of.__test__ = False  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("n_flips", "permutations"), [(200, 199), pytest.param(4000, 499, marks=FOREVER)]
-)
+@pytest.mark.parametrize(("n_flips", "permutations"), [(200, 199), pytest.param(4000, 499, marks=FOREVER)])
 def test_flipped_pairs_have_no_discoveries(n_flips: int, permutations: int) -> None:
-    """The labels of whole clusters of four are flipped at random: no feature differs, and 5% of the flips err."""
+    """The labels of whole clusters of four are flipped at random, so that no feature differs."""
     rng = np.random.default_rng(0)
     n_clusters = 30
     one = features(rng, n_clusters, 4)
@@ -76,9 +74,7 @@ def test_flipped_pairs_have_no_discoveries(n_flips: int, permutations: int) -> N
     assert float(rejected.mean()) > 0.02  # the level is used
 
 
-@pytest.mark.parametrize(
-    ("n_trials", "permutations"), [(40, 999), pytest.param(2000, 499, marks=FOREVER)]
-)
+@pytest.mark.parametrize(("n_trials", "permutations"), [(40, 999), pytest.param(2000, 499, marks=FOREVER)])
 def test_clusters_with_one_label_keep_their_level(n_trials: int, permutations: int) -> None:
     """Four samples of each scene share the label and most features; as independent samples, they differ."""
     rng = np.random.default_rng(1)

@@ -144,7 +144,7 @@ def test_other_summaries(pairs: tuple[xr.Dataset, np.ndarray], summary: Any) -> 
     result = actkit.feature_differential(cube, **QUICK, summary=summary).sel(language="english")
     with np.errstate(invalid="ignore"):
         wanted = stats.ttest_rel(x[:, 1::2], x[:, ::2], axis=1).statistic
-    live = ((x[:, 1::2] != x[:, ::2]).sum(axis=1) >= 10)
+    live = (x[:, 1::2] != x[:, ::2]).sum(axis=1) >= 10
     assert (result.live.values == live).all()
     np.testing.assert_allclose(result.t.values[live], wanted[live], rtol=1e-5)
 
@@ -158,9 +158,7 @@ def test_only_the_tokens_asked_for_count(pairs: tuple[xr.Dataset, np.ndarray]) -
     assert second.attrs["tokens"] == "TokenFilter(positions=(1,))"
 
 
-def test_order_and_laziness_change_nothing(
-    pairs: tuple[xr.Dataset, np.ndarray], tested: xr.Dataset
-) -> None:
+def test_order_and_laziness_change_nothing(pairs: tuple[xr.Dataset, np.ndarray], tested: xr.Dataset) -> None:
     cube, _ = pairs
     order = np.random.default_rng(1).permutation(80)
     again = actkit.feature_differential(cube.isel(sample=order), **{**QUICK, "splits": 2})

@@ -1,4 +1,4 @@
-"""Permutation tests of many sparse features: sign flips of pairs, and permuted labels of independent units."""
+"""Permutation tests of many sparse features: sign flips of pairs, or permuted labels of units."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -76,9 +76,7 @@ def paired_test(first: csr_array, second: csr_array, signs: np.ndarray) -> Layer
     extremeness = np.abs(sums) / scale
     bound = 2 * _TIGHT * norm.sf(extremeness)
     p = np.where(bound < 1 / (len(signs) + 1), bound, p)
-    return LayerTest(
-        sums / n_pairs, _effect(first, second, sums / n_pairs), t, p, extremeness, live, largest
-    )
+    return LayerTest(sums / n_pairs, _effect(first, second, sums / n_pairs), t, p, extremeness, live, largest)
 
 
 def label_test(values: csr_array, labels: np.ndarray, permuted: np.ndarray, *, seed: int = 0) -> LayerTest:

@@ -93,9 +93,7 @@ def test_units_have_the_t_of_scipy_and_the_p_of_permutations() -> None:
     found = label_test(csr_array(x), labels, permuted)
     wanted = stats.ttest_ind(x[labels], x[~labels], equal_var=False)
     np.testing.assert_allclose(found.t, wanted.statistic)
-    each = np.abs(
-        [stats.ttest_ind(x[row], x[~row], equal_var=False).statistic for row in permuted]
-    )
+    each = np.abs([stats.ttest_ind(x[row], x[~row], equal_var=False).statistic for row in permuted])
     expected = (1 + (each >= np.abs(found.t) * (1 - 1e-9)).sum(0)) / 500
     np.testing.assert_allclose(found.p, expected)
     np.testing.assert_allclose(found.largest, each.max(1))
