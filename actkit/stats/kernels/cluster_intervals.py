@@ -48,9 +48,9 @@ def share_interval(share: np.ndarray, variance: np.ndarray, n_clusters: int) -> 
     Notes
     -----
     Wilson's interval with the number of independent observations that would have the same variance, and a t
-    quantile: Korn, Graubard, Confidence intervals for proportions with small expected number of positive
-    counts estimated from survey data, Survey Methodology 1998. At a share of 0 or 1, which has no variance,
-    it is the number of clusters.
+    quantile: Franco, Little, Louis, Slud, Comparative study of confidence intervals for proportions in
+    complex sample surveys, Journal of Survey Statistics and Methodology 2019. At a share of 0 or 1, which has
+    no variance, it is the number of clusters.
     """
     if n_clusters < 2:
         return np.full(len(share), np.nan), np.full(len(share), np.nan)

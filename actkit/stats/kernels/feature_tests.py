@@ -96,13 +96,12 @@ def label_test(values: csr_array, labels: np.ndarray, permuted: np.ndarray, *, s
     Notes
     -----
     If no permutation exceeds the statistic of a feature, 99 times as many are added for this feature alone,
-    so that p can be smaller than 1 / (permutations + 1). Such a p is valid, because it is at most that of
-    the first round in any case, and otherwise that of all rounds: Besag, Clifford, Sequential Monte Carlo
-    p-values, Biometrika 1991.
+    so that p can be smaller than 1 / (permutations + 1). It stays valid: below this value, p is that of all
+    rounds, and whether it is below is decided by the first round alone.
 
     Welch's t: permutations of a studentised difference hold their level asymptotically even if the labels
-    differ in spread. Janssen, Studentized permutation tests for non-i.i.d. hypotheses, Statistics &
-    Probability Letters 1997.
+    differ in spread. Chung, Romano, Exact and asymptotically robust permutation tests, Annals of Statistics
+    2013.
     """
     columns_of, n_features = values.tocsc(), values.shape[1]
     means = [columns_of[np.flatnonzero(chosen)].mean(axis=0) for chosen in (~labels, labels)]
