@@ -47,10 +47,10 @@ def test_the_largest_entries_are_those_of_transformers(
     "more",
     [
         {},
-        {"keep_tokens": "content"},
-        {"keep_tokens": "mean"},
-        pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.slow),
-        pytest.param({"storage": "float16"}, marks=pytest.mark.slow),
+        pytest.param({"keep_tokens": "mean"}, marks=pytest.mark.slow),
+        pytest.param({"keep_tokens": "content"}, marks=pytest.mark.nightly),
+        pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.nightly),
+        pytest.param({"storage": "float16"}, marks=pytest.mark.nightly),
     ],
     ids=str,
 )
@@ -126,7 +126,7 @@ def test_statistics_of_whole_vectors_name_the_option(tiny_model: Path, prompts: 
             "sparse: the vectors of the model have 16 entries (leave it out to keep whole vectors)",
         ),
         ({"sparse": 4, "whiten": True}, "whiten: needs whole vectors (leave out sparse)"),
-        ({"sparse": 0}, "sparse: Input should be greater than or equal to 1"),
+        ({"sparse": 0}, "sparse: 0 is not possible"),
     ],
 )
 def test_impossible_requests_are_refused(
@@ -151,7 +151,7 @@ def on_disk(run: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])
 def test_the_plan_says_the_size_against_whole_vectors(mtgeneval: Path, tmp_path: Path, dtype: str) -> None:
     from actkit.demo import MODEL
 
@@ -159,7 +159,7 @@ def test_the_plan_says_the_size_against_whole_vectors(mtgeneval: Path, tmp_path:
     used: dict[str, int] = {}
     for name, sparse in (("dense", None), ("sparse", 16)):
         options: dict[str, Any] = {
-            **_options(MODEL, mtgeneval, dtype=dtype, layers="all", limit=120, sparse=sparse),
+            **_options(MODEL, mtgeneval, dtype=dtype, layers="all", limit=60, sparse=sparse),
             "out": tmp_path / name,
         }
         plan = actkit.plan(**options, trial=False)
