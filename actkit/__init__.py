@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
     from .extraction.seal import seal
+    from .features.quality import sae_quality
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -69,6 +70,7 @@ __all__ = [
     "push",
     "regression_probe",
     "report",
+    "sae_quality",
     "seal",
     "select_tokens",
     "similarity",
@@ -115,6 +117,7 @@ _MODULES = {
     "push": ".store.push_pull",
     "regression_probe": ".stats.regression_probe",
     "report": ".reports",
+    "sae_quality": ".features.quality",
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
