@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .extraction.seal import seal
     from .features.quality import sae_quality
     from .importers.run_import import import_files
+    from .interventions.metrics import LogitDifference
+    from .interventions.steering import steer
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
     from .stats.classification_probe import classification_probe
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
     from .stats.geometry import anisotropy, intrinsic_dimension
+    from .stats.group_directions import group_directions
     from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
     from .stats.multiple_results import holm
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "Eraser",
+    "LogitDifference",
     "RunPlan",
     "TokenFilter",
     "Whitener",
@@ -55,6 +59,7 @@ __all__ = [
     "extend",
     "extract",
     "group_differential",
+    "group_directions",
     "holm",
     "import_files",
     "intrinsic_dimension",
@@ -74,6 +79,7 @@ __all__ = [
     "seal",
     "select_tokens",
     "similarity",
+    "steer",
     "token_correlation",
     "token_strings",
     "top_activating",
@@ -88,6 +94,7 @@ __version__ = version("actkit")
 _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
+    "LogitDifference": ".interventions.metrics",
     "RunPlan": ".extraction.preflight.preparation",
     "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
@@ -102,6 +109,7 @@ _MODULES = {
     "extend": ".extraction.extend",
     "extract": ".extraction.run",
     "group_differential": ".stats.differential",
+    "group_directions": ".stats.group_directions",
     "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
@@ -121,6 +129,7 @@ _MODULES = {
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "steer": ".interventions.steering",
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",

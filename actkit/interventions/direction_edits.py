@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 
-from ..extraction.models.hook_points import HookPoints
+from ..extraction.models.hook_points import HookPoints, hooks
 from ..features.replacement import replaced
 
 
@@ -23,12 +25,23 @@ def ablated(hook_points: HookPoints, direction: torch.Tensor) -> Iterator[None]:
 
     Notes
     -----
-    The component along the direction is subtracted from the output of every block and, where the model has
-    them as components, of every attention and MLP, as in Arditi et al. 2024.
+    The component along the direction is subtracted from the input of the first block, from the output of
+    every block and, where the model has them as components, of every attention and MLP, as in Arditi et al.
+    2024.
     """
     remove = partial(_removed, direction / direction.norm())
     sites = {"residual": hook_points.blocks, **hook_points.components}
+
+    def enter(
+        _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (remove(args[0]).to(args[0]), *args[1:]), kwargs
+        stream = kwargs["hidden_states"]
+        return args, {**kwargs, "hidden_states": remove(stream).to(stream)}
+
     with ExitStack() as stack:
+        stack.enter_context(hooks([hook_points.blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]))
         for component, modules in sites.items():
             for layer in range(len(modules)):
                 stack.enter_context(replaced(hook_points, component, layer, remove))
@@ -90,7 +103,6 @@ def random_like(directions: Mapping[int, torch.Tensor], seed: int) -> dict[int, 
     """Return a random direction of the same length for each layer, dims ``(hidden,)``."""
     drawn = {}
     for layer, direction in directions.items():
-        generator = torch.Generator().manual_seed(hash((seed, layer)) % 2**63)
-        noise = torch.randn(len(direction), generator=generator, dtype=torch.float64)
+        noise = torch.from_numpy(np.random.default_rng([seed, layer]).standard_normal(len(direction)))
         drawn[layer] = (noise / noise.norm() * direction.norm()).to(direction.dtype)
     return drawn

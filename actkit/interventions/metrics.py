@@ -33,8 +33,8 @@ class LogitDifference:
     Parameters
     ----------
     positive, negative
-        A string or several; each has to be one token of the model. Most tokenizers distinguish ``" his"`` from
-        ``"his"``.
+        A string or several; each has to be one token of the model. Most tokenizers distinguish ``" his"``
+        from ``"his"``.
     first_token
         Whether to use the first token of a string of several tokens, rather than to refuse it.
 

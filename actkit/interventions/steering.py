@@ -1,6 +1,6 @@
 """Steering: the effect of a direction on what a model predicts, beside that of random directions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import product
@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 from ..canonical import Cube, as_cube
 from ..errors import Fault, InputError
 from ..extraction.models.hook_points import HookPoints
-from ..features.language_loss import Batch, LanguageLoss, load_language_loss
+from ..features.language_loss import LanguageLoss, load_language_loss
 from ..stats import selection
 from ..stats.group_comparison import two_labels
 from ..stats.holdout import held_out
 from ..stats.kernels.gaps import GAP_SUMMARIES, gap_summaries
 from .direction_edits import ablated, added, clamped, random_like
-from .metrics import Metric, Score, as_metric
+from .metrics import Metric, as_metric
 from .prompt_logits import last_logits
 
 Mode = Literal["ablate", "add", "clamp"]
@@ -79,9 +79,9 @@ def steer(
     Returns
     -------
     xarray.Dataset
-        With the dims ``(layer, scale, direction, sample)``, where ``direction`` is ``groups`` or a random one:
-        ``value``, the metric, and ``kl``, the Kullback-Leibler divergence in nats of the edited prediction from
-        the intact one, whose metric is ``intact``, dims ``(sample,)``. With the dims
+        With the dims ``(layer, scale, direction, sample)``, where ``direction`` is ``groups`` or a random
+        one: ``value``, the metric, and ``kl``, the Kullback-Leibler divergence in nats of the edited
+        prediction from the intact one, whose metric is ``intact``, dims ``(sample,)``. With the dims
         ``(half, layer, scale, direction)`` and 95% intervals (``_low``, ``_high``): ``gap``, the difference
         between the groups; ``remaining``, the gap as a share of the intact one; ``change_first`` and
         ``change_second``, the mean change in each group. ``half`` is ``fit`` for the clusters that the
@@ -119,7 +119,9 @@ def steer(
         scales = np.ones(1)
     means = direction["mean"].isel(group=0)
     targets = {layer: _tensor(means.sel(layer=layer)) for layer in vectors}
-    arms = {"groups": vectors} | {f"random {at + 1}": random_like(vectors, seed + at) for at in range(controls)}
+    arms = {"groups": vectors} | {
+        f"random {at + 1}": random_like(vectors, seed + at) for at in range(controls)
+    }
     edits = [
         _edit(loss.model.hook_points, mode, arm[layer], targets[layer], layer, factor)
         for layer, factor, arm in product(vectors, scales.tolist(), arms.values())
@@ -242,7 +244,9 @@ class _Groups:
         if attrs["fit"] == "half":
             outside = held_out(cube, cluster=cluster, share=0.5, seed=int(attrs["seed"]))[rows]
             halves = {"fit": ~outside, "held_out": outside}
-        return cls(rows, is_second[rows], np.where(is_second[rows], second, first).astype(object), ids, halves)
+        return cls(
+            rows, is_second[rows], np.where(is_second[rows], second, first).astype(object), ids, halves
+        )
 
 
 def _edit(
@@ -269,7 +273,7 @@ def _run(
     *,
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the metric and the divergence under each edit, dims ``(edit, sample)``, and the intact metric."""
+    """Return the metric and the divergence under each edit, dims ``(edit, sample)``, and the intact one."""
     score = metric.score(loss.tokenizer)
     place = {row: at for at, row in enumerate(rows.tolist())}
     values, divergences = np.empty((2, len(edits), len(rows)))
@@ -296,7 +300,10 @@ def _with_gaps(result: xr.Dataset, groups: _Groups, mode: str) -> xr.Dataset:
     summaries = np.stack(
         [
             gap_summaries(
-                table[:, half], result.intact.values[half], groups.is_second[half], selection.codes(groups.clusters[half])
+                table[:, half],
+                result.intact.values[half],
+                groups.is_second[half],
+                selection.codes(groups.clusters[half]),
             )
             for half in groups.halves.values()
         ]
@@ -308,7 +315,10 @@ def _with_gaps(result: xr.Dataset, groups: _Groups, mode: str) -> xr.Dataset:
         for bound, suffix in enumerate(("", "_low", "_high")):
             result[f"{name}{suffix}"] = (dims, summaries[:, at, bound].reshape(shape))
     halves = np.stack(list(groups.halves.values()))
-    result["n"] = (("half", "group"), np.stack([halves @ ~groups.is_second, halves @ groups.is_second], axis=1))
+    result["n"] = (
+        ("half", "group"),
+        np.stack([halves @ ~groups.is_second, halves @ groups.is_second], axis=1),
+    )
     first = result.isel(half=0, direction=0)
     intact_gap = first.gap / first.remaining
     distance = abs(first.remaining) if mode == "ablate" else abs(first.change_first / intact_gap - 1)

@@ -43,9 +43,9 @@ def group_directions(
     -------
     xarray.Dataset
         ``direction``, the mean of the second group minus that of the first, dims
-        ``(language, layer, hidden)``; ``mean``, dims ``(group, language, layer, hidden)``; ``norm``, the length
-        of the direction, dims ``(language, layer)``; and ``n``, the number of samples, dims
-        ``(group, language)``. Lazy if the cube is.
+        ``(language, layer, hidden)``; ``mean``, dims ``(group, language, layer, hidden)``; ``norm``, the
+        length of the direction, dims ``(language, layer)``; and ``n``, the number of samples, dims
+        ``(language, group)``. Lazy if the cube is.
 
     Raises
     ------
@@ -79,7 +79,11 @@ def group_directions(
         np.flatnonzero(mask & (array.language.values == language)) for language in present for mask in masks
     ]
     faults = [
-        Fault(f"{by} {names[at % 2]}", f"has no sample in {present[at // 2]}", "choose other labels, or fit='all'")
+        Fault(
+            f"{by} {names[at % 2]}",
+            f"has no sample in {present[at // 2]}",
+            "choose other labels, or fit='all'",
+        )
         for at, places in enumerate(members)
         if not len(places)
     ]
@@ -115,4 +119,3 @@ def group_directions(
     for variable in result.data_vars.values():
         variable.attrs = dict(result.attrs)
     return result
-
