@@ -210,7 +210,9 @@ def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.n
 def _on(sae: Sae, device: torch.device) -> Sae:
     """Return an autoencoder on a device."""
     tensors = {field.name: getattr(sae, field.name) for field in fields(sae)}
-    moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)
+    }
     return replace(sae, **moved)
 
 

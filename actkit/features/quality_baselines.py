@@ -1,7 +1,9 @@
 """Baselines for autoencoders with as many active coefficients: PCA, and features that were not trained."""
 
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import torch
 
 from .sae import Sae
@@ -30,7 +32,7 @@ class Baselines:
 
     def __init__(self, batches: Iterable[torch.Tensor], sae: Sae, seed: int = 0) -> None:
         device = sae.w_dec.device
-        wide = {"dtype": torch.float64, "device": device}
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
         count, total = 0, torch.zeros(sae.hidden, **wide)
         products = torch.zeros(sae.hidden, sae.hidden, **wide)
         kept: list[torch.Tensor] = []
@@ -47,9 +49,7 @@ class Baselines:
         self.mean = (shift.double() + offset).float()
         _, vectors = torch.linalg.eigh(products / count - torch.outer(offset, offset))
         self.components = vectors.flip(1).float()  # largest variance first, dims (hidden, component)
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randn(sae.n_features, sae.hidden, generator=generator)
-        self.dictionary = (rows / rows.norm(dim=1, keepdim=True)).to(device)
+        self.dictionary = random_directions(sae.n_features, sae.hidden, seed).to(device)
         self.gain = 1.0
         self._fit_gain(torch.cat(kept)[:_GAIN_TOKENS], sae)
         self.n_tokens = 0
@@ -100,6 +100,13 @@ class Baselines:
             "fvu_pca_top": self._errors["pca_top"] / total,
             "fvu_random": self._errors["random"] / total,
         }
+
+
+def random_directions(count: int, hidden: int, seed: int) -> torch.Tensor:
+    """Return vectors of length 1 in uniformly distributed directions, dims ``(feature, hidden)``."""
+    # not the generator of PyTorch, whose numbers for the same seed may be the initial weights of training
+    rows = np.random.default_rng([seed, hidden]).standard_normal((count, hidden), dtype=np.float32)
+    return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def _largest(values: torch.Tensor, count: int) -> torch.Tensor:

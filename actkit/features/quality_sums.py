@@ -1,5 +1,7 @@
 """Sums over tokens from which the quality of an autoencoder follows, so that no token is kept."""
 
+from typing import Any
+
 import torch
 
 EXTREME = 10.0  # times the median norm
@@ -17,7 +19,7 @@ class QualitySums:
     """
 
     def __init__(self, hidden: int, n_features: int, device: torch.device) -> None:
-        wide = {"dtype": torch.float64, "device": device}
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self.n_tokens = 0
         self._shift: torch.Tensor | None = None  # near the mean, so that squares do not cancel
         self._sum, self._squares = torch.zeros(hidden, **wide), torch.zeros(hidden, **wide)
@@ -46,7 +48,8 @@ class QualitySums:
     def mean(self) -> torch.Tensor:
         """Mean of the activations, dims ``(hidden,)``, float64."""
         assert self._shift is not None
-        return self._shift + self._sum / self.n_tokens
+        mean: torch.Tensor = self._shift + self._sum / self.n_tokens
+        return mean
 
     @property
     def variance(self) -> float:
@@ -72,7 +75,8 @@ class QualitySums:
     @property
     def frequency(self) -> torch.Tensor:
         """Share of tokens in which each feature is active, dims ``(feature,)``."""
-        return self._n_active.double().cpu() / self.n_tokens
+        frequency: torch.Tensor = self._n_active.double().cpu() / self.n_tokens
+        return frequency
 
     @property
     def feature_mean(self) -> torch.Tensor:

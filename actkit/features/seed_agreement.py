@@ -2,6 +2,7 @@
 
 import torch
 
+from .quality_baselines import random_directions
 from .sae import Sae
 
 MATCHED = 0.7  # cosine of two decoder directions (Paulo and Belrose 2025)
@@ -30,12 +31,13 @@ def seed_agreement(sae: Sae, other: Sae, is_live: torch.Tensor) -> dict[str, flo
     if not len(ours):
         return {"matched": float("nan"), "matched_random": float("nan")}
     theirs = _unit(other.w_dec)
-    random = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0)).to(theirs)
-    return {"matched": _share(ours, theirs), "matched_random": _share(ours, _unit(random))}
+    random = random_directions(len(theirs), theirs.shape[1], seed=0).to(theirs)
+    return {"matched": _share(ours, theirs), "matched_random": _share(ours, random)}
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    unit: torch.Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return unit
 
 
 def _share(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -1,5 +1,6 @@
 """Directions as interventions: against edited weights, and against the model's own head."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,10 @@ def test_directions_are_differences_of_means_of_one_half(run: Path, directions: 
     means = [cube["last"].values[:, cube.gender.values == name].mean(axis=1) for name in ("female", "male")]
     np.testing.assert_allclose(every.direction, means[1] - means[0], atol=1e-6)
     np.testing.assert_allclose(every.norm, np.linalg.norm(means[1] - means[0], axis=1), rtol=1e-5)
-    assert every.n.values.tolist() == [4, 4] and directions.n.values.tolist() == [2, 2]
-    assert directions.attrs["cluster"] == "pair" and directions.attrs["between"] == "female to male"
+    assert every.n.values.tolist() == [4, 4]
+    assert directions.n.values.tolist() == [2, 2]
+    assert directions.attrs["cluster"] == "pair"
+    assert directions.attrs["between"] == "female to male"
 
 
 def test_ablation_equals_weights_that_cannot_write_the_direction(
@@ -141,8 +144,6 @@ def test_effects_are_reported_on_clusters_that_the_direction_was_not_fitted_on(
 
 def _fitted(cube: xr.Dataset, directions: xr.Dataset) -> set[str]:
     """Return the two pairs whose means give the direction."""
-    from itertools import combinations
-
     male = cube.gender.values == "male"
     vectors = cube["last"].sel(layer=1).values
     for pairs in combinations(["p0", "p1", "p2", "p3"], 2):
@@ -185,7 +186,7 @@ def test_bad_arguments_are_named(
 
 
 def test_directions_of_several_languages_or_another_model_are_refused(
-    run: Path, directions: xr.Dataset, tmp_path: Path
+    run: Path, directions: xr.Dataset
 ) -> None:
     whole = directions.expand_dims(language=["english"])
     other = directions.isel(hidden=slice(4)).assign_attrs(model="gpt2")
@@ -197,4 +198,3 @@ def test_directions_of_several_languages_or_another_model_are_refused(
         with pytest.raises(InputError) as caught:
             actkit.steer(run, wrong, metric=first_logit)
         assert all(message in str(caught.value) for message in messages)
-    del tmp_path

@@ -49,4 +49,5 @@ def test_intervals_cover_the_truth_with_dependent_samples(twins: bool) -> None:
 
 def test_a_single_cluster_has_no_interval() -> None:
     summaries = gap_summaries(np.ones((1, 4)), np.arange(4.0), np.array([0, 0, 1, 1]) == 1, np.zeros(4, int))
-    assert np.isnan(summaries[:, 1:]).all() and summaries[GAP, 0, 0] == 0
+    assert np.isnan(summaries[:, 1:]).all()
+    assert summaries[GAP, 0, 0] == 0
