@@ -1,7 +1,7 @@
 """Next-token cross-entropy of a cube's own prompts, with outputs of the model left intact or replaced."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -145,6 +145,7 @@ def load_language_loss(
     rows: np.ndarray,
     tokens: selection.TokenSelection = "content",
     device: str = "auto",
+    check_tokenizer: Callable[[PreTrainedTokenizerBase], object] | None = None,
 ) -> LanguageLoss:
     """Load the model of a cube with its head, and prepare the prompts of some samples.
 
@@ -162,6 +163,8 @@ def load_language_loss(
         Description of the selected tokens, for messages.
     device
         Device of the model.
+    check_tokenizer
+        Called with the tokenizer before the weights are loaded, to raise errors of the caller's arguments.
 
     Raises
     ------
@@ -193,6 +196,8 @@ def load_language_loss(
     batches = list(_batches(cube, rows, int(architecture.config.vocab_size), config.batch_size == 1))
     if not any(bool(_counted(batch).any()) for batch in batches):
         raise InputError([Fault("tokens", f"no token follows a token of {tokens!r}")])
+    if check_tokenizer is not None:
+        check_tokenizer(tokenizer)
     return LanguageLoss(load_model(checkpoint, architecture, config, head=True), tokenizer, batches)
 
 

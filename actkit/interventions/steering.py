@@ -114,7 +114,9 @@ def steer(
     if faults:
         raise InputError(faults, "cannot steer")
     groups = _Groups.of(whole, direction, where)
-    loss = load_language_loss(whole, name, rows=groups.rows, device=device)
+    loss = load_language_loss(
+        whole, name, rows=groups.rows, device=device, check_tokenizer=chosen_metric.score
+    )
     if mode == "ablate":
         scales = np.ones(1)
     means = direction["mean"].isel(group=0)
@@ -314,7 +316,7 @@ def _with_gaps(result: xr.Dataset, groups: _Groups, mode: str) -> xr.Dataset:
     for at, name in enumerate(GAP_SUMMARIES):
         for bound, suffix in enumerate(("", "_low", "_high")):
             result[f"{name}{suffix}"] = (dims, summaries[:, at, bound].reshape(shape))
-    halves = np.stack(list(groups.halves.values()))
+    halves = np.stack(list(groups.halves.values())).astype(np.int64)
     result["n"] = (
         ("half", "group"),
         np.stack([halves @ ~groups.is_second, halves @ groups.is_second], axis=1),

@@ -169,9 +169,9 @@ def test_hooks_are_removed_and_a_zero_vector_changes_nothing(tiny_model: Path) -
     ("options", "message"),
     [
         ({"mode": "erase"}, "mode: 'erase' is not an option"),
-        ({"layers": [1, 9]}, "layers: the direction lacks [9]; it has [0, 1, 2]"),
-        ({"scale": float("nan")}, "scale: is nan; give a finite number or several"),
-        ({"metric": 3}, "metric: is a int; give actkit.LogitDifference or a function of the logits"),
+        ({"layers": [1, 9]}, "layers: the direction lacks [9] (it has [0, 1, 2])"),
+        ({"scale": float("nan")}, "scale: is nan (give a finite number or several)"),
+        ({"metric": 3}, "metric: is a int (give actkit.LogitDifference or a function of the logits)"),
         ({"metric": actkit.LogitDifference("house river", "a")}, 'positive: "house river" is'),
         ({"where": {"gender": "male"}}, "gender female: has no sample"),
         ({"metric": lambda logits: logits}, "metric: returned shape"),
