@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
+    from .stats.feature_differential import feature_differential
+    from .stats.feature_map import feature_map
+    from .stats.feature_rates import feature_rates
     from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.group_directions import group_directions
     from .stats.kmeans import cluster_samples, cluster_tokens
@@ -61,6 +64,9 @@ __all__ = [
     "export",
     "extend",
     "extract",
+    "feature_differential",
+    "feature_map",
+    "feature_rates",
     "group_differential",
     "group_directions",
     "holm",
@@ -114,6 +120,9 @@ _MODULES = {
     "export": ".exporters.run_export",
     "extend": ".extraction.extend",
     "extract": ".extraction.run",
+    "feature_differential": ".stats.feature_differential",
+    "feature_map": ".stats.feature_map",
+    "feature_rates": ".stats.feature_rates",
     "group_differential": ".stats.differential",
     "group_directions": ".stats.group_directions",
     "holm": ".stats.multiple_results",
