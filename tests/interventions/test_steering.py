@@ -4,6 +4,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import holoviews as hv
 import numpy as np
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_effects_are_reported_on_clusters_that_the_direction_was_not_fitted_on(
         assert float(gap) == pytest.approx(value[male].mean() - value[~male].mean(), abs=1e-9)
     assert int(steered.chosen.sum()) == 1
     best = abs(steered.remaining.sel(half="fit").isel(direction=0))
-    assert bool(steered.chosen.values.ravel()[int(best.argmin())])
+    assert bool(steered.chosen.values.ravel()[int(best.values.argmin())])
 
 
 def _fitted(cube: xr.Dataset, directions: xr.Dataset) -> set[str]:
@@ -152,6 +153,27 @@ def _fitted(cube: xr.Dataset, directions: xr.Dataset) -> set[str]:
         if np.allclose(difference, directions.direction.sel(layer=1), atol=1e-6):
             return set(pairs)
     raise AssertionError("no two pairs give the direction")
+
+
+@pytest.mark.parametrize("backend", ["bokeh", "matplotlib"])
+def test_pictures_show_the_held_out_half_beside_random_directions(
+    backend: str, run: Path, directions: xr.Dataset
+) -> None:
+    actkit.plots.load_matplotlib()
+    options: Any = {"metric": first_logit, "layers": [0, 2], "controls": 1, "progress": False}
+    steered = actkit.steer(run, directions, mode="add", scale=[-1, 1], **options)
+    by_layer, by_scale = actkit.plots.steering(steered)
+    for picture, axis in ((by_layer, "layer"), (by_scale, "scale")):
+        held_out = steered.change_first.sel(half="held_out")
+        row, column = np.argwhere(steered.chosen.values)[0]
+        fixed = {"scale": column} if axis == "layer" else {"layer": row}
+        curves = [part for part in picture if part.label]
+        assert [part.label for part in curves] == ["direction of the groups", "random directions"]
+        for at, curve in enumerate(curves):
+            expected = held_out.isel(direction=at, **fixed)
+            np.testing.assert_array_equal(curve.dimension_values("change_first"), expected)
+        assert axis in str(picture.opts.get().kwargs["xlabel"])
+    hv.render(actkit.plots.steering(steered), backend=backend)
 
 
 def test_hooks_are_removed_and_a_zero_vector_changes_nothing(tiny_model: Path) -> None:
