@@ -30,7 +30,10 @@ def ablated(hook_points: HookPoints, direction: torch.Tensor) -> Iterator[None]:
     2024.
     """
     remove = partial(_removed, direction / direction.norm())
-    sites = {"residual": hook_points.blocks, **hook_points.components}
+    sites: dict[Any, tuple[torch.nn.Module, ...]] = {
+        "residual": hook_points.blocks,
+        **hook_points.components,
+    }
 
     def enter(
         _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -96,7 +99,8 @@ def clamped(
 def _removed(unit: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     wide = output.float()
     along = unit.to(wide)
-    return wide - (wide @ along)[..., None] * along
+    removed: torch.Tensor = wide - (wide @ along)[..., None] * along
+    return removed
 
 
 def random_like(directions: Mapping[int, torch.Tensor], seed: int) -> dict[int, torch.Tensor]:

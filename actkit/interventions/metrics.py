@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from ..errors import Fault, InputError
 Score = Callable[[torch.Tensor], torch.Tensor]
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A number per prompt, computed from the logits after its last token."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Description for results and axes."""
 
     def score(self, tokenizer: PreTrainedTokenizerBase) -> Score:
         """Return the function of the logits, after checking the metric against a tokenizer."""
@@ -127,7 +130,7 @@ class _Function:
 
 def as_metric(metric: Metric | Callable[[torch.Tensor], Any]) -> Metric:
     """Return a metric from a metric or a function of logits with dims ``(sample, vocabulary)``."""
-    if hasattr(metric, "score"):
+    if isinstance(metric, Metric):
         return metric
     if not callable(metric):
         what = f"is a {type(metric).__name__}"

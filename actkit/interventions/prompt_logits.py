@@ -1,6 +1,8 @@
 """Logits after the last token of each prompt."""
 
 from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,11 @@ def last_logits(model: LoadedModel, prompts: Sequence[Prompt]) -> torch.Tensor:
     prompts
         The batch, which is padded on the right.
     """
-    ends = torch.from_numpy(np.array([len(prompt.ids) - 1 for prompt in prompts]))
-    # the head is the largest matrix of many models: it is applied to the last tokens only
-    positions, places = ends.unique(return_inverse=True)
-    inputs = collate(prompts, device=model.device)
-    outputs = model.model(**inputs, use_cache=False, logits_to_keep=positions.to(model.device))
-    logits: torch.Tensor = outputs.logits
-    return logits[torch.arange(len(prompts)), places]
+    ends = np.array([len(prompt.ids) - 1 for prompt in prompts])
+    inputs: dict[str, Any] = collate(prompts, device=model.device)
+    if "logits_to_keep" in signature(model.model.forward).parameters:
+        # the head is the largest matrix of many models: it is applied to the last tokens only
+        positions, ends = np.unique(ends, return_inverse=True)
+        inputs["logits_to_keep"] = torch.from_numpy(positions).to(model.device)
+    logits: torch.Tensor = model.model(**inputs, use_cache=False).logits
+    return logits[torch.arange(len(prompts)), torch.from_numpy(ends)]

@@ -72,5 +72,5 @@ def _panel(table: xr.Dataset, axis: str, name: str, label: str, title: str) -> A
             mpl={"linestyle": ":", "linewidth": 1},
         )
     )
-    framing = {"table": table, "bands": "95% CI"} if axis == "layer" else {}
+    framing: dict[str, Any] = {"table": table, "bands": "95% CI"} if axis == "layer" else {}
     return framed(hv.Overlay(parts), title=title, xlabel=axis, ylabel=label, **framing)
