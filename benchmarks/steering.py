@@ -1,7 +1,7 @@
 """What the direction between two groups does to the bundled model: ``python -m benchmarks.steering``.
 
-English captions of twins are cut before a pronoun, " his" or " her", that an earlier word decides. The direction
-between female and male prompts is fitted on half of the scenes and judged on the other half.
+English captions of twins are cut before a pronoun, " his" or " her", that an earlier word decides. The
+direction between female and male prompts is fitted on half of the scenes and judged on the other half.
 """
 
 import argparse
