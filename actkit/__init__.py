@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
     from .extraction.seal import seal
+    from .features.loading import load_saes
+    from .features.training import train_saes
+    from .features.training_log import training_log
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -62,6 +65,7 @@ __all__ = [
     "layer_norms",
     "layer_subset",
     "layer_updates",
+    "load_saes",
     "massive_activations",
     "open_cube",
     "plan",
@@ -75,6 +79,8 @@ __all__ = [
     "token_correlation",
     "token_strings",
     "top_activating",
+    "train_saes",
+    "training_log",
     "transfer",
     "transitions",
     "verify",
@@ -121,6 +127,9 @@ _MODULES = {
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
+    "load_saes": ".features.loading",
+    "train_saes": ".features.training",
+    "training_log": ".features.training_log",
     "transfer": ".stats.cross_language",
     "transitions": ".stats.transitions",
     "verify": ".store.verification",

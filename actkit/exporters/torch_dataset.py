@@ -153,7 +153,9 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         worker = get_worker_info()
         number, step = (worker.id, worker.num_workers) if worker else (0, 1)
         rng = np.random.default_rng([self.seed, self.epoch, number]) if self.shuffle else None
-        groups = _groups([blocks[index] for index in order[number::step]], lengths, capacity - self.batch_size)
+        groups = _groups(
+            [blocks[index] for index in order[number::step]], lengths, capacity - self.batch_size
+        )
         capacity = min(capacity, int(lengths[self._rows].sum()))
         buffer = np.empty((capacity, *values.isel(sample=0, token=0).shape), dtype=np.float32)
         cube = cube.drop_vars([name for name in cube.variables if name not in _TOKEN_COORDS])

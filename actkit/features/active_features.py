@@ -69,7 +69,7 @@ def encode_largest(
     count
         Number of features to keep; ties with the smallest are kept too.
     last
-        Smallest active feature of the previous batch, which makes the selection faster but does not change it.
+        Smallest active feature of the previous batch; it speeds up the selection, and does not change it.
     """
     if not _is_sparse_fast(x.device.type):
         dense = torch.addmm(b_enc, x, w_enc.t()).relu_()
@@ -203,7 +203,9 @@ class SparseFeatures:
         return _csr(self.starts, self.columns, values, size)
 
     def _transposed(self, values: torch.Tensor) -> torch.Tensor:
-        starts, tokens = (torch.from_numpy(part) for part in (self.by_feature.indptr, self.by_feature.indices))
+        starts, tokens = (
+            torch.from_numpy(part) for part in (self.by_feature.indptr, self.by_feature.indices)
+        )
         ordered = values[torch.from_numpy(self.by_feature.data).long()]
         return _csr(starts, tokens, ordered, self.by_feature.shape)
 
@@ -221,10 +223,8 @@ def _csr(
         return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
 
 
-def _chunks(
-    x: torch.Tensor, w_enc: torch.Tensor, b_enc: torch.Tensor
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the pre-activations of some tokens at a time, so that those of a batch need not fit into memory."""
+def _chunks(x: torch.Tensor, w_enc: torch.Tensor, b_enc: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the pre-activations of some tokens at a time, so that those of a batch need no memory."""
     size = max(1, _CHUNK_VALUES // len(w_enc))
     for start in range(0, len(x), size):
         yield start, torch.addmm(b_enc, x[start : start + size], w_enc.t())

@@ -147,7 +147,7 @@ class LayerTrainer:
             mean.copy_(tensors[f"{name}.mean"])
             square.copy_(tensors[f"{name}.square"])
         threshold, self._smallest = tensors["threshold"].tolist()
-        self.threshold = None if threshold != threshold else threshold  # noqa: PLR0124 - NaN
+        self.threshold = None if threshold != threshold else threshold
 
     def _encode(self, centered: torch.Tensor) -> Features:
         if self.settings.architecture == "topk":
@@ -161,7 +161,11 @@ class LayerTrainer:
         self.since_fired.add_(n_tokens).masked_fill_(features.fired(), 0)
 
     def _add_auxiliary(
-        self, gradients: dict[str, torch.Tensor], dead: torch.Tensor, centered: torch.Tensor, error: torch.Tensor
+        self,
+        gradients: dict[str, torch.Tensor],
+        dead: torch.Tensor,
+        centered: torch.Tensor,
+        error: torch.Tensor,
     ) -> None:
         """Add the gradients of the loss with which dead features reconstruct the error of the live ones.
 

@@ -2,7 +2,7 @@
 
 import json
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any, Literal, get_args
@@ -139,7 +139,9 @@ def check_sizes(width: int, k: int, n_tokens: int) -> list[Fault]:
         faults.append(Fault("k", what, "give a smaller k, or a larger width"))
     if n_tokens < width:
         what = f"is {width:,}, but there are only {n_tokens:,} training tokens"
-        faults.append(Fault("width", what, "give a smaller width, extract more texts, or load published SAEs"))
+        faults.append(
+            Fault("width", what, "give a smaller width, extract more texts, or load published SAEs")
+        )
     return faults
 
 
@@ -181,5 +183,3 @@ def _is_integer(value: object, least: int) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-

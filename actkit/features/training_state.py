@@ -1,7 +1,7 @@
 """The state of an unfinished training run on disk: written as a whole or not at all, without pickle.
 
-    state.json                      which state is valid: number of steps, scales, digest of each file
-    state/<steps>/<layer>.safetensors   weights, moments and counters
+state.json                      which state is valid: number of steps, scales, digest of each file
+state/<steps>/<layer>.safetensors   weights, moments and counters
 """
 
 import hashlib

@@ -134,7 +134,9 @@ class TrainingTokens:
             return
         bad = ~torch.isfinite(batch).all(dim=2)
         if bool(bad.any()):
-            layers = [layer for layer, any_bad in zip(self.settings.layers, bad.any(0), strict=True) if any_bad]
+            layers = [
+                layer for layer, any_bad in zip(self.settings.layers, bad.any(0), strict=True) if any_bad
+            ]
             raise NonfiniteError(
                 f"`{self.settings.component}` contains NaN or Inf values at layers {layers}; exclude these "
                 "samples with cube.isel(sample=...), or extract them again in bfloat16 or float32"
