@@ -11,6 +11,7 @@ import xarray as xr
 
 import actkit
 from actkit.canonical import as_cube
+from actkit.cli import main
 from actkit.errors import CubeError, InputError, MissingError, NonfiniteError
 from actkit.exporters.torch_dataset import LayerTokens
 from actkit.features.holdout import held_out
@@ -211,3 +212,26 @@ def test_tokens_of_chosen_samples_are_those_of_a_selection(run: Path) -> None:
     chosen = torch.cat(list(LayerTokens(run, layer=1, samples=samples, shuffle=False)))
     selection: xr.Dataset = actkit.open_cube(run).isel(sample=samples)
     assert torch.equal(chosen, torch.cat(list(LayerTokens(selection, layer=1, shuffle=False))))
+
+
+def test_the_command_trains_and_shows_each_layer(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "saes",
+        "train",
+        str(run),
+        "--out",
+        str(tmp_path / "saes"),
+        "--layers",
+        "0 2",
+        "--width",
+        "48",
+    ]
+    arguments += ["--k", "4", "--batch", "64", "--steps", "10", "--where", "gender=female"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "held out  image_id" in shown
+    assert [line.split()[0] for line in shown.split("dead")[1].splitlines()[1:3]] == ["0", "2"]
+    assert main([*arguments, "--seed", "1"]) == 1
+    assert "seed: was 0, and is now 1" in capsys.readouterr().err
