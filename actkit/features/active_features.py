@@ -32,8 +32,13 @@ class Features(Protocol):
     The weights of the encoder and of the decoder have the dims ``(feature, hidden)``.
     """
 
-    n_active: int
-    smallest: float  # active value
+    @property
+    def n_active(self) -> int:
+        """Number of active features of all tokens."""
+
+    @property
+    def smallest(self) -> float:
+        """Smallest value of an active feature; 0 if none is active."""
 
     def decode(self, w_dec: torch.Tensor) -> torch.Tensor:
         """Return the product with the decoder, dims ``(token, hidden)``."""
@@ -174,8 +179,8 @@ class SparseFeatures:
         positions = np.arange(len(values), dtype=np.int32)
         by_feature = scipy.sparse.csr_matrix((positions, columns, starts), shape=shape).T.tocsr()
         smallest = float(values.min()) if len(values) else 0.0
-        tensors = (torch.from_numpy(array) for array in (starts, columns, values))
-        return cls(*tensors, by_feature, smallest)
+        by_token = (torch.from_numpy(starts), torch.from_numpy(columns), torch.from_numpy(values))
+        return cls(*by_token, by_feature, smallest)
 
     @property
     def n_active(self) -> int:
@@ -212,7 +217,7 @@ class SparseFeatures:
 
 @cache
 def _is_sparse_fast(device: str) -> bool:
-    return device == "cpu" and torch.backends.mkl.is_available()
+    return device == "cpu" and bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 def _csr(

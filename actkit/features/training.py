@@ -350,7 +350,7 @@ def _warn_of_extremes(settings: TrainingSettings, position: Position) -> None:
     if extreme:
         layer = max(extreme, key=lambda layer: extreme[layer])
         warnings.warn(
-            f"at {len(extreme)} layers, up to {extreme[layer]:.1%} of tokens (layer {layer}) have norms above "
+            f"at {len(extreme)} layers, up to {extreme[layer]:.1%} of tokens (at {layer}) have norms above "
             "10 times the median and dominate the loss; leave them out with tokens=actkit.TokenFilter(...)",
             stacklevel=4,
         )
