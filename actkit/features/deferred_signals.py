@@ -11,7 +11,7 @@ from types import FrameType
 def deferred_signals() -> Iterator[None]:
     """Handle SIGINT and SIGTERM once the block has ended, as they would have been handled within it.
 
-    A signal whose default action ends the process ends it at once. Outside the main thread, nothing is deferred.
+    A signal whose default action ends the process still does so at once. Only the main thread can defer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
