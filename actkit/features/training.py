@@ -23,9 +23,10 @@ from ..store.run_folder import locked
 from ..store.writer import storage_errors
 from .deferred_signals import deferred_signals
 from .layer_trainer import LayerTrainer, StepMeasures
-from .loading import load_saes
+from .manifest import MANIFEST, layer_folder, read_manifest, write_manifest
 from .sae import Sae
-from .sae_files import MANIFEST, layer_folder, read_manifest, write_manifest, write_sae
+from .sae_files import write_sae
+from .sae_loader import load_saes
 from .sae_origin import sae_metadata
 from .sae_set import SaeSet
 from .training_input import check_wandb, stored_settings, training_input, with_memory_of
@@ -151,7 +152,7 @@ def train_saes(
             data = replace(data, settings=with_memory_of(data.settings, before))
         check_same(before, data.settings, str(folder))
         manifest = read_manifest(folder)
-        if manifest is not None and manifest["complete"]:
+        if manifest is not None and manifest.complete:
             return load_saes(folder, component=component)
     with storage_errors("cannot create the folder of the autoencoders", "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -295,8 +296,7 @@ class _Training:
         for trainer, extremes in zip(self.trainers, self.position.extremes, strict=True):
             path = self.folder.path / layer_folder(trainer.layer, _component(self.settings))
             write_sae(path, _sae(trainer, self.data, extremes))
-        layers = list(self.settings.layers)
-        write_manifest(self.folder.path, component=self.settings.component, layers=layers)
+        write_manifest(self.folder.path)
         remove_state(self.folder)
 
 
