@@ -27,7 +27,7 @@ def deferred_signals() -> Iterator[None]:
         for number, handler in handlers.items():
             if callable(handler):
                 signal.signal(number, handler)
-    for number, frame in arrived:
-        handler = handlers[signal.Signals(number)]
+    for arrived_number, frame in arrived:
+        handler = handlers[signal.Signals(arrived_number)]
         if callable(handler):
-            handler(number, frame)
+            handler(arrived_number, frame)
