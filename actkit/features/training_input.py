@@ -24,10 +24,10 @@ from ..regular_files import MB, read_regular
 from ..schema import COMPONENTS
 from ..stats import selection
 from ..stats.finiteness import finite_cube
+from ..stats.holdout import SHARE, held_out
 from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
 from ..store.reader import read_cube
-from .holdout import SHARE, held_out
 from .published_saes import published_saes
 from .training_log import SETTINGS_FILE
 from .training_settings import (
