@@ -1,14 +1,17 @@
 """Blocks of a cube that are read inside the dask task that uses them, so that dask does not retain them."""
 
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
+import dask.array as da
 import dask.base
 import numpy as np
 import xarray as xr
+from dask.delayed import delayed
 
 from ..regular_files import MB
 
-READ = 32 * MB  # read at once, padding included
+READ = 16 * MB  # read at once, padding included; memory of larger arrays returns to the system after each use
 SLAB = 8 * MB  # converted to float64 at once, which needs several times this amount
 
 
@@ -27,6 +30,62 @@ class Block:
         if dask.base.is_dask_collection(self._data):
             return np.asarray(self._data.compute(scheduler="synchronous"))
         return np.asarray(self._data)
+
+    def layers(self) -> Iterator[np.ndarray]:
+        """Yield the values of one layer, the first dimension, after the other."""
+        for layer in self._data:
+            lazy = dask.base.is_dask_collection(layer)
+            yield np.asarray(layer.compute(scheduler="synchronous") if lazy else layer)
+
+
+OfSamples = Callable[[Iterator[np.ndarray], np.ndarray], np.ndarray]
+
+
+def apply_to_samples(
+    function: OfSamples, array: xr.DataArray, mask: xr.DataArray, sizes: Mapping[str, int]
+) -> xr.DataArray:
+    """Apply a function to the tokens of a few samples at a time, layer by layer; lazily if they are lazy.
+
+    Neither padding nor more than one layer of these samples is held, unless the function holds it. With one
+    task per layer, dask would hold a whole layer of all samples between the tasks that use it.
+
+    Parameters
+    ----------
+    function
+        Takes the layers, each with dims ``(sample, token, hidden)``, and the mask of the tokens; returns an
+        array with dims ``(sample, ...)``. Tokens after the last one that the mask includes are left out.
+    array
+        Dims ``(layer, sample, token, hidden)``.
+    mask
+        Boolean, dims ``(sample, token)``: the tokens included.
+    sizes
+        Lengths of the further dimensions of the result.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims ``(sample, ...)``.
+    """
+    included, bare = mask.transpose("sample", "token").values, xr.DataArray(array.variable)
+    ends = np.where(included.any(axis=1), included.shape[1] - included[:, ::-1].argmax(axis=1), 1)
+    of_block = delayed(_of_block, pure=False)
+    parts = []
+    for span in spans(bare):
+        tokens = slice(0, int(ends[span].max()))
+        block = Block(bare.isel(sample=span, token=tokens))
+        shape = (span.stop - span.start, *sizes.values())
+        parts.append(
+            da.from_delayed(  # type: ignore[no-untyped-call]
+                of_block(function, block, included[span, tokens]), shape, np.float64
+            )
+        )
+    values = da.concatenate(parts).rechunk(-1)  # type: ignore[no-untyped-call]
+    result = xr.DataArray(values, dims=["sample", *sizes])
+    return result if dask.base.is_dask_collection(array) else result.compute()
+
+
+def _of_block(function: OfSamples, block: Block, mask: np.ndarray) -> np.ndarray:
+    return function(block.layers(), mask)
 
 
 def spans(array: xr.DataArray, *, layers_at_once: int = 1) -> list[slice]:
@@ -50,4 +109,6 @@ def slabs(values: np.ndarray) -> list[slice]:
 
 
 def _cut(n: int, item_bytes: int, max_bytes: int) -> list[slice]:
-    return [slice(*edges) for edges in pairwise([*range(0, n, max(max_bytes // max(item_bytes, 1), 1)), n])]
+    most = max(max_bytes // max(item_bytes, 1), 1)
+    step = 1 << (most.bit_length() - 1)  # a power of two, so that few slices end within a chunk
+    return [slice(*edges) for edges in pairwise([*range(0, n, step), n])]
