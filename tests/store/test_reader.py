@@ -17,8 +17,9 @@ import xarray as xr
 from actkit import open_cube, token_strings
 from actkit.errors import CorruptError, CubeError, IncompleteError
 from actkit.schema import VARIABLES, TokenKind
+from actkit.store import reader
 from actkit.store.byte_ranges import LocalRanges
-from actkit.store.layout import CUBE
+from actkit.store.layout import CUBE, open_group
 from actkit.store.verification import StrictStore
 from actkit.testing import Synthetic, flip_bit, synthetic, write_cube
 
@@ -57,6 +58,19 @@ def test_big_variables_are_lazy_and_coordinates_along_samples_are_not(cube: xr.D
         assert dask.is_dask_collection(variable) == (variable.ndim > 1), name
     for name in ("residual", "attention", "mlp"):
         assert set(cube[name].chunksizes["layer"]) == {1}
+
+
+def test_large_files_are_divided_into_blocks_of_whole_chunks(
+    cube: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = cube.encoding["source"]
+    array = open_group(Path(source))["residual"]
+    inner = array.chunks[1]
+    monkeypatch.setattr(reader, "TOKEN_BLOCK_BYTES", 1)
+    divided = reader.open_cube(source)
+    assert set(divided.residual.chunksizes["sample"][:-1]) <= {inner}
+    assert divided.norm.chunksizes == cube.norm.chunksizes
+    np.testing.assert_array_equal(divided.residual, cube.residual)
 
 
 def test_selecting_by_label(cube: xr.Dataset, numbers: Synthetic) -> None:
