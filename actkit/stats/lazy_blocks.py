@@ -70,8 +70,8 @@ def apply_to_samples(
     ends = np.where(included.any(axis=1), included.shape[1] - included[:, ::-1].argmax(axis=1), 1)
     of_block = delayed(_of_block, pure=False)
     parts = []
-    for span in spans(bare):
-        tokens = slice(0, int(ends[span].max()))
+    for span in _chunk_spans(bare):
+        tokens = slice(0, int(ends[span].max(initial=1)))
         block = Block(bare.isel(sample=span, token=tokens))
         shape = (span.stop - span.start, *sizes.values())
         parts.append(
@@ -101,6 +101,20 @@ def spans(array: xr.DataArray, *, layers_at_once: int = 1) -> list[slice]:
     n = array.sizes["sample"]
     item_bytes = array.dtype.itemsize * array.size // max(n * array.sizes.get("layer", 1), 1)
     return _cut(n, item_bytes * layers_at_once, READ)
+
+
+def _chunk_spans(array: xr.DataArray) -> list[slice]:
+    """Divide samples as :func:`spans`, but into whole dask chunks, so that none is read twice."""
+    spanned = spans(array) or [slice(0, 0)]
+    if not array.chunks:
+        return spanned
+    edges, most = [0], spanned[0].stop
+    for end in np.cumsum(array.chunksizes["sample"]).tolist():
+        if len(edges) > 1 and end - edges[-2] <= most:
+            edges[-1] = end
+        else:
+            edges.append(end)
+    return [slice(*pair) for pair in pairwise(edges)]
 
 
 def slabs(values: np.ndarray) -> list[slice]:

@@ -27,7 +27,7 @@ from .verification import RERUN, read_committed
 from .xarray_copies import is_copy, open_copy
 
 BLOCK_BYTES = 128 * MB
-# padding included; the memory of larger blocks returns to the system after each, which costs more than reading
+# padding included; the memory of larger blocks returns to the system after each, which costs CPU time
 TOKEN_BLOCK_BYTES = 16 * MB
 EAGER_SAMPLES = 2**14  # coordinates of up to so many samples are read at once, so that their values are shown
 

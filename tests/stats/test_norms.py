@@ -258,4 +258,4 @@ def test_numbers_do_not_depend_on_how_many_samples_are_read_at_once(
     monkeypatch.setattr("actkit.stats.lazy_blocks.READ", 3 * 4 * 7 * cube.sizes["hidden"])
     for function, one in zip(functions, wanted, strict=True):
         xr.testing.assert_allclose(function(cube).compute(), one, rtol=1e-12)
-        xr.testing.assert_allclose(function(actkit.open_cube(run)).compute(), one, rtol=1e-12)
+        xr.testing.assert_allclose(function(cube.chunk(sample=2)).compute(), one, rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Debiased CKA of few pairs of representations, in feature space where that has fewer dimensions than samples.
+"""Debiased CKA of few pairs of representations, in feature space if dimensions are fewer than samples.
 
 The sums of :mod:`~actkit.stats.kernels.token_hsic` with samples as tokens; a Gram matrix of all samples costs
 several times as much, unless all pairs of many layers share it.

@@ -89,7 +89,7 @@ def fit_ridge(
         Boolean, dims ``(labelling, sample)``; the first labelling has both labels.
     products
         Products of the samples' dimensions, and with the targets of all labellings, from
-        :class:`~actkit.stats.kernels.shared_products.SharedProducts`; then only the first labelling is needed.
+        :class:`~actkit.stats.kernels.shared_products.SharedProducts`; `labels` may then be the first alone.
 
     Returns
     -------

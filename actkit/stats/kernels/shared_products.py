@@ -33,7 +33,7 @@ class Scaling:
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """Return samples with mean 0 and standard deviation 1 in training, dims ``(sample, hidden)``."""
-        scaled = x - self.mean
+        scaled: np.ndarray = x - self.mean
         scaled *= self.factor
         return scaled
 

@@ -26,6 +26,7 @@ from actkit.stats.kernels.probes import (
     standardized,
     transfer_probe,
 )
+from actkit.stats.kernels.shared_products import Scaling, SharedProducts
 
 
 def data(shift: float = 0.8, n: int = 120, hidden: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
