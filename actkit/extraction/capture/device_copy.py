@@ -13,6 +13,8 @@ _NUMPY = {
     torch.float16: np.float16,
     torch.float32: np.float32,
     torch.int32: np.int32,
+    torch.int16: np.int16,
+    torch.uint8: np.uint8,
 }
 
 

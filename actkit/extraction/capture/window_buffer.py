@@ -10,7 +10,7 @@ import torch
 
 from ...batch_plan import Plan
 from ...errors import ModelError
-from ...schema import OF_RESIDUAL, VARIABLES, VISION
+from ...schema import VARIABLES, VISION, K, component_of
 from ...store.ragged import Ragged
 from ..prompts.encoder import Prompt
 from .device_copy import Mark, Transfer, allocate
@@ -61,7 +61,15 @@ class _GroupArrays:
     """Arrays of one group of the cube: the decoder (``""``) or the vision tower."""
 
     def __init__(
-        self, plan: Plan, name: str, variables: Sequence[str], rules: Rules, dtypes: Dtypes, *, pinned: bool
+        self,
+        plan: Plan,
+        name: str,
+        variables: Sequence[str],
+        rules: Rules,
+        transfer: Transfer,
+        dtypes: Dtypes,
+        *,
+        pinned: bool,
     ) -> None:
         shape = plan.vision if name else plan.shape
         assert shape is not None
@@ -70,7 +78,7 @@ class _GroupArrays:
             for variable in variables
             if VARIABLES[variable].group == name
         }
-        self.layers, self.hidden, self.tokens = shape.layer, shape.hidden, shape.token
+        self.layers, self.hidden, self.tokens, self.k = shape.layer, shape.hidden, shape.token, shape.k
         self.name = name
         self.axis = rules.layers[VISION] if name else rules.axis
         self.capacity = max(
@@ -81,6 +89,7 @@ class _GroupArrays:
         # by sample: first reserved position, index in the tensors, first position and number of positions
         self.reserved, self.indices, self.starts, self.lengths = np.zeros((4, self.samples), dtype=np.int64)
         self._component_layers, self._dtypes, self._pinned = rules.layers, dtypes, pinned
+        self._transfer = transfer
         self._tensors: dict[ArrayKey, torch.Tensor] = {}
         self._lock = threading.Lock()
 
@@ -113,6 +122,7 @@ class _GroupArrays:
             raise ModelError(f"{key}: a block that gave {known} values gives {dtype} now")
         allocated = allocate(self._shape(key), widest, pinned=self._pinned)
         if tensor is not None:
+            self._transfer.mark().wait()  # values may still be arriving in it
             allocated.copy_(tensor)
         elif isinstance(key, Count):
             allocated.zero_()
@@ -125,16 +135,18 @@ class _GroupArrays:
             return blocks, self.samples
         if key in _BY_SAMPLE:
             return blocks, self.samples, self.hidden
-        return (blocks, self.capacity) if key == "norm" else (blocks, self.capacity, self.hidden)
+        if key == "norm":
+            return blocks, self.capacity
+        entries = self.k if self.variables[key].dims[-1] == K else self.hidden
+        return blocks, self.capacity, entries
 
     def blocks(self, key: ArrayKey) -> tuple[int, ...]:
         """Return the blocks along the first dimension of a tensor."""
         name = key.component if isinstance(key, Count) else key
         if self.name:
             return self._component_layers[VISION]
-        if name == "embedding":
-            return (0,)
-        return self._component_layers["residual" if name in OF_RESIDUAL else name]
+        component = component_of(name)
+        return (0,) if component == "embedding" else self._component_layers[component]
 
     def counts(self, kind: CountKind, samples: int) -> Iterator[tuple[str, int, np.ndarray]]:
         """Yield component, block and counts, dims ``(sample,)``, in the order of the window's samples."""
@@ -155,8 +167,10 @@ class _GroupArrays:
         """Return a variable in the form in which the writer takes it."""
         tensor = self._tensors[name]
         # NumPy has no bfloat16, and takes its bits
-        values = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        layers = (0,) if name == "embedding" else tuple(map(self.axis.index, self.blocks(name)))
+        is_bits = tensor.dtype in (torch.bfloat16, torch.int16)  # of bfloat16, or of unsigned indices
+        values = (tensor.view(torch.uint16) if is_bits else tensor).numpy()
+        blocks = self.blocks(name)
+        layers = (0,) if "layer" not in self.variables[name].dims else tuple(map(self.axis.index, blocks))
         if name in _BY_SAMPLE:
             dense = np.full((self.layers, samples, self.hidden), np.nan, dtype=np.float32)
             dense[list(layers)] = values[:, self.indices[:samples]]
@@ -236,7 +250,7 @@ class WindowBuffer:
     ) -> None:
         dtypes = Dtypes() if dtypes is None else dtypes
         self._groups = {
-            group: _GroupArrays(plan, group, variables, rules, dtypes, pinned=pinned)
+            group: _GroupArrays(plan, group, variables, rules, transfer, dtypes, pinned=pinned)
             for group in dict.fromkeys(VARIABLES[name].group for name in variables)
         }
         self._transfer = transfer
