@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from actkit.features.holdout import held_out
 
 import actkit
 from actkit.canonical import as_cube
@@ -15,7 +16,6 @@ from actkit.cli import main
 from actkit.errors import CubeError, InputError, MissingError, NonfiniteError
 from actkit.exporters.torch_dataset import LayerTokens
 from actkit.features import training_progress
-from actkit.features.holdout import held_out
 from actkit.features.published_saes import published_saes
 from actkit.features.training_progress import TrainingBar, TrainingProgress
 from actkit.testing import write_cube
@@ -91,7 +91,7 @@ def test_nan_is_an_error_before_any_step(run: Path, tmp_path: Path) -> None:
     events: list[TrainingProgress] = []
     with pytest.raises(NonfiniteError, match=r"`residual` contains NaN or Inf values at layers \[1\]"):
         train(cube, tmp_path / "saes", layers="0-2", listeners=[events.append])
-    assert events == []
+    assert [(event.state, event.step) for event in events] == [("failed", 0)]
 
 
 def test_few_tokens_are_said_with_what_is_published(run: Path, tmp_path: Path) -> None:
