@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
-from .folders import Folder, Partial
+from .folders import Folder
 from .object_folder import ObjectFolder, Upload
+from .partial_files import Partial
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from zarr.storage import MemoryStore
 
 from ..batch_plan import Plan
 from ..schema import VARIABLES
-from .folders import BUFFER
 from .layout import Array, create_array
+from .partial_files import BUFFER
 from .ragged import Ragged
 from .shard_files import ShardWriter, encoded
 from .writer import fsync, storage_errors

@@ -14,10 +14,11 @@ from ..errors import Fault, StorageError
 from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs
 from .commits import place_files, written
 from .cube_files import RemoteCube, file_entry, files_of
-from .folders import Folder, Partial
+from .folders import Folder
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
 from .object_folder import Upload
+from .partial_files import Partial
 from .ragged import Ragged
 from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .shard_files import PIPELINE, ShardWriter, encoded, in_memory, storable
@@ -322,6 +323,7 @@ class CubeWriter:
                         self._shards.write_to(file, array, part)
                     else:
                         file.write(encoded(array, window, part))
+                for file in files:  # not one by one: the disk stores one while the next is compressed
                     file.sync()
                 return self._commit(window, files)
 

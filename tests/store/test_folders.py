@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from actkit.store.folders import Folder, finished_name
+from actkit.store.folders import Folder
+from actkit.store.partial_files import finished_name
 
 
 @pytest.fixture
