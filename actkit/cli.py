@@ -30,6 +30,7 @@ from .cli_cubes import (
     terminable,
 )
 from .cli_output import Rows, print_extraction, print_pairs
+from .cli_saes import add_saes
 from .config import Config
 from .errors import ActkitError, Fault, FaultsError, InputError
 from .terminal_text import printable
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         add_report,
         add_export,
         add_import,
+        add_saes,
         add_push,
         add_pull,
     ):

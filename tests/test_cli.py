@@ -20,7 +20,7 @@ from actkit.config import Config
 from actkit.testing import write_cube
 
 _OF_RUNS = ("info", "verify", "report", "export", "import")
-COMMANDS = ("demo", "extract", "seal", "extend", "join", "plan", *_OF_RUNS, "push", "pull")
+COMMANDS = ("demo", "extract", "seal", "extend", "join", "plan", *_OF_RUNS, "saes", "push", "pull")
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -20,14 +20,15 @@ class Sae:
     layer, component
         Site of the activations, as in a cube.
     architecture
-        ``standard`` (ReLU), ``gated``, ``topk``, ``batchtopk`` or ``jumprelu``; the first three differ at
-        inference, and ``batchtopk`` is applied with its threshold, like ``jumprelu``.
+        ``standard`` (ReLU), ``topk``, ``batchtopk``, ``jumprelu`` or ``gated``. The last three have a
+        threshold; the gate of ``gated`` is equivalent to one (see `actkit.features.saelens_format`).
     w_enc, b_enc
         Weights of the encoder, dims ``(hidden, feature)`` and ``(feature)``, float32.
     w_dec, b_dec
         Weights of the decoder, dims ``(feature, hidden)`` and ``(hidden)``, float32.
     threshold
-        ``batchtopk`` and ``jumprelu``: a feature is active where its pre-activation exceeds it, dims ``(feature)``.
+        ``batchtopk``, ``jumprelu`` and ``gated``: a feature is active where its pre-activation exceeds it,
+        dims ``(feature)``, at least 0.
     k
         ``topk``: number of active features of each token.
     subtract_b_dec

@@ -39,16 +39,25 @@ def _cell(text: str | None) -> str:
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    """Return the parser of each command."""
-    (action,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(action.choices)
+    """Return the parser of each command; that of a subcommand by both names, such as ``saes train``."""
+    return {name: parser for name, parser, _ in _walk(_parser())}
 
 
 def commands() -> str:
     """Return a section for each command, with a table of its arguments other than config options."""
-    (action,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
-    purposes = {choice.dest: choice.help for choice in action._choices_actions}
-    return "\n\n".join(_command(name, parser, purposes[name]) for name, parser in action.choices.items())
+    return "\n\n".join(_command(*command) for command in _walk(_parser()))
+
+
+def _walk(
+    parser: argparse.ArgumentParser, prefix: str = ""
+) -> Iterator[tuple[str, argparse.ArgumentParser, str | None]]:
+    """Yield the name, parser and purpose of each command that does not only group others."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            purposes = {choice.dest: choice.help for choice in action._choices_actions}
+            for name, choice in action.choices.items():
+                nested = list(_walk(choice, f"{prefix}{name} "))
+                yield from nested or [(f"{prefix}{name}", choice, purposes[name])]
 
 
 def _command(name: str, parser: argparse.ArgumentParser, purpose: str | None) -> str:

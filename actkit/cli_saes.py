@@ -1,0 +1,82 @@
+"""Commands about sparse autoencoders (SAEs) of a run: ``actkit saes``."""
+
+from .cli_cubes import Subparsers, add_command, terminable
+from .cli_output import print_pairs
+from .errors import Fault, InputError
+
+
+def add_saes(commands: Subparsers) -> None:
+    """Add the command `saes`, whose subcommands train and apply sparse autoencoders."""
+    purpose = "train and apply sparse autoencoders of the layers of a run"
+    parser = commands.add_parser("saes", help=purpose, description=purpose)
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train,):
+        add(subcommands)
+
+
+def _add_train(commands: Subparsers) -> None:
+    purpose = "train a sparse autoencoder on each layer of a run; the same command continues after a stop"
+    parser = add_command(commands, "train", _train, purpose)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("--out", required=True, help="folder of the autoencoders, one folder for each layer")
+    parser.add_argument("--layers", default="all", help="layers to train on (default: %(default)s)")
+    parser.add_argument(
+        "--component",
+        default="residual",
+        choices=["residual", "attention", "mlp"],
+        help="part of each layer (default: %(default)s)",
+    )
+    parser.add_argument("--width", type=int, help="number of features (default: 8 times the hidden size)")
+    parser.add_argument(
+        "--k", type=int, default=32, help="mean number of active features of a token (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--architecture",
+        default="batchtopk",
+        choices=["batchtopk", "topk"],
+        help="batchtopk keeps the k largest features of a token on average over a batch, topk of every token "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--tokens", default="content", help="kind of token (default: %(default)s)")
+    parser.add_argument(
+        "--where",
+        metavar="LABEL=VALUE",
+        action="append",
+        default=[],
+        help="train only on samples with this value of a label, or of language; can be repeated",
+    )
+    parser.add_argument(
+        "--holdout",
+        metavar="LABEL",
+        default="auto",
+        help="label whose values are held out as a whole; none: single samples (default: detected)",
+    )
+    parser.add_argument("--steps", type=int, help="number of training steps (default: from the tokens)")
+    parser.add_argument("--epochs", type=int, help="number of passes over the tokens, instead of --steps")
+    parser.add_argument("--batch", type=int, default=4096, help="tokens per step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, help="learning rate (default: from the width)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the order (default: 0)")
+    parser.add_argument("--device", default="auto", help="device to train on (default: %(default)s)")
+    parser.add_argument(
+        "--memory", default="auto", help="memory for tokens, such as 4GB (default: a quarter of what is free)"
+    )
+    parser.add_argument(
+        "--no-resume", dest="resume", action="store_false", help="start anew instead of continuing"
+    )
+
+
+def _train(run: str, holdout: str, where: list[str], **options: object) -> int:
+    from .features.training import train_saes
+
+    labels = dict(text.partition("=")[::2] for text in where)
+    if unclear := [text for text in where if "=" not in text]:
+        raise InputError([Fault("--where", f"cannot read {unclear[0]!r}", "write LABEL=VALUE")])
+    with terminable():
+        saes = train_saes(
+            run,
+            where=labels or None,
+            holdout=None if holdout == "none" else holdout,
+            **options,  # type: ignore[arg-type]
+        )
+    print_pairs([("saes", str(options["out"])), ("layers", " ".join(map(str, saes)))])
+    return 0
