@@ -1,6 +1,5 @@
 """Shards written at once: the inner chunks of a window, followed by the index of their offsets."""
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -90,15 +89,10 @@ class ShardWriter:
         grid = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         *layers, groups, tiles, _ = grid
         index = np.full((*layers, groups, tiles, 1, 2), _ABSENT, dtype="<u8")
-        in_layer = list(_tiles(values, *array.chunks[-3:-1]))
-        chunks = [(row, tile) for row in range(len(values.layers)) for tile in in_layer]
-        hidden = array.chunks[-1]
-        size = max(1, _TASK_BYTES // (4 * hidden * math.prod(array.chunks[-3:-1])))
-        tasks = [chunks[first : first + size] for first in range(0, len(chunks), size)]
+        tasks = _tasks(values, *array.chunks[-3:])
+        contents = self._map(partial(self._encode, values, array.chunks[-1]), tasks)
         offset = 0
-        for task, (content, lengths) in zip(
-            tasks, self._map(partial(self._encode, values, hidden), tasks), strict=True
-        ):
+        for task, (content, lengths) in zip(tasks, contents, strict=True):
             file.write(content)
             for (row, tile), length in zip(task, lengths, strict=True):
                 layer = values.layers[row]
@@ -159,6 +153,14 @@ def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
             offsets = np.arange(number * tokens, (number + 1) * tokens)
             positions = (starts[:, None] + offsets).ravel()
             yield _Tile((group, number), positions, np.flatnonzero(offsets >= lengths[:, None]))
+
+
+def _tasks(values: Ragged, samples: int, tokens: int, hidden: int) -> list[list[_Chunk]]:
+    """Return the chunks with tokens of all layers, several of them per task."""
+    in_layer = list(_tiles(values, samples, tokens))
+    chunks = [(row, tile) for row in range(len(values.layers)) for tile in in_layer]
+    size = max(1, _TASK_BYTES // (4 * samples * tokens * hidden))
+    return [chunks[first : first + size] for first in range(0, len(chunks), size)]
 
 
 def _checked(content: bytes) -> tuple[bytes, bytes]:
