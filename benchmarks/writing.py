@@ -70,19 +70,19 @@ def stages(values: Ragged, samples: int, tokens: int, folder: Path) -> dict[str,
     shape = samples * tokens, HIDDEN
     chunks = [chunk for task in _tasks(values, samples, tokens, HIDDEN) for chunk in task]
 
-    def dense(row: int, tile: Any) -> np.ndarray:
-        out = np.empty(shape, dtype=np.float32)
+    def dense(row: int, tile: Any, out: np.ndarray) -> np.ndarray:
         values.take(row, tile.positions, out)
         out[tile.empty] = np.nan
         return out
 
-    def narrow(row: int, tile: Any) -> np.ndarray:
-        out = np.empty(shape, dtype=np.uint16)
+    def narrow(row: int, tile: Any, out: np.ndarray) -> np.ndarray:
         values.take_bits(row, tile.positions, out)
         out[tile.empty] = NAN_BITS
         return out
 
-    wide, bits = [dense(*chunk) for chunk in chunks], [narrow(*chunk) for chunk in chunks]
+    scratch, bit_scratch = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.uint16)
+    wide = [dense(*chunk, scratch).copy() for chunk in chunks]
+    bits = [narrow(*chunk, bit_scratch).copy() for chunk in chunks]
     frames = [codec.encode(part) for part in bits]
     assert frames == [bytes(blosc.encode(part)) for part in wide], "the bytes on disk have changed"
     content = b"".join(frames)
@@ -98,9 +98,9 @@ def stages(values: Ragged, samples: int, tokens: int, folder: Path) -> dict[str,
             os.fsync(file.fileno())
 
     return {
-        "copy tokens into chunks, as float32 (before)": lambda: [dense(*chunk) for chunk in chunks],
+        "copy tokens into chunks, as float32 (before)": lambda: [dense(*chunk, scratch) for chunk in chunks],
         "compress float32 (before)": lambda: [blosc.encode(part) for part in wide],
-        "copy tokens into chunks, as bits": lambda: [narrow(*chunk) for chunk in chunks],
+        "copy tokens into chunks, as bits": lambda: [narrow(*chunk, bit_scratch) for chunk in chunks],
         "compress bits": lambda: [codec.encode(part) for part in bits],
         "CRC-32C of chunks": lambda: [google_crc32c.value(frame) for frame in frames],
         "join chunks": lambda: b"".join(frames),

@@ -1,5 +1,6 @@
 """Shards written at once: the inner chunks of a window, followed by the index of their offsets."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from .ragged import Ragged
 PIPELINE = {"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
 _ABSENT = 2**64 - 1
 _CHECKSUM_BYTES = 4
+_BLOCK_BYTES = 2**16  # Blosc never divides so few bytes
 _TASK_BYTES = (
     2**21
 )  # of float32 values that one task compresses; a task of one chunk would cost as much again
@@ -179,10 +181,36 @@ def in_memory(array: Array) -> tuple[Array, dict[str, Buffer]]:
 
 def encoded(array: Array, window: int, values: np.ndarray) -> bytes:
     """Return the bytes of one file of an array, as zarr encodes them."""
+    if _is_simple(array, window, values):
+        return _simple_shard(array, values)
     twin, stored = in_memory(array)
     twin[shard_region(array, window)] = storable(values)
     (content,) = stored.values()
     return content.to_bytes()
+
+
+def _is_simple(array: Array, window: int, values: np.ndarray) -> bool:
+    """Return whether values are numbers, stored in chunks of whole layers whose bytes are determined."""
+    if array.shards is None or array.dtype.kind not in "iuf" or array.chunks[1:] != array.shards[1:]:
+        return False
+    if values.shape != tuple(part.stop - part.start for part in shard_region(array, window)):
+        return False
+    # in the main thread, numcodecs compresses the blocks of large chunks concurrently, in any order
+    is_block = math.prod(array.chunks) * array.dtype.itemsize <= _BLOCK_BYTES
+    return is_block or threading.current_thread() is not threading.main_thread()
+
+
+def _simple_shard(array: Array, values: np.ndarray) -> bytes:
+    """Return a shard of chunks of whole layers, without the overhead of zarr for each chunk."""
+    assert array.shards is not None
+    dense = np.full(array.shards, array.metadata.fill_value, dtype=array.dtype)
+    dense[tuple(slice(length) for length in values.shape)] = values
+    codec = Blosc(BLOSC_NAME, BLOSC_LEVEL, BITSHUFFLE)
+    rows = array.chunks[0]
+    frames = [bytes(codec.encode(dense[row : row + rows])) for row in range(0, len(dense), rows)]
+    lengths = np.array([len(frame) + _CHECKSUM_BYTES for frame in frames], dtype="<u8")
+    index = np.stack([np.cumsum(lengths) - lengths, lengths], axis=-1)
+    return b"".join(part for content in (*frames, index.tobytes()) for part in _checked(content))
 
 
 def storable(array: np.ndarray) -> Any:
