@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
     from .extraction.seal import seal
+    from .features.quality import sae_quality
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
+    from .stats.feature_differential import feature_differential
+    from .stats.feature_map import feature_map
+    from .stats.feature_rates import feature_rates
     from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
@@ -49,10 +53,16 @@ __all__ = [
     "classification_probe",
     "cluster_samples",
     "cluster_tokens",
+    "cut_share",
+    "dense_vectors",
     "direction_cosines",
+    "encode",
     "export",
     "extend",
     "extract",
+    "feature_differential",
+    "feature_map",
+    "feature_rates",
     "group_differential",
     "holm",
     "import_files",
@@ -69,6 +79,7 @@ __all__ = [
     "push",
     "regression_probe",
     "report",
+    "sae_quality",
     "seal",
     "select_tokens",
     "similarity",
@@ -95,10 +106,16 @@ _MODULES = {
     "classification_probe": ".stats.classification_probe",
     "cluster_samples": ".stats.kmeans",
     "cluster_tokens": ".stats.kmeans",
+    "cut_share": ".features.sparse_values",
+    "dense_vectors": ".features.sparse_values",
     "direction_cosines": ".stats.directions",
+    "encode": ".features.feature_encoder",
     "export": ".exporters.run_export",
     "extend": ".extraction.extend",
     "extract": ".extraction.run",
+    "feature_differential": ".stats.feature_differential",
+    "feature_map": ".stats.feature_map",
+    "feature_rates": ".stats.feature_rates",
     "group_differential": ".stats.differential",
     "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
@@ -115,6 +132,7 @@ _MODULES = {
     "push": ".store.push_pull",
     "regression_probe": ".stats.regression_probe",
     "report": ".reports",
+    "sae_quality": ".features.quality",
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",

@@ -22,7 +22,7 @@ import numpy as np
 from numcodecs.blosc import BITSHUFFLE, Blosc
 
 from actkit.extraction.loop.local_engine import compression_threads
-from actkit.store.bfloat16_codec import NAN_BITS, Bfloat16Codec
+from actkit.store.bfloat16_codec import Bfloat16Codec, bits_of
 from actkit.store.layout import BLOSC_LEVEL, BLOSC_NAME, CUBE
 from actkit.store.ragged import Ragged
 from actkit.store.shard_files import ShardWriter, _tasks
@@ -43,7 +43,7 @@ def write_plainly(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def bits_of(part: Part) -> Part:
+def as_bits(part: Part) -> Part:
     """Return the values as the extraction holds those of a bfloat16 model."""
     for name, values in part.items():
         if isinstance(values, Ragged):
@@ -77,7 +77,7 @@ def stages(values: Ragged, samples: int, tokens: int, folder: Path) -> dict[str,
 
     def narrow(row: int, tile: Any, out: np.ndarray) -> np.ndarray:
         values.take_bits(row, tile.positions, out)
-        out[tile.empty] = NAN_BITS
+        out[tile.empty] = bits_of(np.nan)
         return out
 
     scratch, bit_scratch = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.uint16)
@@ -111,7 +111,7 @@ def stages(values: Ragged, samples: int, tokens: int, folder: Path) -> dict[str,
 
 
 def print_stages(cube: Synthetic, folder: Path, rounds: int) -> None:
-    part = bits_of(cube.part(0))
+    part = as_bits(cube.part(0))
     values = part["residual"]
     assert isinstance(values, Ragged)
     payload = 2 * LAYERS * int(values.lengths.sum()) * HIDDEN
@@ -152,7 +152,7 @@ def main() -> None:
         cube.create(out).close()
         writer = CubeWriter(out / CUBE, cube.plan, threads=compression_threads())
         for window in range(cube.plan.n_windows):
-            before, part = bytes_below(out), bits_of(cube.part(window))
+            before, part = bytes_below(out), as_bits(cube.part(window))
             busy = time.process_time()
             took = seconds(writer.write, window, part)
             busy = time.process_time() - busy

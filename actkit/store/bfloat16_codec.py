@@ -5,7 +5,6 @@ import struct
 import numpy as np
 from numcodecs.blosc import BITSHUFFLE, Blosc
 
-NAN_BITS = 0x7FC0
 # version, version of LZ4, flags, bytes of a value, bytes of all values, of a block and of the frame, and the
 # offset of the block
 _HEADER = struct.Struct("<4BIIII")
@@ -71,3 +70,8 @@ class Bfloat16Codec:
         wide = bits.astype(np.uint32)
         wide <<= 16
         return bytes(self._codec.encode(wide.view(np.float32)))
+
+
+def bits_of(value: float) -> int:
+    """Return the bits in bfloat16 of a number that it represents exactly, such as NaN."""
+    return int(np.float32(value).view(np.uint32)) >> 16

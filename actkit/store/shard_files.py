@@ -16,7 +16,7 @@ from zarr.core.array_spec import ArrayConfig
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore, StorePath
 
-from .bfloat16_codec import NAN_BITS, Bfloat16Codec
+from .bfloat16_codec import Bfloat16Codec, bits_of
 from .layout import BLOSC_LEVEL, BLOSC_NAME, Array, shard_region
 from .ragged import Ragged
 
@@ -45,12 +45,20 @@ class _Tile(NamedTuple):
     empty: np.ndarray
 
 
+class _Cells(NamedTuple):
+    """The entries of each token in a chunk: their number, dtype, and value where there is no token."""
+
+    length: int
+    dtype: np.dtype[Any]
+    fill: Any
+
+
 _Chunk = tuple[int, _Tile]  # a layer, by its index in the values, and the tile
 _Encoded = tuple[bytes, list[int]]  # chunks one after the other, and the length of each
 
 
 class ShardWriter:
-    """Writes the shards of variables with tokens and hidden.
+    """Writes the shards of variables with a vector, or entries of one, for each token.
 
     Parameters
     ----------
@@ -60,7 +68,7 @@ class ShardWriter:
     Notes
     -----
     The format is that of the `sharding_indexed` codec of zarr v3 with the index at the end and the inner
-    codecs of `layout.create_array`. Chunks without tokens are omitted and read as NaN.
+    codecs of `layout.create_array`. Chunks without tokens are omitted and read as the fill value.
     """
 
     def __init__(self, threads: int = 1) -> None:
@@ -91,8 +99,9 @@ class ShardWriter:
         grid = [shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True)]
         *layers, groups, tiles, _ = grid
         index = np.full((*layers, groups, tiles, 1, 2), _ABSENT, dtype="<u8")
+        cells = _Cells(array.chunks[-1], array.dtype, array.metadata.fill_value)
         tasks = _tasks(values, *array.chunks[-3:])
-        contents = self._map(partial(self._encode, values, array.chunks[-1]), tasks)
+        contents = self._map(partial(self._encode, values, cells), tasks)
         offset = 0
         for task, (content, lengths) in zip(tasks, contents, strict=True):
             file.write(content)
@@ -119,21 +128,21 @@ class ShardWriter:
         while under_way:
             yield under_way.popleft().result()
 
-    def _encode(self, values: Ragged, hidden: int, chunks: list[_Chunk]) -> _Encoded:
+    def _encode(self, values: Ragged, cells: _Cells, chunks: list[_Chunk]) -> _Encoded:
         """Return the bytes of chunks, one after the other, and the length of each."""
-        parts = [part for row, tile in chunks for part in _checked(self._compress(values, row, tile, hidden))]
+        parts = [part for row, tile in chunks for part in _checked(self._compress(values, row, tile, cells))]
         return b"".join(parts), [len(chunk) + _CHECKSUM_BYTES for chunk in parts[::2]]
 
-    def _compress(self, values: Ragged, row: int, tile: _Tile, hidden: int) -> bytes:
-        shape = len(tile.positions), hidden
-        if values.values.dtype == np.uint16:
+    def _compress(self, values: Ragged, row: int, tile: _Tile, cells: _Cells) -> bytes:
+        shape = len(tile.positions), cells.length
+        if values.values.dtype == np.uint16 and cells.dtype == np.float32:
             bits = self._scratch_of(shape, np.dtype(np.uint16))
             values.take_bits(row, tile.positions, bits)
-            bits[tile.empty] = NAN_BITS
+            bits[tile.empty] = bits_of(cells.fill)
             return self._bfloat16_codec.encode(bits)
-        dense = self._scratch_of(shape, np.dtype(np.float32))
+        dense = self._scratch_of(shape, cells.dtype)
         values.take(row, tile.positions, dense)
-        dense[tile.empty] = np.nan
+        dense[tile.empty] = cells.fill
         return bytes(self._codec.encode(dense))
 
     def _scratch_of(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> np.ndarray:
@@ -157,11 +166,11 @@ def _tiles(values: Ragged, samples: int, tokens: int) -> Iterator[_Tile]:
             yield _Tile((group, number), positions, np.flatnonzero(offsets >= lengths[:, None]))
 
 
-def _tasks(values: Ragged, samples: int, tokens: int, hidden: int) -> list[list[_Chunk]]:
+def _tasks(values: Ragged, samples: int, tokens: int, length: int) -> list[list[_Chunk]]:
     """Return the chunks with tokens of all layers, several of them per task."""
     in_layer = list(_tiles(values, samples, tokens))
     chunks = [(row, tile) for row in range(len(values.layers)) for tile in in_layer]
-    size = max(1, _TASK_BYTES // (4 * samples * tokens * hidden))
+    size = max(1, _TASK_BYTES // (4 * samples * tokens * length))
     return [chunks[first : first + size] for first in range(0, len(chunks), size)]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs.blosc import BITSHUFFLE, Blosc
 
-from actkit.store.bfloat16_codec import NAN_BITS, Bfloat16Codec
+from actkit.store.bfloat16_codec import Bfloat16Codec, bits_of
 from actkit.store.layout import BLOSC_LEVEL, BLOSC_NAME
 
 ORACLE = Blosc(BLOSC_NAME, BLOSC_LEVEL, BITSHUFFLE)
@@ -25,7 +25,7 @@ def drawn(kind: str, size: int, seed: int) -> np.ndarray:
     values = generator.standard_normal(size) * 10.0 ** generator.integers(-3, 4)
     bits = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     if kind == "half padding":
-        bits[size // 2 :] = NAN_BITS
+        bits[size // 2 :] = bits_of(np.nan)
     return bits
 
 
