@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -103,6 +104,15 @@ def finished_name(name: str) -> str:
     """Return the final name of an unfinished file; empty for any other file."""
     match = _UNFINISHED.fullmatch(name)
     return match[1] if match else ""
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _start_writeback(descriptor: int, start: int, stop: int) -> None:

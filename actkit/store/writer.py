@@ -19,7 +19,7 @@ from .folders import Folder
 from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
 from .object_folder import Upload
-from .partial_files import Partial
+from .partial_files import Partial, fsync
 from .ragged import Ragged
 from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .shard_files import PIPELINE, ShardWriter, encoded, in_memory, storable
@@ -392,12 +392,3 @@ class CubeWriter:
         if receipt is None:
             return min(sizes.values()) > 0
         return sizes == {name: size for name, (size, _) in receipt.files.items()}
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
