@@ -22,6 +22,7 @@ import numpy as np
 from numcodecs.blosc import BITSHUFFLE, Blosc
 
 from actkit.extraction.loop.local_engine import compression_threads
+from actkit.schema import VARIABLES
 from actkit.store.bfloat16_codec import Bfloat16Codec, bits_of
 from actkit.store.layout import BLOSC_LEVEL, BLOSC_NAME, CUBE
 from actkit.store.ragged import Ragged
@@ -115,7 +116,7 @@ def print_stages(cube: Synthetic, folder: Path, rounds: int) -> None:
     values = part["residual"]
     assert isinstance(values, Ragged)
     payload = 2 * LAYERS * int(values.lengths.sum()) * HIDDEN
-    samples, tokens = cube.plan.chunk_of(SimpleNamespace(group=""))  # type: ignore[arg-type]
+    samples, tokens = cube.plan.chunk_of(VARIABLES["residual"])
     actions = stages(values, samples, tokens, folder)
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for _ in range(rounds):
