@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import google_crc32c
@@ -26,7 +25,7 @@ from actkit.schema import VARIABLES
 from actkit.store.bfloat16_codec import Bfloat16Codec, bits_of
 from actkit.store.layout import BLOSC_LEVEL, BLOSC_NAME, CUBE
 from actkit.store.ragged import Ragged
-from actkit.store.shard_files import ShardWriter, _tasks
+from actkit.store.shard_files import _tasks
 from actkit.store.writer import CubeWriter
 from actkit.testing import Synthetic, synthetic
 
@@ -57,12 +56,6 @@ def payload_of(part: Part) -> int:
     """Return the bytes of the values of real tokens in bfloat16."""
     ragged = [values for values in part.values() if isinstance(values, Ragged)]
     return sum(2 * len(values.layers) * int(values.lengths.sum()) * HIDDEN for values in ragged)
-
-
-def cpu(action: Callable[[], object]) -> float:
-    before = time.process_time()
-    action()
-    return time.process_time() - before
 
 
 def stages(values: Ragged, samples: int, tokens: int, folder: Path) -> dict[str, Callable[[], Any]]:
@@ -130,14 +123,6 @@ def print_stages(cube: Synthetic, folder: Path, rounds: int) -> None:
         rows.append({"stage": name, "CPU s per GB": f"{busy:.2f}", "seconds per GB": f"{took:.2f}"})
     print(f"\n### Stages of writing, per GB of bfloat16 payload, {len(values.lengths)} samples")
     print_table(rows)
-    sizes = SimpleNamespace(
-        shards=(LAYERS, -(-WINDOW // samples) * samples, -(-128 // tokens) * tokens, HIDDEN),
-        chunks=(1, samples, tokens, HIDDEN),
-    )
-    kept: list[bytes] = []
-    writer = ShardWriter()
-    whole = cpu(lambda: writer.write_to(SimpleNamespace(write=kept.append), sizes, values))  # type: ignore[arg-type]
-    print(f"\nshards in memory, one thread, without SHA-256: {whole * 1e9 / payload:.2f} CPU s per GB")
 
 
 def main() -> None:
