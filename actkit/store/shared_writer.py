@@ -9,7 +9,7 @@ import numpy as np
 
 from ..batch_plan import Plan
 from ..errors import StorageError
-from .commits import written
+from .commits import ConflictError, written
 from .folders import Folder
 from .layout import CUBE
 from .object_folder import Upload
@@ -17,10 +17,6 @@ from .partial_files import PARTIAL, Partial
 from .ragged import Ragged
 from .receipts import Receipt, receipt_name
 from .writer import CREATING, CubeWriter, storage_errors
-
-
-class _ConflictError(StorageError):
-    """Another process computed other values for the same window."""
 
 
 class SharedWriter(CubeWriter):
@@ -70,7 +66,7 @@ class SharedWriter(CubeWriter):
         """
         try:
             return super().write(window, values)
-        except _ConflictError:
+        except ConflictError:
             raise
         except StorageError:
             # if another process committed the window and the run was sealed, unfinished files were removed
@@ -88,10 +84,7 @@ class SharedWriter(CubeWriter):
         with written(self._folder, contents) as (receipt_file, flags_file):
             self._check()
             if not receipt_file.place_new() and self._folder.read(receipt, len(content) + 1) != content:
-                raise _ConflictError(
-                    f"{self.path}: another process computed other values for window {window}; compute all "
-                    f"parts on machines of one kind; if no other is running, remove {receipt} and rerun"
-                )
+                raise ConflictError(self.path, window, receipt)
             if self._is_committed(window):
                 return 0
             self._folder.sync("committed")
