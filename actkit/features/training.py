@@ -22,8 +22,9 @@ from ..store.folders import Folder
 from ..store.run_folder import locked
 from ..store.writer import storage_errors
 from .layer_trainer import LayerTrainer, StepMeasures
+from .manifest import MANIFEST, layer_folder, read_manifest, write_manifest
 from .sae import Sae
-from .sae_files import MANIFEST, layer_folder, read_manifest, write_manifest, write_sae
+from .sae_files import write_sae
 from .sae_loader import load_saes
 from .sae_origin import sae_metadata
 from .sae_set import SaeSet
@@ -150,7 +151,7 @@ def train_saes(
             data = replace(data, settings=with_memory_of(data.settings, before))
         check_same(before, data.settings, str(folder))
         manifest = read_manifest(folder)
-        if manifest is not None and manifest["complete"]:
+        if manifest is not None and manifest.complete:
             return load_saes(folder, component=component)
     with storage_errors("cannot create the folder of the autoencoders", "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
