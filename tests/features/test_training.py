@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from actkit.features.holdout import held_out
 
 import actkit
 from actkit.canonical import as_cube
@@ -15,7 +16,6 @@ from actkit.cli import main
 from actkit.errors import CubeError, InputError, MissingError, NonfiniteError
 from actkit.exporters.torch_dataset import LayerTokens
 from actkit.features import training_progress
-from actkit.features.holdout import held_out
 from actkit.features.published_saes import published_saes
 from actkit.features.training_progress import TrainingBar, TrainingProgress
 from actkit.testing import write_cube
