@@ -23,6 +23,7 @@ from .maps import (
     tokens,
 )
 from .points import projection
+from .steering import steering
 from .style import figure, load_matplotlib
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "regression_probe",
     "selectivity",
     "similarity",
+    "steering",
     "token_correlation",
     "tokens",
     "transfer",
