@@ -124,7 +124,7 @@ def synthetic(
     lengths[-1] = n_tokens
     config = Config(model="synthetic", data="synthetic", out="synthetic", window_samples=window)
     vision = Shape(2, n_samples, 7, hidden // 2) if everything else None
-    sizes = {"layers": n_layers, "hidden": hidden, "k": _ENTRIES if everything else 0}
+    sizes: dict[str, Any] = {"layers": n_layers, "hidden": hidden, "k": _ENTRIES if everything else 0}
     plan = make_plan(config, lengths, **sizes, token_bytes=4 * n_layers * hidden, vision=vision)
     real = np.arange(n_tokens)[None, :] < lengths[:, None]
     kinds = np.where(real, TokenKind.TEXT, TokenKind.PAD).astype(np.int8)

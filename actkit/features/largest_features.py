@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class LargestFeatures(NamedTuple):
 def on_device(sae: Sae, device: torch.device) -> Sae:
     """Return an autoencoder whose weights are on a device."""
     weights = {name: getattr(sae, name) for name in _WEIGHTS}
-    moved = {name: None if tensor is None else tensor.to(device) for name, tensor in weights.items()}
+    moved: dict[str, Any] = {name: None if w is None else w.to(device) for name, w in weights.items()}
     return replace(sae, **moved)
 
 
