@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .extraction.run import extract, plan
     from .extraction.seal import seal
     from .features.cube_checks import check_saes
+    from .features.feature_matches import match_features
     from .features.quality import sae_quality
     from .features.sae_loader import load_saes
     from .features.sae_set import SaeSet
@@ -84,6 +85,7 @@ __all__ = [
     "layer_updates",
     "load_saes",
     "massive_activations",
+    "match_features",
     "open_cube",
     "plan",
     "pull",
@@ -143,6 +145,7 @@ _MODULES = {
     "layer_updates": ".stats.norms",
     "load_saes": ".features.sae_loader",
     "massive_activations": ".stats.norms",
+    "match_features": ".features.feature_matches",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "pull": ".store.push_pull",

@@ -249,7 +249,7 @@ def _encoded(sae: Sae, activations: np.ndarray, cube: SparseCube, layer: int) ->
     features = largest_features(
         sae, activations, cube.k, cube.dtypes[FEATURE_VALUE], cube.dtypes[FEATURE_INDEX]
     )
-    if not np.isfinite(features.value).all():
+    if not np.isfinite(features.values).all():
         what = f"features of layer {layer} exceed 65,504, the largest float16"
         raise InputError([Fault("dtype", what, "encode into another folder with dtype=float32")])
     return features
