@@ -121,16 +121,17 @@ def test_parts_are_the_whole() -> None:
         variable = VARIABLES[name]
         ragged = [isinstance(part[name], Ragged) for part in parts]
         assert ragged == [variable.is_full] * 3
-        dense_parts = [_dense(part[name], values) for part in parts]
+        fill = np.nan if variable.dtype == "str" else variable.fill_value
+        dense_parts = [_dense(part[name], values, fill) for part in parts]
         np.testing.assert_array_equal(np.concatenate(dense_parts, variable.sample_axis), values)
 
 
-def _dense(part: np.ndarray | Ragged, whole: np.ndarray) -> np.ndarray:
+def _dense(part: np.ndarray | Ragged, whole: np.ndarray, fill: float) -> np.ndarray:
     if not isinstance(part, Ragged):
         return part
-    if whole.ndim == 3:
-        return part.dense(1, whole.shape[1])[0]
-    return part.dense(len(whole), whole.shape[2])
+    dense = part.dense(1, whole.shape[1])[0] if whole.ndim == 3 else part.dense(len(whole), whole.shape[2])
+    # the writer fills in the value of the variable
+    return dense if np.isnan(fill) else np.nan_to_num(dense, nan=fill)
 
 
 def test_parts_hold_no_pads_and_no_missing_layers() -> None:
