@@ -16,7 +16,7 @@ from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs, with
 from .commits import place_files, written
 from .cube_files import RemoteCube, file_entry, files_of
 from .folders import Folder
-from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
+from .layout import CUBE, Array, array_names, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
 from .object_folder import Upload
 from .partial_files import Partial, fsync
@@ -212,10 +212,11 @@ class CubeWriter:
         self.seal = str(self._group.attrs[CHECKSUM])
         self._root = self._folder.read(METADATA, -1)
         self._check()
+        present = {*array_names(self._group)}
         self._arrays = {
             name: array_of(self._group, name)
             for name, variable in VARIABLES.items()
-            if variable.by_window and name in self._group
+            if variable.by_window and name in present
         }
         self._files = {
             name: [str(shard) for shard in shards(root, array)] for name, array in self._arrays.items()
