@@ -7,6 +7,7 @@ CORE := build/core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version
 BENCH := build/bench
 # the Python of the machine with a GPU
 GPU_PYTHON ?= 3.12
+SAELENS := build/saelens
 # exactly this release, so that a CPU build of it is taken where pip finds one (PIP_FIND_LINKS,
 # PIP_EXTRA_INDEX_URL); the package index alone gives the CUDA build
 TORCH := torch==2.13.0
@@ -16,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo app test test-fast test-core test-nightly coverage check docs dist dist-check format bench matrix \
+.PHONY: install demo app test test-fast test-core test-saelens test-nightly coverage check docs dist dist-check format bench matrix \
 	gpu-wheels gpu-check clean
 
 install: $(VENV)/.installed
@@ -63,6 +64,18 @@ test-core: $(CORE)/.installed
 $(CORE)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable .
+	touch $@
+
+# plain SAELens reads our autoencoders, and we read its
+test-saelens: $(SAELENS)/.installed
+	TQDM_DISABLE=1 $(SAELENS)/bin/python tests/saelens_check.py
+
+# the packages of $(VENV) and, over them, those of SAELens, whose TransformerLens is older than that of the benchmarks
+$(SAELENS)/.installed: $(VENV)/.installed tests/saelens_requirements.txt
+	$(BIN)/python -m venv --clear $(SAELENS)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(SAELENS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(SAELENS)/bin/pip install --quiet --no-compile --constraint constraints.txt --requirement tests/saelens_requirements.txt
 	touch $@
 
 check: install

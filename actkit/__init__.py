@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from .extraction.run import extract, plan
     from .extraction.seal import seal
     from .features.cube_checks import check_saes
+    from .features.feature_matches import match_features
     from .features.quality import sae_quality
     from .features.sae_loader import load_saes
     from .features.sae_set import SaeSet
+    from .features.training import train_saes
+    from .features.training_log import training_log
     from .importers.run_import import import_files
     from .interventions.metrics import LogitDifference
     from .interventions.steering import steer
@@ -84,6 +87,7 @@ __all__ = [
     "layer_updates",
     "load_saes",
     "massive_activations",
+    "match_features",
     "open_cube",
     "plan",
     "pull",
@@ -98,6 +102,8 @@ __all__ = [
     "token_correlation",
     "token_strings",
     "top_activating",
+    "train_saes",
+    "training_log",
     "transfer",
     "transitions",
     "verify",
@@ -143,6 +149,7 @@ _MODULES = {
     "layer_updates": ".stats.norms",
     "load_saes": ".features.sae_loader",
     "massive_activations": ".stats.norms",
+    "match_features": ".features.feature_matches",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "pull": ".store.push_pull",
@@ -157,6 +164,8 @@ _MODULES = {
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
+    "train_saes": ".features.training",
+    "training_log": ".features.training_log",
     "transfer": ".stats.cross_language",
     "transitions": ".stats.transitions",
     "verify": ".store.verification",
