@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
     from .extraction.seal import seal
+    from .features.quality import sae_quality
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -52,7 +53,10 @@ __all__ = [
     "classification_probe",
     "cluster_samples",
     "cluster_tokens",
+    "cut_share",
+    "dense_vectors",
     "direction_cosines",
+    "encode",
     "export",
     "extend",
     "extract",
@@ -75,6 +79,7 @@ __all__ = [
     "push",
     "regression_probe",
     "report",
+    "sae_quality",
     "seal",
     "select_tokens",
     "similarity",
@@ -101,7 +106,10 @@ _MODULES = {
     "classification_probe": ".stats.classification_probe",
     "cluster_samples": ".stats.kmeans",
     "cluster_tokens": ".stats.kmeans",
+    "cut_share": ".features.sparse_values",
+    "dense_vectors": ".features.sparse_values",
     "direction_cosines": ".stats.directions",
+    "encode": ".features.feature_encoder",
     "export": ".exporters.run_export",
     "extend": ".extraction.extend",
     "extract": ".extraction.run",
@@ -124,6 +132,7 @@ _MODULES = {
     "push": ".store.push_pull",
     "regression_probe": ".stats.regression_probe",
     "report": ".reports",
+    "sae_quality": ".features.quality",
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",

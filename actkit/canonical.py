@@ -10,11 +10,12 @@ import numpy as np
 import xarray as xr
 
 from .errors import Fault, InputError, MissingError
-from .schema import DIMS, VARIABLES
+from .schema import DIMS, FEATURE_VALUE, OF_CAPTURE, SPARSABLE, VARIABLES, K, sparse_names
 
 Cube = xr.Dataset | str | os.PathLike[str]
 
 _TEXT_KINDS = "TUS"  # NumPy strings of variable or fixed length, and bytes
+_WITHOUT_COORDS = ("hidden", K)
 _PADS = {"position": -1}  # other variables hold 0 or an empty string where there is no token
 
 
@@ -71,13 +72,13 @@ def require(cube: xr.Dataset, *names: str) -> None:
     for name in (*names, "language"):
         declared = VARIABLES.get(name)
         if name not in cube:
-            raise MissingError(f"the cube has no `{name}`; {_remedy(name)}")
+            raise MissingError(f"the cube has no `{name}`; {_remedy(cube, name)}")
         for dim in declared.dims if declared else ():
             if cube.sizes.get(dim) == 0:
                 raise MissingError(
                     f"the cube has no {dim} left; select at least one, or wait for the first window"
                 )
-            if dim not in cube[name].dims or (dim != "hidden" and dim not in cube.coords):
+            if dim not in cube[name].dims or (dim not in _WITHOUT_COORDS and dim not in cube.coords):
                 what = "dimension" if dim not in cube[name].dims else "coordinate"
                 raise MissingError(
                     f"`{name}` has no {what} `{dim}`, but {', '.join(map(str, cube[name].dims)) or 'none'}; "
@@ -85,9 +86,15 @@ def require(cube: xr.Dataset, *names: str) -> None:
                 )
 
 
-def _remedy(name: str) -> str:
+def _remedy(cube: xr.Dataset, name: str) -> str:
     """Return a hint at how to obtain a missing variable."""
     declared = VARIABLES.get(name)
+    if FEATURE_VALUE in cube and name in OF_CAPTURE:
+        source = "the cube that was encoded"
+        return f"it holds features of autoencoders: pass {source}, or compute with actkit.dense_vectors(cube)"
+    if name in SPARSABLE and sparse_names(name)[1] in cube:
+        kept = f"it holds only the {cube.sizes[K]} largest entries of each of its vectors"
+        return f"{kept}; extract it again without `sparse`, or compute with actkit.dense_vectors(cube)"
     if name == "language":
         assigned = "cube.assign_coords(language=('sample', ['unspecified'] * cube.sizes['sample']))"
         return f"keep it when selecting, or add one with {assigned}"
@@ -134,12 +141,12 @@ def _with_dimensions(cube: xr.Dataset) -> xr.Dataset:
         if stacked and dim != "sample":
             what = f"its dimension `{dim}` is a stack of {' and '.join(stacked)}"
             raise InputError([Fault("cube", what, f"unstack it: cube.unstack({dim!r})")])
-    for dim in DIMS:
-        if dim in cube.dims:
+    for dim in (*DIMS, K):
+        if dim in cube.dims or (dim == K and K in cube.coords):  # the latter is a label
             continue
         if dim in cube.coords and cube[dim].ndim == 1:  # another coordinate is its index
             cube = cube.drop_indexes(dim, errors="ignore").swap_dims({cube[dim].dims[0]: dim})
-        elif dim in cube.coords or dim == "hidden":
+        elif dim in cube.coords or dim in _WITHOUT_COORDS:
             expanded = {
                 name: variable.set_dims({dim: 1, **variable.sizes})  # type: ignore[no-untyped-call]
                 for name, variable in cube.variables.items()

@@ -197,6 +197,12 @@ class Config(BaseModel):
     storage: Literal["exact", "bfloat16", "float16"] = Field(
         "exact", description="rounding of the stored activations of each token: exact, bfloat16 or float16"
     )
+    sparse: int | None = Field(
+        None,
+        ge=1,
+        description="number of largest absolute values to keep of each token's vectors, with their indices, "
+        "in place of the vectors",
+    )
     on_nonfinite: Literal["keep", "zero", "raise"] = Field(
         "keep", description="treatment of NaN and Inf values: keep, zero or raise; they are always counted"
     )
@@ -306,6 +312,8 @@ class Config(BaseModel):
             faults.append(Fault("chat", "images need the chat template", hint))
         if self.whiten and "residual" not in self.save:
             faults.append(Fault("whiten", "needs `residual`", "add residual to save"))
+        if self.whiten and self.sparse is not None:
+            faults.append(Fault("whiten", "needs whole vectors", "leave out sparse"))
         if self.device_map is not None and self.device != "auto":
             faults.append(Fault("device_map", "chooses the devices by itself", "leave out device"))
         if faults:
@@ -329,6 +337,7 @@ class Config(BaseModel):
         "batch_size",
         "memory_budget",
         "window_samples",
+        "sparse",
         mode="before",
     )(_whole_number)
 

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +14,10 @@ from threading import Lock
 from typing import Any, TypeAlias
 
 import dask.base
-import numpy as np
 import xarray as xr
-from safetensors.numpy import load, save
 
 from .. import canonical, schema, stats
 from ..object_urls import is_url
-from ..regular_files import MB
 from ..stats.cka import adjacent_cka, cka, language_cka
 from ..stats.classification_probe import classification_probe
 from ..stats.cross_language import transfer
@@ -30,17 +27,15 @@ from ..stats.geometry import anisotropy, intrinsic_dimension
 from ..stats.norms import layer_norms, layer_updates, massive_activations
 from ..stats.regression_probe import regression_probe
 from ..stats.transitions import transitions
-from ..store.folders import Folder
 from ..store.metadata import CHECKSUM
 from ..store.object_clients import work_folder
 from ..store.reader import open_cube
+from ..store.result_files import read_result, write_result
 from ..store.stored_array import cube_version
 from ..store.xarray_copies import COPY
 
 FOLDER = "summaries"
 _IN_MEMORY = 64
-_MOST_BYTES = 256 * MB  # per file; larger results are not cached on disk
-_ABOUT = "actkit_summary"
 _LIBRARIES = ("numpy", "scipy", "scikit-learn")
 _Key = tuple[str, tuple[int, ...], str]  # path, version and digest
 Request: TypeAlias = tuple[str, Mapping[str, Any]]  # name of a statistic, and its options
@@ -226,54 +221,15 @@ def _file(key: _Key, statistic: str) -> Path:
 def _read(path: Path, key: str) -> xr.Dataset | None:
     """Return the result cached under a key if its file is intact; None otherwise."""
     try:
-        with closing(Folder(path.parent, follow=False)) as folder:
-            content = folder.read(path.name, _MOST_BYTES) or b""
-        seal, body = content[: hashlib.sha256().digest_size], content[hashlib.sha256().digest_size :]
-        return _decode(body) if seal == _seal(key, body) else None
+        result = read_result(path, key=key)
+        result.encoding[_WARNINGS] = json.loads(result.attrs.pop(_WARNINGS))
+        return result
     except Exception:  # untrusted files may raise anything; the result is recomputed
         return None
 
 
 def _write(result: xr.Dataset, path: Path, key: str) -> None:
-    body = _encode(result)
+    kept = result.assign_attrs({_WARNINGS: json.dumps(result.encoding[_WARNINGS])})
     with suppress(OSError):  # read-only folders cache nothing
         path.parent.mkdir(exist_ok=True)
-        sealed = _seal(key, body) + body
-        if len(sealed) <= _MOST_BYTES:
-            with closing(Folder(path.parent, follow=False)) as folder:
-                folder.replace(path.name, sealed)
-
-
-def _seal(key: str, body: bytes) -> bytes:
-    """Return a checksum of the result and its key, so that a file is valid only for its own key."""
-    return hashlib.sha256(key.encode() + body).digest()
-
-
-def _encode(result: xr.Dataset) -> bytes:
-    """Serialise a result to safetensors: numbers as tensors, everything else as JSON."""
-    tensors: dict[str, np.ndarray] = {}
-    texts = result.encoding[_WARNINGS]
-    about: list[dict[str, Any]] = []
-    for name, array in result.variables.items():
-        kept: dict[str, Any] = {"name": name, "dims": array.dims, "attrs": array.attrs}
-        kept["coord"] = name in result.coords
-        if array.dtype.kind in "biuf":
-            tensors[str(len(about))] = np.ascontiguousarray(array.values)
-        else:
-            kept |= {"texts": array.values.tolist(), "dtype": array.dtype.str}
-        about.append(kept)
-    return save(tensors, {_ABOUT: json.dumps({"variables": about, "attrs": result.attrs, "warnings": texts})})
-
-
-def _decode(body: bytes) -> xr.Dataset:
-    header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-    about, tensors = json.loads(header["__metadata__"][_ABOUT]), load(body)
-    coords: dict[str, xr.Variable] = {}
-    variables: dict[str, xr.Variable] = {}
-    for number, kept in enumerate(about["variables"]):
-        values = np.array(kept["texts"], kept["dtype"]) if "texts" in kept else tensors[str(number)]
-        place = coords if kept["coord"] else variables
-        place[kept["name"]] = xr.Variable(kept["dims"], values, kept["attrs"])
-    result = xr.Dataset(variables, coords, about["attrs"])
-    result.encoding[_WARNINGS] = about["warnings"]
-    return result
+        write_result(path, kept, key=key)

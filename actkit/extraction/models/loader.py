@@ -46,7 +46,7 @@ class LoadedModel:
     Parameters
     ----------
     model
-        Model as loaded; includes its language modelling head if the run generates text.
+        Model as loaded; includes its language modelling head if that was requested.
     base
         Module that is called with images, without the head.
     hook_points
@@ -134,8 +134,19 @@ def _check_attention(full: PreTrainedConfig, implementation: str) -> list[Fault]
     return []
 
 
-def load_model(checkpoint: Checkpoint, architecture: Architecture, config: Config) -> LoadedModel:
+def load_model(
+    checkpoint: Checkpoint, architecture: Architecture, config: Config, *, head: bool = False
+) -> LoadedModel:
     """Load the weights, then locate and validate the blocks.
+
+    Parameters
+    ----------
+    checkpoint, architecture
+        The model.
+    config
+        Options of the run.
+    head
+        Whether to keep the language modelling head even if the run does not generate text.
 
     Raises
     ------
@@ -149,9 +160,8 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, config: Confi
         # it warns at every matrix product that it rounds the inputs
         getLogger("bitsandbytes").setLevel("ERROR")
     # the tensor names of an adapter may refer to the model with its head
-    with_head = config.generate is not None or (
-        checkpoint.adapter is not None and can_generate(architecture.full)
-    )
+    keeps_head = head or config.generate is not None
+    with_head = keeps_head or (checkpoint.adapter is not None and can_generate(architecture.full))
     try:
         with quiet(), isolate(checkpoint.folder, checkpoint.gguf) as (folder, source):
             model, info = auto_class(architecture.full, generate=with_head).from_pretrained(
@@ -159,7 +169,7 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, config: Confi
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(f"{checkpoint.name}: cannot be loaded: {error}") from error
-    if with_head and config.generate is None:  # missing weights of the unused head do not matter
+    if with_head and not keeps_head:  # missing weights of the unused head do not matter
         base_keys = [key for key in info["missing_keys"] if key.startswith(f"{model.base_model_prefix}.")]
         info = {**info, "missing_keys": base_keys}
     check_keys(model, info, checkpoint.tensor_names, checkpoint.name)
@@ -167,12 +177,12 @@ def load_model(checkpoint: Checkpoint, architecture: Architecture, config: Confi
         cast_unquantized(model, options["dtype"])
     if checkpoint.adapter is not None:
         merge_adapter(checkpoint.adapter, model)
-    if with_head and config.generate is None:
+    if with_head and not keeps_head:
         model = model.base_model
     if "device_map" not in options:
         model = model.to(pick_device(config.device))
     model.eval()
-    base = model.base_model if config.generate is not None else model
+    base = model.base_model if keeps_head else model
     hook_points = find_hook_points(base, architecture.n_layers)
     vision = find_vision(base)
     loaded = LoadedModel(model, base, hook_points, vision, _input_device(model), hook_points.decoder.dtype)

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from actkit.errors import ModelError
 from actkit.extraction.models.architecture import read_architecture
-from actkit.extraction.models.checkpoint import Checkpoint
+from actkit.extraction.models.checkpoint import Checkpoint, find_checkpoint
 from actkit.extraction.models.hook_points import hook_output, hooks
-from tests.extraction.loaded_models import CONFIGS, load, read
+from actkit.extraction.models.loader import load_model
+from tests.extraction.loaded_models import CONFIGS, load, options, read
 
 PARTS = {"residual": 4, "attention": 4, "mlp": 4}
 IMAGES = {**PARTS, "vision": 3}
@@ -185,3 +186,21 @@ def test_a_checkpoint_that_transformers_cannot_load_is_one_error(saved: Any, tmp
         str(caught.value)
         == "tiny: weights are missing or have a different shape: norm.weight (31,) not (32,)"
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "gemma3"])
+def test_a_head_is_loaded_on_request(name: str, saved: Any) -> None:
+    auto = tf.AutoModelForImageTextToText if name == "gemma3" else tf.AutoModelForCausalLM
+    folder = saved(name, auto)
+    config = options(folder)
+    checkpoint, faults = find_checkpoint(str(folder), None)
+    assert checkpoint is not None
+    assert not faults
+    loaded = load_model(checkpoint, read(folder), config, head=True)
+    ids = torch.arange(5, 12)[None]
+    with torch.no_grad():
+        expected = auto.from_pretrained(folder).eval()(input_ids=ids).logits
+        assert torch.equal(loaded.model(input_ids=ids).logits, expected)
+    assert loaded.base is loaded.model.base_model
+    assert len(loaded.hook_points.blocks) == 4
+    assert not hasattr(load(folder).model, "lm_head")

@@ -1,0 +1,243 @@
+"""Next-token cross-entropy of a cube's own prompts, with outputs of the model left intact or replaced."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch.nn.functional import cross_entropy
+
+from ..config import Config
+from ..errors import Fault, InputError, ModelError
+from ..extraction.capture.hooks import run
+from ..extraction.models.architecture import read_architecture
+from ..extraction.models.checkpoint import find_checkpoint
+from ..extraction.models.loader import LoadedModel, check_model_options, load_model
+from ..extraction.prompts.encoder import Prompt, collate
+from ..schema import Component, TokenKind, current_options
+from ..stats import selection
+from .replacement import Replace, replaced
+
+# options of a run that determine what its model computes
+_OPTIONS = ("attn_implementation", "batch_size", "device_map", "dtype", "quantization")
+_LOGIT_BYTES = 256 * 10**6  # of a batch
+_DIFFERENCE = 0.1  # median over tokens; rounding of bfloat16 and other kernels cause less than 0.05
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of a cube, padded on the right, and the tokens from which predictions are counted.
+
+    Parameters
+    ----------
+    samples
+        Indices of the samples in the cube.
+    prompts
+        The prompts.
+    mask
+        Selected tokens, boolean, dims ``(sample, token)``.
+    """
+
+    samples: np.ndarray
+    prompts: Sequence[Prompt]
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LanguageLoss:
+    """A model with its head, and the prompts of a cube on which its loss is measured.
+
+    Parameters
+    ----------
+    model
+        The loaded model.
+    batches
+        The prompts.
+    """
+
+    model: LoadedModel
+    batches: Sequence[Batch]
+    _losses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def n_predictions(self) -> int:
+        """Number of tokens that are predicted from a selected token."""
+        return sum(int(_counted(batch, self._inputs(batch)).sum()) for batch in self.batches)
+
+    @torch.inference_mode()
+    def mean(
+        self, component: Component = "residual", layer: int = 0, replace: Replace | None = None
+    ) -> float:
+        """Return the mean cross-entropy of the tokens that follow the selected tokens, in nats.
+
+        Parameters
+        ----------
+        component, layer
+            Site whose output is replaced.
+        replace
+            Replacement of the output at the selected tokens; None leaves the model intact.
+        """
+        total, count = 0.0, 0
+        for batch in self.batches:
+            inputs = self._inputs(batch)
+            if replace is None:
+                logits = self._logits(inputs)
+            else:
+                where = batch.mask.to(self.model.device)
+                with replaced(self.model.hook_points, component, layer, replace, where=where):
+                    logits = self._logits(inputs)
+            counted = _counted(batch, inputs)
+            targets = inputs["input_ids"][:, 1:].to(logits.device)[counted.to(logits.device)]
+            predicted = logits[:, :-1][counted.to(logits.device)].float()
+            losses = cross_entropy(predicted, targets, reduction="none")
+            total, count = total + float(losses.double().sum()), count + len(losses)
+        return total / count
+
+    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return collate(batch.prompts, device=self.model.device)
+
+    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = self.model.model(**inputs, use_cache=False).logits
+        return logits
+
+    @torch.inference_mode()
+    def check(self, cube: xr.Dataset, component: Component, layers: Sequence[int]) -> None:
+        """Compare the outputs of the model with those that the cube holds, on the first batch.
+
+        Raises
+        ------
+        ModelError
+            If they differ by more than rounding, so that it is another model or other prompts.
+        """
+        batch = self.batches[0]
+        captured: dict[int, torch.Tensor] = {}
+
+        def keep(name: str, layer: int, output: torch.Tensor) -> None:
+            if name == component:
+                captured[layer] = output.float().cpu()
+
+        run(self.model, batch.prompts, {component: layers}, max(layers), keep)
+        n_tokens = batch.mask.shape[1]
+        stored = cube[component].isel(sample=batch.samples, token=slice(n_tokens))
+        for layer in layers:
+            expected = torch.from_numpy(stored.sel(layer=layer).values.astype(np.float32))[batch.mask]
+            error = (captured[layer][batch.mask] - expected).norm(dim=-1) / expected.norm(dim=-1)
+            if not float(error.median()) <= _DIFFERENCE:
+                raise ModelError(
+                    f"{self.model.model.config.name_or_path}: its {component} of layer {layer} is not that "
+                    f"of the cube (relative difference {float(error.median()):.2g}); "
+                    "give the model that the cube was extracted with"
+                )
+
+
+def load_language_loss(
+    cube: xr.Dataset,
+    model: str | Path,
+    *,
+    rows: np.ndarray,
+    tokens: selection.TokenSelection = "content",
+    device: str = "auto",
+) -> LanguageLoss:
+    """Load the model of a cube with its head, and prepare the prompts of some samples.
+
+    Parameters
+    ----------
+    cube
+        Cube from :func:`actkit.canonical.as_cube`, restricted to the selected tokens, which must hold all
+        tokens of its prompts.
+    model
+        Name, folder or GGUF file of the model, as for :func:`actkit.extract`. The options that determine what
+        it computes are those of the cube.
+    rows
+        Indices of the samples.
+    tokens
+        Description of the selected tokens, for messages.
+    device
+        Device of the model.
+
+    Raises
+    ------
+    InputError
+        Lists why the loss cannot be measured: the model is an encoder, the cube holds parts of its prompts,
+        or prompts with images.
+    """
+    faults = prompt_faults(cube, rows)
+    options = current_options(json.loads(str(cube.attrs.get("options", "{}"))))
+    kept = {name: options[name] for name in _OPTIONS if name in options}
+    revision = cube.attrs.get("model_revision") if str(model) == cube.attrs.get("model") else None
+    config = Config(
+        model=str(model), data="cube", out="cube", adapter=cube.attrs.get("adapter"), device=device, **kept
+    )
+    checkpoint, found = find_checkpoint(config.model, _commit(revision), adapter=config.adapter)
+    faults += found
+    architecture = None
+    if checkpoint is not None:
+        architecture, found = read_architecture(checkpoint)
+        faults += found
+        if architecture is not None and not architecture.can_generate:
+            what = f"`{architecture.full.model_type}` is an encoder, which predicts no next token"
+            faults.append(Fault("model", what, "leave out model; FVU needs none"))
+        faults += check_model_options(architecture, config, checkpoint)
+    if faults or checkpoint is None or architecture is None:
+        raise InputError(faults)
+    batches = list(_batches(cube, rows, int(architecture.config.vocab_size), config.batch_size == 1))
+    if not any(bool(_counted(batch).any()) for batch in batches):
+        raise InputError([Fault("tokens", f"no token follows a token of {tokens!r}")])
+    return LanguageLoss(load_model(checkpoint, architecture, config, head=True), batches)
+
+
+def prompt_faults(cube: xr.Dataset, rows: np.ndarray) -> list[Fault]:
+    """Return reasons why the prompts of a cube cannot be run again from their token ids."""
+    if "position" in cube.coords or cube.attrs.get("tokens_kept", "all") != "all":
+        what = "holds only some tokens of its prompts"
+        return [Fault("model", f"the cube {what}", "extract again with keep_tokens=all")]
+    some = cube.isel(sample=rows)
+    if (some.n_tokens.values < some.prompt_tokens.values).any() or (some.token_id.values < 0).any():
+        what = "the cube lacks token ids of its prompts"
+        return [Fault("model", what, "select no tokens of the cube, and no imported samples")]
+    if bool((some.token_kind == TokenKind.IMAGE).any()):
+        return [Fault("model", "the prompts contain images, which the cube does not hold", "use texts")]
+    return []
+
+
+def _commit(revision: object) -> str | None:
+    """Return a revision that names a commit of a Hugging Face id; folders have a SHA-256 instead."""
+    return str(revision) if revision is not None and len(str(revision)) == 40 else None
+
+
+def _batches(cube: xr.Dataset, rows: np.ndarray, vocabulary: int, single: bool) -> Iterator[Batch]:
+    """Yield prompts of similar lengths, as many as the logits of a batch leave room for."""
+    cube = cube.isel(sample=rows)
+    ids, kinds = cube.token_id.values, cube.token_kind.values
+    lengths, mask = cube.n_tokens.values, selection.token_mask(cube).values
+    most = _LOGIT_BYTES // (4 * vocabulary)
+    batch: list[int] = []
+    for row in np.argsort(lengths, kind="stable").tolist():
+        if batch and (single or (len(batch) + 1) * lengths[row] > most):
+            yield _batch(rows, batch, ids, kinds, lengths, mask)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield _batch(rows, batch, ids, kinds, lengths, mask)
+
+
+def _batch(
+    rows: np.ndarray,
+    batch: list[int],
+    ids: np.ndarray,
+    kinds: np.ndarray,
+    lengths: np.ndarray,
+    mask: np.ndarray,
+) -> Batch:
+    prompts = [Prompt(ids[row, : lengths[row]], kinds[row, : lengths[row]]) for row in batch]
+    longest = int(lengths[batch].max())
+    return Batch(rows[batch], prompts, torch.from_numpy(mask[batch][:, :longest]))
+
+
+def _counted(batch: Batch, inputs: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """Return the positions whose next token is predicted, dims ``(sample, token - 1)``."""
+    is_token = (inputs or collate(batch.prompts))["attention_mask"].bool().cpu()
+    return batch.mask[:, :-1] & is_token[:, 1:]

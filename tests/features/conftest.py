@@ -1,0 +1,3 @@
+"""Small models for features."""
+
+from tests.extraction.conftest import saved as saved
