@@ -11,8 +11,16 @@ if TYPE_CHECKING:
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
     from .extraction.seal import seal
+    from .features.cube_checks import check_saes
+    from .features.feature_matches import match_features
     from .features.quality import sae_quality
+    from .features.sae_loader import load_saes
+    from .features.sae_set import SaeSet
+    from .features.training import train_saes
+    from .features.training_log import training_log
     from .importers.run_import import import_files
+    from .interventions.metrics import LogitDifference
+    from .interventions.steering import steer
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
     from .stats.classification_probe import classification_probe
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from .stats.feature_map import feature_map
     from .stats.feature_rates import feature_rates
     from .stats.geometry import anisotropy, intrinsic_dimension
+    from .stats.group_directions import group_directions
     from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
     from .stats.multiple_results import holm
@@ -44,11 +53,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "Eraser",
+    "LogitDifference",
     "RunPlan",
+    "SaeSet",
     "TokenFilter",
     "Whitener",
     "adjacent_cka",
     "anisotropy",
+    "check_saes",
     "cka",
     "classification_probe",
     "cluster_samples",
@@ -64,6 +76,7 @@ __all__ = [
     "feature_map",
     "feature_rates",
     "group_differential",
+    "group_directions",
     "holm",
     "import_files",
     "intrinsic_dimension",
@@ -72,7 +85,9 @@ __all__ = [
     "layer_norms",
     "layer_subset",
     "layer_updates",
+    "load_saes",
     "massive_activations",
+    "match_features",
     "open_cube",
     "plan",
     "pull",
@@ -83,9 +98,12 @@ __all__ = [
     "seal",
     "select_tokens",
     "similarity",
+    "steer",
     "token_correlation",
     "token_strings",
     "top_activating",
+    "train_saes",
+    "training_log",
     "transfer",
     "transitions",
     "verify",
@@ -97,11 +115,14 @@ __version__ = version("actkit")
 _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
+    "LogitDifference": ".interventions.metrics",
     "RunPlan": ".extraction.preflight.preparation",
+    "SaeSet": ".features.sae_set",
     "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
+    "check_saes": ".features.cube_checks",
     "cka": ".stats.cka",
     "classification_probe": ".stats.classification_probe",
     "cluster_samples": ".stats.kmeans",
@@ -117,15 +138,18 @@ _MODULES = {
     "feature_map": ".stats.feature_map",
     "feature_rates": ".stats.feature_rates",
     "group_differential": ".stats.differential",
+    "group_directions": ".stats.group_directions",
     "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
     "join": ".store.joins",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
-    "layer_updates": ".stats.norms",
-    "massive_activations": ".stats.norms",
     "layer_subset": ".stats.layer_subset",
+    "layer_updates": ".stats.norms",
+    "load_saes": ".features.sae_loader",
+    "massive_activations": ".stats.norms",
+    "match_features": ".features.feature_matches",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "pull": ".store.push_pull",
@@ -136,9 +160,12 @@ _MODULES = {
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "steer": ".interventions.steering",
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
+    "train_saes": ".features.training",
+    "training_log": ".features.training_log",
     "transfer": ".stats.cross_language",
     "transitions": ".stats.transitions",
     "verify": ".store.verification",

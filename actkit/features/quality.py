@@ -22,11 +22,11 @@ from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
 from ..store.reader import read_cube
 from .language_loss import LanguageLoss, load_language_loss
-from .loading import load_saes
 from .quality_baselines import Baselines
 from .quality_result import QUALITY, quality_dataset, write_quality
 from .quality_sums import QualitySums
 from .sae import Sae
+from .sae_loader import load_saes
 from .sae_set import SaeSet
 from .seed_agreement import seed_agreement
 

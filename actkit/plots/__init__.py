@@ -25,6 +25,7 @@ from .maps import (
     tokens,
 )
 from .points import projection
+from .steering import steering
 from .style import figure, load_matplotlib
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "regression_probe",
     "selectivity",
     "similarity",
+    "steering",
     "token_correlation",
     "tokens",
     "transfer",
