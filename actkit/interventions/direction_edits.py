@@ -89,9 +89,10 @@ def clamped(
 
     def moved(stream: torch.Tensor) -> torch.Tensor:
         wide = stream.float()
-        return wide + ((target - wide) @ unit.to(wide))[..., None] * unit.to(wide)
+        along = unit.to(wide)
+        stepped: torch.Tensor = wide + ((target.to(wide) - wide) @ along)[..., None] * along
+        return stepped
 
-    target = target.float()
     with replaced(hook_points, "residual", layer, moved):
         yield
 
