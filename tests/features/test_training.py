@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from actkit.features.holdout import held_out
 
 import actkit
 from actkit.canonical import as_cube
@@ -18,6 +17,7 @@ from actkit.exporters.torch_dataset import LayerTokens
 from actkit.features import training_progress
 from actkit.features.published_saes import published_saes
 from actkit.features.training_progress import TrainingBar, TrainingProgress
+from actkit.stats.holdout import held_out
 from actkit.testing import write_cube
 
 HIDDEN = 24
