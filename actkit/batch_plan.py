@@ -8,7 +8,7 @@ import numpy as np
 
 from .config import Config
 from .regular_files import MB
-from .schema import VARIABLES, Variable
+from .schema import VARIABLES, K, Variable, component_of
 
 # on a CPU: with more, two concurrent passes would exceed the memory allowed beside model and windows, and be
 # at most a tenth faster (docs/decisions/0020)
@@ -22,12 +22,13 @@ WINDOW_BYTES = 512 * MB
 
 @dataclass(frozen=True)
 class Shape:
-    """Lengths of the four dimensions of a cube."""
+    """Lengths of the dimensions of a cube; ``k`` is 0 unless it holds the largest entries of vectors."""
 
     layer: int
     sample: int
     token: int
     hidden: int
+    k: int = 0
 
     def __getitem__(self, dim: str) -> int:
         return int(getattr(self, dim))
@@ -136,7 +137,7 @@ class Plan:
         shape = self.shape_of(variable)
         # chunks of equal size, so that few hold nothing but the ends of long prompts
         tokens = -(-shape.token // -(-shape.token // CHUNK_TOKENS))
-        samples = _power_of_two(CHUNK_BYTES // (4 * tokens * shape.hidden))
+        samples = _power_of_two(CHUNK_BYTES // (4 * tokens * shape[variable.dims[-1]]))
         return min(samples, _largest_divisor(self.window)), tokens
 
     def stored_in(self, window: int) -> int:
@@ -152,6 +153,7 @@ def make_plan(
     layers: int,
     hidden: int,
     token_bytes: int,
+    k: int = 0,
     sample_bytes: int = 0,
     stored: np.ndarray | None = None,
     vision: Shape | None = None,
@@ -169,6 +171,8 @@ def make_plan(
         Number of tokens of each prompt, dims ``(sample,)``.
     layers, hidden
         Number of layers kept, and width of the model.
+    k
+        Number of entries kept of each vector, if not all.
     token_bytes, sample_bytes
         Memory that a window takes for each position kept, and in addition for each sample.
     stored
@@ -189,7 +193,7 @@ def make_plan(
     """
     stored = lengths if stored is None else stored
     # the token axis exists even if no prompt has a position to keep
-    shape = Shape(layers, len(lengths), max(1, int(stored.max())), hidden)
+    shape = Shape(layers, len(lengths), max(1, int(stored.max())), hidden, k)
     sizes = stored.astype(np.int64) * token_bytes + sample_bytes
     window = _window(config, sizes, batch_tokens * token_bytes)
     batches = np.empty(shape.sample, dtype=np.int32)
@@ -253,7 +257,7 @@ def _largest_divisor(number: int) -> int:
     return number & -number
 
 
-_ITEM = {"int8": 1, "str": 60}
+_ITEM = {"int8": 1, "uint16": 2, "str": 60}
 
 
 def footprint(
@@ -276,8 +280,11 @@ def footprint(
     for variable in (VARIABLES[name] for name in variables):
         sizes = {dim: (vision if variable.group and vision else shape)[dim] for dim in variable.dims}
         if "layer" in sizes and not variable.group:
-            sizes["layer"] = layers.get(variable.name, sizes["layer"])
-        item = value_bytes if variable.is_full else _ITEM.get(variable.dtype, 4)
+            of_entries = variable.dims[-1] == K
+            name = component_of(variable.name) if of_entries else variable.name
+            sizes["layer"] = layers.get(name, sizes["layer"])
+        is_value = variable.is_full and variable.dtype == "float32"
+        item = value_bytes if is_value else _ITEM.get(variable.dtype, 4)
         cells = math.prod(sizes.values()) // sizes["sample"] * item
         if variable.group or "token" not in sizes:
             sample += cells

@@ -10,11 +10,12 @@ import numpy as np
 import xarray as xr
 
 from .errors import Fault, InputError, MissingError
-from .schema import DIMS, VARIABLES
+from .schema import DIMS, VARIABLES, K
 
 Cube = xr.Dataset | str | os.PathLike[str]
 
 _TEXT_KINDS = "TUS"  # NumPy strings of variable or fixed length, and bytes
+_WITHOUT_COORDS = ("hidden", K)
 _PADS = {"position": -1}  # other variables hold 0 or an empty string where there is no token
 
 
@@ -77,7 +78,7 @@ def require(cube: xr.Dataset, *names: str) -> None:
                 raise MissingError(
                     f"the cube has no {dim} left; select at least one, or wait for the first window"
                 )
-            if dim not in cube[name].dims or (dim != "hidden" and dim not in cube.coords):
+            if dim not in cube[name].dims or (dim not in _WITHOUT_COORDS and dim not in cube.coords):
                 what = "dimension" if dim not in cube[name].dims else "coordinate"
                 raise MissingError(
                     f"`{name}` has no {what} `{dim}`, but {', '.join(map(str, cube[name].dims)) or 'none'}; "
@@ -134,12 +135,12 @@ def _with_dimensions(cube: xr.Dataset) -> xr.Dataset:
         if stacked and dim != "sample":
             what = f"its dimension `{dim}` is a stack of {' and '.join(stacked)}"
             raise InputError([Fault("cube", what, f"unstack it: cube.unstack({dim!r})")])
-    for dim in DIMS:
-        if dim in cube.dims:
+    for dim in (*DIMS, K):
+        if dim in cube.dims or (dim == K and K in cube.coords):  # the latter is a label
             continue
         if dim in cube.coords and cube[dim].ndim == 1:  # another coordinate is its index
             cube = cube.drop_indexes(dim, errors="ignore").swap_dims({cube[dim].dims[0]: dim})
-        elif dim in cube.coords or dim == "hidden":
+        elif dim in cube.coords or dim in _WITHOUT_COORDS:
             expanded = {
                 name: variable.set_dims({dim: 1, **variable.sizes})  # type: ignore[no-untyped-call]
                 for name, variable in cube.variables.items()

@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 
 from .estimates import readable_bytes
-from .schema import DIMS, VISION
+from .schema import DIMS, VISION, K
 from .stats.norms import layer_norms
 from .stats.selection import column, label_names
 from .store.cube_files import LocalCube, RemoteCube
@@ -58,7 +58,7 @@ def cube_info(path: str) -> Rows:
 
 def shape(cube: xr.Dataset) -> str:
     """Return the sizes of the dimensions of a cube, as text."""
-    return " × ".join(f"{cube.sizes[dim]:,} {dim}" for dim in DIMS if dim in cube.sizes)
+    return " × ".join(f"{cube.sizes[dim]:,} {dim}" for dim in (*DIMS, K) if dim in cube.sizes)
 
 
 def losses(cube: xr.Dataset) -> Rows:

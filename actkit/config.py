@@ -197,6 +197,12 @@ class Config(BaseModel):
     storage: Literal["exact", "bfloat16", "float16"] = Field(
         "exact", description="rounding of the stored activations of each token: exact, bfloat16 or float16"
     )
+    sparse: int | None = Field(
+        None,
+        ge=1,
+        description="number of largest absolute values to keep of each token's vectors, with their indices, "
+        "in place of the vectors",
+    )
     on_nonfinite: Literal["keep", "zero", "raise"] = Field(
         "keep", description="treatment of NaN and Inf values: keep, zero or raise; they are always counted"
     )
@@ -329,6 +335,7 @@ class Config(BaseModel):
         "batch_size",
         "memory_budget",
         "window_samples",
+        "sparse",
         mode="before",
     )(_whole_number)
 

@@ -1,7 +1,7 @@
 """Variables of a cube, each declared once, and the token rules that all readers share."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -11,6 +11,8 @@ import xarray as xr
 
 FORMAT = 2
 DIMS = ("layer", "sample", "token", "hidden")
+K = "k"  # dimension of the largest entries of a vector, in place of `hidden`
+_ENTRIES = (*DIMS[:3], K)
 
 
 class TokenKind(IntEnum):
@@ -42,6 +44,7 @@ CONTENT_KINDS = (TokenKind.TEXT, TokenKind.IMAGE, TokenKind.MEAN)
 
 
 VISION = "vision"
+FEATURE_INDEX, FEATURE_VALUE = "feature_index", "feature_value"
 Component = Literal["residual", "attention", "mlp"]
 COMPONENTS: tuple[str, ...] = get_args(Component)
 
@@ -75,6 +78,10 @@ class Variable:
         Whether it is a coordinate rather than a data variable.
     by_window
         Whether it is written window by window, not when the cube is created.
+    other_dtype
+        A dtype that a cube may use instead.
+    fill
+        Value of positions that hold no data, if it is not that of the dtype.
     """
 
     name: str
@@ -83,6 +90,13 @@ class Variable:
     meaning: str
     coord: bool = False
     by_window: bool = True
+    other_dtype: str = ""
+    fill: float | None = None
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Dtypes that a cube may use."""
+        return (self.dtype, self.other_dtype) if self.other_dtype else (self.dtype,)
 
     @property
     def group(self) -> str:
@@ -91,8 +105,8 @@ class Variable:
 
     @property
     def is_full(self) -> bool:
-        """Whether it holds a vector for each token."""
-        return {"token", "hidden"} <= set(self.dims)
+        """Whether it holds a vector, or the largest entries of one, for each token."""
+        return "token" in self.dims and self.dims[-1] in ("hidden", K)
 
     @property
     def sample_axis(self) -> int:
@@ -102,6 +116,8 @@ class Variable:
     @property
     def fill_value(self) -> float | int | bool | str:
         """Value of positions that hold no data."""
+        if self.fill is not None:
+            return self.fill
         if self.dtype == "str":
             return ""
         return float("nan") if np.dtype(self.dtype).kind == "f" else np.dtype(self.dtype).type(0).item()
@@ -114,6 +130,38 @@ class Variable:
             attrs["flag_values"] = " ".join(str(int(kind)) for kind in TokenKind)
             attrs["flag_meanings"] = " ".join(kind.name.lower() for kind in TokenKind)
         return attrs
+
+
+def sparse_names(name: str) -> tuple[str, str]:
+    """Return the names of the indices and values that hold the largest entries of a variable's vectors.
+
+    Examples
+    --------
+    >>> sparse_names("residual")
+    ('residual_index', 'residual_value')
+    """
+    return f"{name}_index", f"{name}_value"
+
+
+def _sparse(name: str, dims: tuple[str, ...]) -> tuple[Variable, Variable]:
+    """Declare the largest entries of the vectors of a variable."""
+    index, value = sparse_names(name)
+    return (
+        Variable(
+            index,
+            dims,
+            "uint16",
+            f"Index along hidden of the k entries of `{name}` with the largest absolute values, largest "
+            "first; 0 where there is no token.",
+            other_dtype="uint32",
+        ),
+        Variable(
+            value,
+            dims,
+            "float32",
+            f"Values of `{name}` at `{index}`; NaN where there is no token.",
+        ),
+    )
 
 
 def _known(name: str, dims: tuple[str, ...], dtype: str, meaning: str) -> Variable:
@@ -149,6 +197,39 @@ VARIABLES: dict[str, Variable] = {
             ("sample", "token", "hidden"),
             "float32",
             "Input of block 0; NaN where there is no token.",
+        ),
+        *_sparse("residual", _ENTRIES),
+        *_sparse("attention", _ENTRIES),
+        *_sparse("mlp", _ENTRIES),
+        *_sparse("embedding", _ENTRIES[1:]),
+        Variable(
+            FEATURE_INDEX,
+            _ENTRIES,
+            "uint16",
+            "Index of the k largest active features of the token, largest first; 0 where there are fewer.",
+            other_dtype="uint32",
+        ),
+        Variable(
+            FEATURE_VALUE,
+            _ENTRIES,
+            "float32",
+            f"Values of the features at `{FEATURE_INDEX}`; 0 where there are fewer.",
+            other_dtype="float16",
+            fill=0.0,
+        ),
+        Variable(
+            "n_active",
+            ("layer", "sample", "token"),
+            "uint16",
+            "Number of active features of the token, including those beyond k.",
+            other_dtype="uint32",
+        ),
+        Variable(
+            "feature_sum",
+            ("layer", "sample", "token"),
+            "float32",
+            "Sum of the values of all active features of the token, including those beyond k.",
+            fill=0.0,
         ),
         Variable(
             "norm",
@@ -260,6 +341,37 @@ VARIABLES: dict[str, Variable] = {
 SAVABLE = ("residual", "embedding", "norm", "pooled", "last")
 # variables computed from `residual`, absent if no layer of it is captured
 OF_RESIDUAL = ("residual", "norm", "pooled", "last")
+# variables with a vector for each token, of which the largest entries can be kept instead
+SPARSABLE = ("residual", "attention", "mlp", "embedding")
+
+
+def component_of(name: str) -> str:
+    """Return the component whose layers a variable has.
+
+    Examples
+    --------
+    >>> component_of("pooled"), component_of("mlp_index"), component_of("embedding")
+    ('residual', 'mlp', 'embedding')
+    """
+    dense = next((dense for dense in SPARSABLE if name in sparse_names(dense)), name)
+    return "residual" if dense in OF_RESIDUAL else dense
+
+
+def with_dtype(name: str, dtypes: Mapping[str, str]) -> Variable:
+    """Return a variable with the dtype that a cube uses, by default the first of those it may use."""
+    variable = VARIABLES[name]
+    return replace(variable, dtype=dtypes[name]) if name in dtypes else variable
+
+
+def index_dtype(length: int) -> str:
+    """Return the dtype of indices into a dimension, and of counts of them.
+
+    Examples
+    --------
+    >>> index_dtype(65_535), index_dtype(65_536)
+    ('uint16', 'uint32')
+    """
+    return "uint16" if length < 2**16 else "uint32"
 
 
 def label(name: str, dtype: str) -> Variable:
@@ -306,5 +418,7 @@ def markdown_table(variables: Iterable[Variable] = VARIABLES.values()) -> str:
     | `batch` | sample | int32 | Index of the batch that computed the sample; -1 if it was imported. |
     """
     rows = ["| variable | dims | dtype | meaning |", "|---|---|---|---|"]
-    rows += [f"| `{v.name}` | {', '.join(v.dims)} | {v.dtype} | {v.meaning} |" for v in variables]
+    rows += [
+        f"| `{v.name}` | {', '.join(v.dims)} | {' or '.join(v.dtypes)} | {v.meaning} |" for v in variables
+    ]
     return "\n".join(rows)

@@ -12,7 +12,7 @@ from .config import Config
 from .errors import Fault
 from .labels import is_gap, plain
 from .nested_fields import Data, NestedFields
-from .schema import VARIABLES, VISION
+from .schema import VARIABLES, VISION, K
 from .streams import check_file_options, is_stream, open_stream
 from .tables import Record, read_table
 
@@ -280,7 +280,7 @@ def _check_columns(data: NestedFields, config: Config) -> list[Fault]:
         if name not in data.columns
     ]
     for name in _label_names(data, config):
-        if name in VARIABLES or name in ("hidden", VISION):
+        if name in VARIABLES or name in ("hidden", VISION) or (name == K and config.sparse):
             what = f"column `{name}` has the name of a variable of the cube"
             faults.append(Fault(config.data, what, "rename it, or choose the columns with `labels`"))
         elif not _is_node_name(name):

@@ -1,9 +1,10 @@
 """Synthetic cubes written by the real store, and damage to them, for our tests and those of users."""
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Synthetic:
         Every variable written window by window, for all windows.
     model
         Name of the model.
+    attrs
+        Further attributes of the cube.
     """
 
     plan: Plan
@@ -43,6 +46,7 @@ class Synthetic:
     rows: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
     model: str = "synthetic"
+    attrs: dict[str, Any] = field(default_factory=dict)
 
     def create(self, run: Path) -> CubeWriter:
         """Create the cube without any window, in an existing folder."""
@@ -62,6 +66,7 @@ class Synthetic:
                 "first_is_content": True,
                 "ids": GIVEN_IDS,
                 "data_sha256": _digest({**self.coords, **self.rows, **self.values}),
+                **self.attrs,
             },
         }
 
@@ -103,7 +108,8 @@ def synthetic(
         Languages of the samples, in turn; each ``len(languages)`` successive samples share an ``image_id``,
         and genders alternate.
     everything
-        Whether to include every variable that a cube may have, with a vision tower of two blocks.
+        Whether to include every variable that a cube with dense vectors may have, with a vision tower of two
+        blocks.
     model
         Name of the model.
     seed
@@ -194,6 +200,89 @@ def write_cube(
     return run
 
 
+def write_features(
+    run: Path | None = None,
+    *,
+    n_layers: int = 3,
+    n_samples: int = 8,
+    n_tokens: int = 5,
+    n_features: int = 64,
+    k: int = 8,
+    window: int = 4,
+    languages: Sequence[str] = ("english", "arabic"),
+    seed: int = 0,
+) -> Path:
+    """Write a sparse cube of random features, such as :func:`actkit.encode` writes.
+
+    Parameters
+    ----------
+    run
+        Run folder to create; a new temporary one by default.
+    n_layers, n_samples, n_tokens, window, languages, seed
+        As for :func:`synthetic`.
+    n_features
+        Number of features of each layer.
+    k
+        Largest number of active features of a token; each token has between 0 and k.
+
+    Returns
+    -------
+    pathlib.Path
+        The run folder.
+
+    Examples
+    --------
+    >>> import actkit
+    >>> dict(actkit.open_cube(write_features(n_samples=4)).sizes)
+    {'sample': 4, 'layer': 3, 'token': 5, 'k': 8}
+    """
+    run = Path(tempfile.mkdtemp(prefix="actkit-")) if run is None else run
+    run.mkdir(parents=True, exist_ok=True)
+    cube = synthetic(
+        n_layers=n_layers,
+        n_samples=n_samples,
+        n_tokens=n_tokens,
+        hidden=1,
+        window=window,
+        languages=languages,
+        seed=seed,
+    )
+    real = np.arange(n_tokens) < cube.plan.lengths[:, None]
+    kept = {"nonfinite", "n_tokens", "token_id", "token_kind", "token_text"}
+    values = {name: array for name, array in cube.values.items() if name in kept}
+    values |= _features(n_layers, real, n_features, k, np.random.default_rng(seed))
+    saes = {str(layer): {"architecture": "jumprelu", "n_features": n_features} for layer in range(n_layers)}
+    features = replace(
+        cube,
+        plan=replace(cube.plan, shape=replace(cube.plan.shape, k=k)),
+        coords={name: array for name, array in cube.coords.items() if name != "has_residual"},
+        values=values,
+        attrs={"features_of": "residual", "n_features": n_features, "saes": json.dumps(saes)},
+    )
+    writer = features.create(run)
+    for index in range(features.plan.n_windows):
+        writer.write(index, features.part(index))
+    return run
+
+
+def _features(
+    n_layers: int, real: np.ndarray, n_features: int, k: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draw active features of real tokens, largest first; dims of `real` ``(sample, token)``."""
+    shape = (n_layers, *real.shape)
+    n_active = np.where(real, rng.integers(0, k + 1, shape), 0)
+    is_active = np.arange(k) < n_active[..., None]
+    order = rng.random((*shape, n_features)).argsort(axis=-1)[..., :k]
+    value = -np.sort(-rng.gamma(2, size=(*shape, k)), axis=-1).astype(np.float32)
+    value = np.where(is_active, value, np.float32(0))
+    return {
+        "feature_index": np.where(is_active, order, 0).astype(np.uint16),
+        "feature_value": value,
+        "n_active": n_active.astype(np.uint16),
+        "feature_sum": value.sum(axis=-1),
+    }
+
+
 def flip_bit(path: Path, bit: int) -> None:
     """Flip one bit of a file, as a failing disk does; flipping it again restores the file.
 
@@ -267,7 +356,8 @@ def _optional_values(residual: np.ndarray, real: np.ndarray) -> dict[str, np.nda
 
 
 def _vision_values(vision: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    patches = rng.standard_normal(tuple(vars(vision).values())).astype(np.float32)
+    sizes = (vision.layer, vision.sample, vision.token, vision.hidden)
+    patches = rng.standard_normal(sizes).astype(np.float32)
     return {
         "vision/residual": patches,
         "vision/norm": np.linalg.norm(patches.astype(np.float64), axis=-1).astype(np.float32),

@@ -11,8 +11,10 @@ from actkit.schema import (
     DIMS,
     OF_RESIDUAL,
     SAVABLE,
+    SPARSABLE,
     VARIABLES,
     VISION,
+    K,
     TokenKind,
     Variable,
     content_mask,
@@ -30,6 +32,18 @@ def test_the_contract_with_every_reader() -> None:
         "attention": ("layer", "sample", "token", "hidden", "float32"),
         "mlp": ("layer", "sample", "token", "hidden", "float32"),
         "embedding": ("sample", "token", "hidden", "float32"),
+        "residual_index": ("layer", "sample", "token", "k", "uint16"),
+        "residual_value": ("layer", "sample", "token", "k", "float32"),
+        "attention_index": ("layer", "sample", "token", "k", "uint16"),
+        "attention_value": ("layer", "sample", "token", "k", "float32"),
+        "mlp_index": ("layer", "sample", "token", "k", "uint16"),
+        "mlp_value": ("layer", "sample", "token", "k", "float32"),
+        "embedding_index": ("sample", "token", "k", "uint16"),
+        "embedding_value": ("sample", "token", "k", "float32"),
+        "feature_index": ("layer", "sample", "token", "k", "uint16"),
+        "feature_value": ("layer", "sample", "token", "k", "float32"),
+        "n_active": ("layer", "sample", "token", "uint16"),
+        "feature_sum": ("layer", "sample", "token", "float32"),
         "norm": ("layer", "sample", "token", "float32"),
         "pooled": ("layer", "sample", "hidden", "float32"),
         "last": ("layer", "sample", "hidden", "float32"),
@@ -70,6 +84,11 @@ def test_what_is_computed_is_a_number_of_the_cube_and_the_rest_are_its_coordinat
         "attention",
         "mlp",
         "embedding",
+        *(f"{dense}_{part}" for dense in SPARSABLE for part in ("index", "value")),
+        "feature_index",
+        "feature_value",
+        "n_active",
+        "feature_sum",
         "norm",
         "pooled",
         "last",
@@ -121,7 +140,7 @@ def test_token_kinds_keep_their_numbers() -> None:
 def test_every_variable_is_described(variable: Variable) -> None:
     assert variable.meaning.endswith(".")
     assert variable.attrs["long_name"] == variable.meaning
-    assert set(variable.dims) <= set(DIMS)
+    assert set(variable.dims) <= {*DIMS, K}
     assert all(isinstance(value, str) for value in variable.attrs.values())
 
 
@@ -153,6 +172,17 @@ def test_no_number_reads_as_nan() -> None:
     assert np.isnan(label("score", "float64").fill_value)
     for name in ("attention", "mlp", "embedding", "norm", "pooled", "last", "vision/residual", "vision/norm"):
         assert np.isnan(VARIABLES[name].fill_value), name
+
+
+def test_sparse_variables_have_two_dtypes_and_values_of_features_are_0() -> None:
+    others = {name: variable.other_dtype for name, variable in VARIABLES.items() if variable.other_dtype}
+    indices = {f"{name}_index" for name in (*SPARSABLE, "feature")}
+    assert others == {**dict.fromkeys([*indices, "n_active"], "uint32"), "feature_value": "float16"}
+    assert {name for name, variable in VARIABLES.items() if variable.fill is not None} == {
+        "feature_value",
+        "feature_sum",
+    }
+    assert all(np.isnan(VARIABLES[f"{name}_value"].fill_value) for name in SPARSABLE)
 
 
 def test_a_label_is_a_coordinate_of_samples() -> None:

@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 
 from actkit import open_cube, verify
-from actkit.schema import VARIABLES, VISION, TokenKind, content_mask
+from actkit.schema import VARIABLES, VISION, K, TokenKind, content_mask
 from actkit.store.ragged import Ragged
-from actkit.testing import contents, flip_bit, synthetic, write_cube
+from actkit.testing import contents, flip_bit, synthetic, write_cube, write_features
 
 
 @pytest.mark.slow
@@ -78,10 +78,11 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_everything_is_every_variable_that_there_is(everything: Path) -> None:
+def test_everything_is_every_variable_of_cubes_with_vectors(everything: Path) -> None:
     cube, tower = open_cube(everything), open_cube(everything, group=VISION)
     names = {f"vision/{name}" for name in tower.variables if f"vision/{name}" in VARIABLES}
-    assert {*cube.variables, *names} == {*VARIABLES, "gender", "image_id"}
+    sparse = {"n_active", "feature_sum", *(name for name in VARIABLES if VARIABLES[name].dims[-1] == K)}
+    assert {*cube.variables, *names} == {*VARIABLES, "gender", "image_id"} - sparse
     assert dict(tower.sizes) == {"layer": 2, "sample": 10, "token": 7, "hidden": 3}
     assert verify(everything).ok
 
@@ -161,3 +162,31 @@ def test_contents_see_names_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "c").write_bytes(b"1")
     (tmp_path / "empty").touch()
     assert contents(tmp_path) == {"a/b/c": b"1", "empty": b""}
+
+
+def test_features_conform_to_the_format_and_are_sorted_by_value(tmp_path: Path) -> None:
+    run = write_features(tmp_path, n_features=50, k=6, n_samples=10, n_tokens=7)
+    assert verify(run).ok
+    cube = open_cube(run).load()
+    assert dict(cube.sizes) == {"layer": 3, "sample": 10, "token": 7, "k": 6}
+    assert cube.attrs["n_features"] == 50
+    np.testing.assert_array_equal((cube.feature_value > 0).sum("k"), cube.n_active)
+    assert (cube.feature_value.diff("k") <= 0).all()
+    assert (cube.n_active.where(cube.token_kind == TokenKind.PAD, 0) == 0).all()
+    np.testing.assert_allclose(cube.feature_sum, cube.feature_value.sum("k"), rtol=1e-6)
+    assert cube.feature_index.dtype == "uint16"
+    assert cube.feature_index.max() < 50
+    for indices, count in zip(
+        cube.feature_index.values.reshape(-1, 6), cube.n_active.values.ravel(), strict=True
+    ):
+        assert len(set(indices[:count].tolist())) == count
+
+
+def test_another_reader_gives_the_same_features(tmp_path: Path) -> None:
+    run = write_features(tmp_path)
+    other = xr.open_zarr(run / "cube.zarr", consolidated=False, mask_and_scale=False)
+    cube = open_cube(run)
+    for name in ("feature_index", "feature_value", "n_active", "feature_sum"):
+        assert other[name].dtype == cube[name].dtype
+        np.testing.assert_array_equal(other[name], cube[name])
+    xr.testing.assert_equal(cube.feature_value.sel(layer=1).load(), cube.feature_value.load().sel(layer=1))

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..canonical import Cube, as_cube
 from ..errors import Fault, InputError
-from ..schema import CONTENT_KINDS, DIMS
+from ..schema import CONTENT_KINDS, VARIABLES
 from . import selection
 from .token_filter import FROM_END, TokenCondition
 from .token_masks import SELECTED, SELECTED_TOKENS
@@ -67,7 +67,11 @@ def select_tokens(cube: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
         raise InputError([Fault("tokens", f"no token satisfies {text}", hint)])
     selected = whole.assign_coords({SELECTED: (("sample", "token"), chosen)})
     selected = selected.drop_vars(selection.POOLINGS, errors="ignore").assign_attrs({SELECTED_TOKENS: text})
-    if "residual" in whole and set(whole.residual.dims) == set(DIMS) and _holds_content(whole):
+    if (
+        "residual" in whole
+        and set(whole.residual.dims) == set(VARIABLES["residual"].dims)
+        and _holds_content(whole)
+    ):
         selected = selected.assign(_pooled(selected))
     if "metadata_sha256" in whole.attrs:  # it identifies the values, which differ from now on
         seals = f"{whole.attrs['metadata_sha256']} {text} ".encode() + np.packbits(chosen).tobytes()

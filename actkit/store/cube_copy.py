@@ -12,7 +12,7 @@ import xarray as xr
 
 from ..batch_plan import Plan, Shape, footprint, make_plan
 from ..config import Config
-from ..schema import COMPONENTS, VARIABLES
+from ..schema import VARIABLES, K, component_of
 from .layout import COORD_CHUNK, CUBE
 from .ragged import Ragged
 from .writer import ROW_COORDS, CubeWriter, create_cube
@@ -45,6 +45,7 @@ def write_copy(run: Path, cube: xr.Dataset, attrs: dict[str, Any]) -> None:
         labels=labels,
         rows=_rows(cube, [*ROW_COORDS, *labels]),
         attrs=attrs,
+        dtypes={name: str(cube[name].dtype) for name in variables if VARIABLES[name].other_dtype},
     )
     with closing(CubeWriter(run / CUBE, plan, threads=min(8, os.cpu_count() or 1))) as writer:
         for window in range(plan.n_windows):
@@ -56,13 +57,14 @@ def write_copy(run: Path, cube: xr.Dataset, attrs: dict[str, Any]) -> None:
 def _plan(cube: xr.Dataset, variables: tuple[str, ...]) -> Plan:
     stored = cube.n_tokens.values.astype(np.int64)
     sizes = cube.sizes
-    shape = Shape(sizes["layer"], 1, 1, sizes.get("hidden", 1))
+    shape = Shape(sizes["layer"], 1, 1, sizes.get("hidden", 1), sizes.get(K, 0))
     token_bytes, sample_bytes = footprint(variables, {}, shape, None, 4)
     plan = make_plan(
         Config(model="-", data="-", out="-"),
         np.maximum(stored, 1),
         layers=shape.layer,
         hidden=shape.hidden,
+        k=shape.k,
         token_bytes=token_bytes,
         sample_bytes=sample_bytes,
         stored=stored,
@@ -89,5 +91,5 @@ def _values(part: xr.Dataset, name: str) -> np.ndarray | Ragged:
         return np.asarray(array.values)
     lengths = part.n_tokens.values
     array = array.isel(token=slice(0, max(1, int(lengths.max()))))
-    has = part.get(f"has_{name}") if name in COMPONENTS else None
+    has = part.get(f"has_{component_of(name)}")
     return Ragged.of(array.values, lengths, None if has is None else np.flatnonzero(has.values).tolist())

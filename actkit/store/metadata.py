@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import CubeError, Fault
 from ..regular_files import read_regular
-from ..schema import VARIABLES
+from ..schema import VARIABLES, Variable
 from .compression import COMPRESSORS, HEADER_BYTES, Compression
 
 METADATA = "zarr.json"
@@ -220,10 +220,10 @@ def _array_faults(
             yield f"is divided along `{dim}`"
     data_types = _LABEL_TYPES
     if declared is not None:
-        data_types = ("string" if declared.dtype == "str" else declared.dtype,)
+        data_types = ("string",) if declared.dtype == "str" else declared.dtypes
     if document["data_type"] not in data_types:
         yield f"has a data type other than {' or '.join(data_types)}"
-    if document["fill_value"] != _fill_value(document["data_type"]):
+    if document["fill_value"] != _fill_value(document["data_type"], declared):
         yield "has an invalid fill value"
     if document["zarr_format"] != 3 or document.get("storage_transformers"):
         yield "has another Zarr version or a storage transformer"
@@ -329,6 +329,8 @@ def is_count(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _AXIS_LIMIT
 
 
-def _fill_value(data_type: str) -> Any:
+def _fill_value(data_type: str, declared: Variable | None) -> Any:
+    if declared is not None and declared.fill is not None:
+        return declared.fill
     by_type: dict[str, Any] = {"string": "", "bool": False, "float32": "NaN", "float64": "NaN"}
     return by_type.get(data_type, 0)

@@ -14,7 +14,7 @@ class Ragged:
     ----------
     values
         Dims ``(layer, position)`` or ``(layer, position, hidden)``, with a single layer for variables without
-        layers. float32, float16, or uint16 with the bits of bfloat16.
+        layers. float32, float16, uint16 with the bits of bfloat16, or the dtype of the array.
     starts, lengths
         First position and number of positions of each sample, dims ``(sample,)``.
     layers
@@ -42,9 +42,12 @@ class Ragged:
         return cls(values, np.arange(samples) * tokens, np.asarray(lengths), layers)
 
     def take(self, row: int, positions: np.ndarray, out: np.ndarray) -> None:
-        """Copy positions into a float32 array, dims ``(position, hidden)``; clip those out of range."""
+        """Copy positions into an array, dims ``(position, hidden)``; clip those out of range.
+
+        The array has the dtype of the values, or float32.
+        """
         values = self.values[row]
-        if values.dtype == np.float32:
+        if values.dtype == out.dtype:
             np.take(values, positions, axis=0, out=out, mode="clip")
             return
         vectors = values.take(positions, axis=0, mode="clip")

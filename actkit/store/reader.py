@@ -16,7 +16,7 @@ from xarray.core import indexing
 from ..canonical import Cube, as_cube, sample_of
 from ..errors import CorruptError, CubeError, Fault, IncompleteError, StorageError
 from ..regular_files import MB
-from ..schema import DIMS, VARIABLES, WIDTH, TokenKind
+from ..schema import DIMS, VARIABLES, WIDTH, K, TokenKind
 from .cube_files import LocalCube, RemoteCube
 from .layout import Array, array_names, array_of, cube_path, dims_of, find_cube, open_group, shards
 from .lazy_values import dask_values, indexed_values
@@ -318,8 +318,9 @@ def _chunks(array: Array, committed: np.ndarray) -> tuple[tuple[int, ...], ...]:
     file = (array.shards or array.chunks)[list(sizes).index("sample")]
     item_bytes = 8 if array.dtype.kind == "T" else array.dtype.itemsize
     # large variables are read one layer at a time; few and large blocks keep dask's overhead small
-    by_layer = {"token", "hidden"} <= set(sizes) or prod(array.shape) * item_bytes > BLOCK_BYTES
-    layers = 1 if by_layer and "hidden" in sizes else sizes.get("layer", 1)
+    is_vector = not {"hidden", K}.isdisjoint(sizes)
+    by_layer = (is_vector and "token" in sizes) or prod(array.shape) * item_bytes > BLOCK_BYTES
+    layers = 1 if by_layer and is_vector else sizes.get("layer", 1)
     others = prod(size for dim, size in sizes.items() if dim not in ("layer", "sample"))
     files = max(1, BLOCK_BYTES // max(item_bytes * layers * others * file, 1))
     blocks: dict[str, tuple[int, ...]] = {dim: (size,) for dim, size in sizes.items()}

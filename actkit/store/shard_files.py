@@ -37,8 +37,16 @@ class _Tile(NamedTuple):
     empty: np.ndarray
 
 
+class _Cells(NamedTuple):
+    """The entries of each token in a chunk: their number, dtype, and value where there is no token."""
+
+    length: int
+    dtype: np.dtype[Any]
+    fill: Any
+
+
 class ShardWriter:
-    """Writes the shards of variables with tokens and hidden.
+    """Writes the shards of variables with a vector, or entries of one, for each token.
 
     Parameters
     ----------
@@ -48,7 +56,7 @@ class ShardWriter:
     Notes
     -----
     The format is that of the `sharding_indexed` codec of zarr v3 with the index at the end and the inner
-    codecs of `layout.create_array`. Chunks without tokens are omitted and read as NaN.
+    codecs of `layout.create_array`. Chunks without tokens are omitted and read as the fill value.
     """
 
     def __init__(self, threads: int = 1) -> None:
@@ -78,11 +86,12 @@ class ShardWriter:
         *layers, groups, tiles, _ = grid
         index = np.full((*layers, groups, tiles, 1, 2), _ABSENT, dtype="<u8")
         layer_tiles = list(_tiles(values, *array.chunks[-3:-1]))
+        cells = _Cells(array.chunks[-1], array.dtype, array.metadata.fill_value)
         offset = 0
         for row, layer in enumerate(values.layers):
 
             def compress(tile: _Tile, row: int = row) -> bytes:
-                return self._compress(values, row, tile, array.chunks[-1])
+                return self._compress(values, row, tile, cells)
 
             for tile, content in zip(layer_tiles, self._map(compress, layer_tiles), strict=True):
                 index[(*(layer for _ in layers), *tile.place, 0)] = offset, len(content) + _CHECKSUM_BYTES
@@ -92,12 +101,12 @@ class ShardWriter:
     def _map(self, compress: Callable[[_Tile], bytes], tiles: list[_Tile]) -> Iterator[bytes]:
         return map(compress, tiles) if self._pool is None else self._pool.map(compress, tiles)
 
-    def _compress(self, values: Ragged, row: int, tile: _Tile, hidden: int) -> bytes:
-        dense = getattr(self._scratch, "dense", None)
-        if dense is None or dense.shape != (len(tile.positions), hidden):
-            dense = self._scratch.dense = np.empty((len(tile.positions), hidden), dtype=np.float32)
+    def _compress(self, values: Ragged, row: int, tile: _Tile, cells: _Cells) -> bytes:
+        dense, shape = getattr(self._scratch, "dense", None), (len(tile.positions), cells.length)
+        if dense is None or dense.shape != shape or dense.dtype != cells.dtype:
+            dense = self._scratch.dense = np.empty(shape, dtype=cells.dtype)
         values.take(row, tile.positions, dense)
-        dense[tile.empty] = np.nan
+        dense[tile.empty] = cells.fill
         return bytes(self._codec.encode(dense))
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from uuid import uuid4
 
 import numpy as np
@@ -11,7 +12,7 @@ import zarr
 
 from ..batch_plan import Plan
 from ..errors import Fault, StorageError
-from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs
+from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs, with_dtype
 from .commits import place_files, written
 from .cube_files import RemoteCube, file_entry, files_of
 from .folders import Folder, Partial
@@ -25,6 +26,7 @@ from .verification import shard_faults
 
 CREATING = CUBE + ".creating"
 ROW_COORDS = ("sample_id", "language", "text")
+_NO_DTYPES: Mapping[str, str] = MappingProxyType({})
 _KEPT = "committed windows are safe, rerun to continue"
 
 
@@ -62,6 +64,7 @@ def create_cube(
     labels: Mapping[str, str],
     rows: Iterable[Mapping[str, np.ndarray]],
     attrs: Mapping[str, str | int | float | bool],
+    dtypes: Mapping[str, str] = _NO_DTYPES,
     shared: bool = False,
 ) -> None:
     """Create a cube that holds its coordinates but no windows; it appears only once it is complete.
@@ -82,6 +85,8 @@ def create_cube(
         Values of ``ROW_COORDS`` and of the labels, in blocks of ``COORD_CHUNK`` consecutive samples.
     attrs
         JSON scalars that describe how the cube was made.
+    dtypes
+        Dtypes of variables that may have several, by name.
     shared
         Whether other processes may create the cube at the same time. The first one does; the caller must
         compare the cube that is there afterwards with its own.
@@ -93,7 +98,7 @@ def create_cube(
     """
     # a unique name, because after an error zarr's threads may still be writing to that of the last attempt
     temporary = f"{CREATING}/{uuid4().hex}"
-    declared = [VARIABLES[name] for name in (*variables, *coords, "batch", "committed", *ROW_COORDS)]
+    declared = [with_dtype(name, dtypes) for name in (*variables, *coords, "batch", "committed", *ROW_COORDS)]
     declared += [label(name, dtype) for name, dtype in labels.items()]
     with ExitStack() as stack:
         stack.enter_context(storage_errors("cannot create the cube in"))
