@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
+    from .stats.feature_differential import feature_differential
+    from .stats.feature_map import feature_map
+    from .stats.feature_rates import feature_rates
     from .stats.geometry import anisotropy, intrinsic_dimension
     from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
@@ -54,6 +57,9 @@ __all__ = [
     "export",
     "extend",
     "extract",
+    "feature_differential",
+    "feature_map",
+    "feature_rates",
     "group_differential",
     "holm",
     "import_files",
@@ -101,6 +107,9 @@ _MODULES = {
     "export": ".exporters.run_export",
     "extend": ".extraction.extend",
     "extract": ".extraction.run",
+    "feature_differential": ".stats.feature_differential",
+    "feature_map": ".stats.feature_map",
+    "feature_rates": ".stats.feature_rates",
     "group_differential": ".stats.differential",
     "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",

@@ -92,6 +92,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "transitions": actkit.transitions,
 }
 NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "holm", "import_files", "open_cube"}
+NO_CUBE |= {"feature_differential", "feature_map", "feature_rates"}  # of sparse cubes
 NO_CUBE |= {"extend", "join", "plan", "pull", "push", "report", "seal", "verify"}
 
 # selections by one label, and the same by a list of it

@@ -1,6 +1,7 @@
 """Corrections for several tests: Holm's over families of tests, and max-T over all pairs of layers."""
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 _LEVEL = 0.05
 _DRAWS = 10_000
@@ -111,3 +112,33 @@ def _largest_differences(flat: np.ndarray, errors: np.ndarray, freedom: int, see
         ratio = np.abs(drawn[:, layer, None] - drawn[:, :layer]) / errors[layer, :layer]
         largest = np.fmax(largest, np.fmax.reduce(ratio, axis=1))
     return largest
+
+
+def false_discovery_q(p: np.ndarray) -> np.ndarray:
+    """Return p-values corrected such that the expected share of false discoveries is controlled.
+
+    Parameters
+    ----------
+    p
+        Any dims; NaN where there is no test, which does not count.
+
+    Returns
+    -------
+    numpy.ndarray
+        Dims as ``p``, at most 1.
+
+    Notes
+    -----
+    Benjamini, Hochberg, Controlling the false discovery rate, Journal of the Royal Statistical Society B
+    1995.
+
+    Examples
+    --------
+    >>> false_discovery_q(np.array([[0.01, np.nan], [0.02, 0.03]])).round(3).tolist()
+    [[0.03, nan], [0.03, 0.03]]
+    """
+    corrected = np.full(p.shape, np.nan)
+    known = ~np.isnan(p)
+    if known.any():
+        corrected[known] = false_discovery_control(p[known])
+    return corrected
