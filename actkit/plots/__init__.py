@@ -23,6 +23,7 @@ from .maps import (
     tokens,
 )
 from .points import projection
+from .saes import feature_frequencies, sae_quality, training_curves
 from .style import figure, load_matplotlib
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "cka",
     "classification_probe",
     "direction_cosines",
+    "feature_frequencies",
     "figure",
     "group_differential",
     "intrinsic_dimension",
@@ -43,9 +45,11 @@ __all__ = [
     "load_matplotlib",
     "projection",
     "regression_probe",
+    "sae_quality",
     "selectivity",
     "similarity",
     "token_correlation",
     "tokens",
+    "training_curves",
     "transfer",
 ]
