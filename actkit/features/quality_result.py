@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..errors import CorruptError
 from ..regular_files import read_regular
+from ..stats.selection import check_counts
 from ..store.result_files import read_result, write_result
 from ..store.writer import storage_errors
 
@@ -38,6 +39,21 @@ MEASURES: Mapping[str, str] = {
     "ce_mean": "Cross-entropy with the mean in place of the output.",
     "ce_recovered": "Share of the loss added by zero ablation that the reconstruction avoids.",
     "ce_recovered_from_mean": "Share of the loss added by mean ablation that the reconstruction avoids.",
+}
+# headings of tables that show the most important measures
+COLUMNS: Mapping[str, str] = {
+    "fvu": "FVU",
+    "fvu_pca": "PCA",
+    "fvu_pca_top": "PCA top",
+    "fvu_random": "random",
+    "l0": "L0",
+    "n_features": "features",
+    "n_dead": "dead",
+    "n_never_active": "never",
+    "tokens_per_latent": "tokens/f",
+    "matched": "matched",
+    "ce_recovered": "CE zero",
+    "ce_recovered_from_mean": "CE mean",
 }
 OF_FEATURES: Mapping[str, str] = {
     "frequency": "Share of held-out tokens in which the feature is active.",
@@ -68,6 +84,20 @@ def quality_dataset(measured: Mapping[int, Mapping[str, Any]], settings: Mapping
             table[row, : len(measured[layer][name])] = measured[layer][name]
         result[name] = (("layer", "feature"), table, {"long_name": meaning})
     return result
+
+
+def best_layers(quality: xr.Dataset, count: int = 3) -> list[int]:
+    """Return the layers with the lowest FVU, in ascending order, for the option `layers` of the next run.
+
+    Parameters
+    ----------
+    quality
+        From :func:`actkit.sae_quality`.
+    count
+        Number of layers, if there are as many.
+    """
+    check_counts(count=count)
+    return sorted(quality.layer.values[np.argsort(quality.fvu.values, kind="stable")[:count]].tolist())
 
 
 def write_quality(folder: Path, quality: xr.Dataset) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import xarray as xr
 
 from .. import plots
@@ -14,6 +15,15 @@ from ..stats import selection
 from ..stats.control_types import WORD
 from . import findings
 from .methods import describe
+from .sae_section import (
+    FEATURES,
+    curves_of,
+    of_differences,
+    of_quality,
+    quality_of,
+    saes_folder,
+    shown_measures,
+)
 from .summaries import Request
 
 _LEAST = 10  # samples in each of two groups
@@ -42,6 +52,10 @@ class Section:
         Findings.
     methods
         How the results were computed.
+    lead
+        Name of the result whose table is shown before the figures; empty for none.
+    tables
+        Tables of texts by name, with right-to-left texts among them.
     """
 
     name: str
@@ -51,6 +65,8 @@ class Section:
     pictures: dict[str, Any] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
+    lead: str = ""
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def add(self, name: str, statistic: str, *, is_described: bool = True, **options: Any) -> xr.Dataset:
         """Compute a statistic and add it with its methods."""
@@ -157,10 +173,12 @@ def titles(cube: xr.Dataset, choice: Choice) -> list[tuple[str, str, Sequence[Ma
         ("geometry", "Geometry", (_dimension, _anisotropy)),
         ("languages", "Language alignment", (_languages,)),
         ("groups", f"Groups: {choice.by}", about_groups),
+        ("saes", "Sparse autoencoders", (_saes, _features)),
         ("samples", "Samples", (_samples,)),
     ]
     left_out = set() if choice.by else {"groups"}
     left_out |= set() if len(_languages_of(cube)) > 1 else {"languages"}
+    left_out |= set() if saes_folder(cube) else {"saes"}
     return [section for section in every if section[0] not in left_out]
 
 
@@ -295,6 +313,34 @@ def _directions(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
     cosines = section.add("direction_cosines", "direction_cosines", **choice.options)
     section.pictures["direction_cosines"] = plots.direction_cosines(cosines)
     section.sentences += findings.of_directions(cosines)
+
+
+def _saes(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
+    folder = saes_folder(cube)
+    assert folder is not None
+    quality = quality_of(folder)
+    section.lead = "sae_quality"
+    section.results["sae_quality"] = shown_measures(quality)
+    section.methods.append(describe(quality.attrs))
+    section.sentences += of_quality(quality)
+    section.pictures["sae_quality"] = plots.sae_quality(quality)
+    section.pictures["feature_frequencies"] = plots.feature_frequencies(quality)
+    if curves := curves_of(folder):
+        section.pictures["training_curves"] = curves
+
+
+def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    folder = saes_folder(cube)
+    assert folder is not None
+    if "sae_quality" not in section.results or not (folder.parent / FEATURES).is_dir():
+        return
+    if not choice.by or len(selection.column(cube, choice.by, "by").values) != 2:
+        return
+    features = open_cube(folder.parent / FEATURES)
+    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
+    (differential,) = Summaries().get_several(features, [("feature_differential", options)])
+    section.methods.append(describe(differential.attrs))
+    section.sentences += of_differences(differential)
 
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:

@@ -1,0 +1,113 @@
+"""Section of a report about sparse autoencoders: their quality first, and features only beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from .. import plots
+from ..errors import CubeError, MissingError
+from ..features.quality_result import COLUMNS, read_quality
+from ..features.training_log import training_log
+from ..object_urls import is_url
+
+SAES, FEATURES = "saes", "features"
+_FEW_TOKENS = 100  # per feature
+
+
+def saes_folder(cube: xr.Dataset) -> Path | None:
+    """Return the folder of the autoencoders in the run folder of a cube; None if there is none."""
+    source = str(cube.encoding.get("source", ""))
+    folder = Path(source).parent / SAES
+    return folder if source and not is_url(source) and folder.is_dir() else None
+
+
+def quality_of(folder: Path) -> xr.Dataset:
+    """Return the quality of the autoencoders in a folder.
+
+    Raises
+    ------
+    MissingError
+        If it was not measured, or the autoencoders have changed since.
+    """
+    quality = read_quality(folder)
+    if quality is None:
+        raise MissingError(
+            "the quality of the autoencoders was not measured, and features mean nothing without it; run "
+            f"actkit saes quality {folder.parent} {folder}, and write the report again"
+        )
+    return quality
+
+
+def curves_of(folder: Path) -> object | None:
+    """Return the training curves of the autoencoders in a folder; None if they were not trained there."""
+    try:
+        return plots.training_curves(training_log(folder))
+    except (CubeError, MissingError):
+        return None
+
+
+def shown_measures(quality: xr.Dataset) -> xr.Dataset:
+    """Return the most important measures that are known, in their order."""
+    return quality[[name for name in COLUMNS if bool(quality[name].notnull().any())]]
+
+
+def of_quality(quality: xr.Dataset) -> Iterator[str]:
+    """Yield sentences about the quality of autoencoders, and about what was not measured."""
+    for layer in quality.layer.values.tolist():
+        here = quality.sel(layer=layer)
+        verdict = "less" if here.fvu < min(here.fvu_pca, here.fvu_pca_top) else "not less"
+        yield (
+            f"Layer {layer}: with {float(here.l0):.1f} active features per held-out token, {float(here.fvu):.1%} "
+            f"of the variance is unexplained, {verdict} than with as many coefficients of a PCA "
+            f"({float(here.fvu_pca):.1%} with the first components, {float(here.fvu_pca_top):.1%} with the "
+            f"largest coefficients), and {float(here.fvu_random):.1%} with random features."
+        )
+    if quality.matched.notnull().any():
+        low, high = float(quality.matched.min()), float(quality.matched.max())
+        random = float(quality.matched_random.max())
+        yield (
+            f"Of the live features, {_span(low, high)} have a counterpart in the autoencoder of another seed "
+            f"(random directions: at most {random:.0%}); the others may not be found again."
+        )
+    else:
+        yield (
+            "Not measured: how many features another seed finds again. Train with another --seed, and give "
+            "that folder as --other."
+        )
+    if quality.ce_recovered.notnull().any():
+        low, high = float(quality.ce_recovered.min()), float(quality.ce_recovered.max())
+        yield (
+            f"With the reconstruction in place of the output, the model keeps {_span(low, high)} of what it loses "
+            f"by zero ablation ({quality.attrs['n_predictions']:,} predicted tokens)."
+        )
+    tokens = quality.tokens_per_latent
+    if bool((tokens < _FEW_TOKENS).any()):
+        yield (
+            f"The autoencoders were trained on {float(tokens.min()):,.0f} tokens per feature; below "
+            f"{_FEW_TOKENS}, expect features that depend on the seed."
+        )
+
+
+def of_differences(differential: xr.Dataset) -> Iterator[str]:
+    """Yield a sentence per language about the features that differ between the groups."""
+    for name in differential.language.values.tolist():
+        here = differential.sel(language=name)
+        found, live = int(here.n_found), int(here.n_live)
+        certain = int((here.p_max <= 0.05).sum())
+        sentence = (
+            f"{name}: {found:,} of {live:,} live features differ between {differential.attrs['between']} at a "
+            f"false discovery rate of {differential.attrs['q']:.0%}, {certain:,} by max-T."
+        )
+        if "auroc_best" in here and np.isfinite(here.auroc_best):
+            sentence += f" Held-out AUROC of the best feature: {float(here.auroc_best):.2f}"
+            for label, variable in (("difference of means", "auroc_residual"), ("TF-IDF", "auroc_tfidf")):
+                if variable in here and bool(here[variable].notnull().any()):
+                    sentence += f", {label}: {float(here[variable].max()):.2f}"
+            sentence += "."
+        yield sentence
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{low:.0%} to {high:.0%}"
