@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from .errors import Fault, InputError, MissingError
-from .schema import DIMS, VARIABLES, K
+from .schema import DIMS, FEATURE_VALUE, OF_CAPTURE, SPARSABLE, VARIABLES, K, sparse_names
 
 Cube = xr.Dataset | str | os.PathLike[str]
 
@@ -72,7 +72,7 @@ def require(cube: xr.Dataset, *names: str) -> None:
     for name in (*names, "language"):
         declared = VARIABLES.get(name)
         if name not in cube:
-            raise MissingError(f"the cube has no `{name}`; {_remedy(name)}")
+            raise MissingError(f"the cube has no `{name}`; {_remedy(cube, name)}")
         for dim in declared.dims if declared else ():
             if cube.sizes.get(dim) == 0:
                 raise MissingError(
@@ -86,9 +86,15 @@ def require(cube: xr.Dataset, *names: str) -> None:
                 )
 
 
-def _remedy(name: str) -> str:
+def _remedy(cube: xr.Dataset, name: str) -> str:
     """Return a hint at how to obtain a missing variable."""
     declared = VARIABLES.get(name)
+    if FEATURE_VALUE in cube and name in OF_CAPTURE:
+        source = "the cube that was encoded"
+        return f"it holds features of autoencoders: pass {source}, or compute with actkit.dense_vectors(cube)"
+    if name in SPARSABLE and sparse_names(name)[1] in cube:
+        kept = f"it holds only the {cube.sizes[K]} largest entries of each of its vectors"
+        return f"{kept}; extract it again without `sparse`, or compute with actkit.dense_vectors(cube)"
     if name == "language":
         assigned = "cube.assign_coords(language=('sample', ['unspecified'] * cube.sizes['sample']))"
         return f"keep it when selecting, or add one with {assigned}"

@@ -312,6 +312,8 @@ class Config(BaseModel):
             faults.append(Fault("chat", "images need the chat template", hint))
         if self.whiten and "residual" not in self.save:
             faults.append(Fault("whiten", "needs `residual`", "add residual to save"))
+        if self.whiten and self.sparse is not None:
+            faults.append(Fault("whiten", "needs whole vectors", "leave out sparse"))
         if self.device_map is not None and self.device != "auto":
             faults.append(Fault("device_map", "chooses the devices by itself", "leave out device"))
         if faults:

@@ -8,11 +8,15 @@ import numpy as np
 
 from .batch_plan import Plan
 from .regular_files import MB
-from .schema import VARIABLES, Variable
+from .schema import VARIABLES, K, Variable, component_of
 
 # fraction of a value's informative bytes left after bitshuffle and lz4, by the number of these bytes;
 # measured on trained weights (benchmarks/engine.py)
 COMPRESSED = {2: 0.75, 4: 0.9}
+# the same for the largest entries of vectors, sorted by size; and what is left of the information in their
+# indices; measured on the bundled model and MiniLM
+COMPRESSED_ENTRIES = {2: 0.65, 4: 0.82}
+_COMPRESSED_INDEX = 1.07
 PROGRAM_BYTES = 700 * MB
 # copies of a variable that zarr holds while writing it, in addition to the variable itself
 _WRITTEN = 2.5
@@ -190,10 +194,14 @@ def disk_bytes(plan: Plan, variable: Variable, *, layers: Mapping[str, int], val
     real, shape = _cells(plan, variable), plan.shape_of(variable)
     if "token" in variable.dims and not variable.group:
         real = real * int(plan.stored.sum()) // (shape.sample * shape.token)
-    if variable.name in layers:
-        real = real * layers[variable.name] // shape.layer
+    component = component_of(variable.name) if variable.dims[-1] == K else variable.name
+    if component in layers:
+        real = real * layers[component] // shape.layer
+    if variable.other_dtype:  # indices along hidden
+        return int(real * math.log2(max(shape.hidden, 2)) / 8 * _COMPRESSED_INDEX)
     carried = value_bytes if variable.is_full else 4
-    return int(real * carried * COMPRESSED[carried])
+    compressed = COMPRESSED_ENTRIES if variable.dims[-1] == K else COMPRESSED
+    return int(real * carried * compressed[carried])
 
 
 def _cells(plan: Plan, variable: Variable) -> int:

@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     revision: str | None
     save: Names
     storage: Literal["exact", "bfloat16", "float16"]
+    sparse: int | None
     on_nonfinite: Literal["keep", "zero", "raise"]
     whiten: bool
     memory_budget: int | Literal["auto"]

@@ -341,8 +341,11 @@ VARIABLES: dict[str, Variable] = {
 SAVABLE = ("residual", "embedding", "norm", "pooled", "last")
 # variables computed from `residual`, absent if no layer of it is captured
 OF_RESIDUAL = ("residual", "norm", "pooled", "last")
+OF_FEATURES = (FEATURE_INDEX, FEATURE_VALUE, "n_active", "feature_sum")
 # variables with a vector for each token, of which the largest entries can be kept instead
 SPARSABLE = ("residual", "attention", "mlp", "embedding")
+# variables that only a cube of an extraction has
+OF_CAPTURE = (*SPARSABLE, "norm", "pooled", "last")
 
 
 def component_of(name: str) -> str:

@@ -34,16 +34,13 @@ def write_copy(run: Path, cube: xr.Dataset, attrs: dict[str, Any]) -> None:
     """
     variables = tuple(name for name, variable in VARIABLES.items() if variable.by_window and name in cube)
     plan = _plan(cube, variables)
-    known = [name for name, variable in VARIABLES.items() if not variable.by_window and name in cube.coords]
-    coords = {n: np.asarray(cube[n].values) for n in known if n not in (*ROW_COORDS, "batch", "committed")}
-    labels = {str(name): _label_type(cube[name]) for name in cube.coords if cube[name].attrs.get("label")}
     create_cube(
         run,
         plan,
         variables=variables,
-        coords=coords,
-        labels=labels,
-        rows=_rows(cube, [*ROW_COORDS, *labels]),
+        coords=known_coords(cube),
+        labels=label_dtypes(cube),
+        rows=rows_of(cube),
         attrs=attrs,
         dtypes={name: str(cube[name].dtype) for name in variables if VARIABLES[name].other_dtype},
     )
@@ -73,13 +70,31 @@ def _plan(cube: xr.Dataset, variables: tuple[str, ...]) -> Plan:
     return replace(plan, batches=cube.batch.values.astype(np.int32))
 
 
+def known_coords(cube: xr.Dataset) -> dict[str, np.ndarray]:
+    """Return the coordinates that :func:`~actkit.store.writer.create_cube` takes, except those of `rows`."""
+    others = (*ROW_COORDS, "batch", "committed")
+    return {
+        name: np.asarray(cube[name].values)
+        for name, variable in VARIABLES.items()
+        if not variable.by_window and name in cube.coords and name not in others
+    }
+
+
+def label_dtypes(cube: xr.Dataset) -> dict[str, str]:
+    """Return the dtype of each label of a cube, as in :attr:`actkit.labels.LabelType.dtype`."""
+    labels = [str(name) for name in cube.coords if cube[name].attrs.get("label")]
+    return {name: _label_type(cube[name]) for name in labels}
+
+
 def _label_type(values: xr.DataArray) -> str:
     if "label_type" in values.attrs:
         return f"{values.attrs['label_type']}?"
     return _TYPES.get(values.dtype.kind, "str")
 
 
-def _rows(cube: xr.Dataset, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+def rows_of(cube: xr.Dataset) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the identifying coordinates and the labels of a cube, block by block."""
+    names = [*ROW_COORDS, *label_dtypes(cube)]
     for start in range(0, cube.sizes["sample"], COORD_CHUNK):
         yield {name: np.asarray(cube[name].values[start : start + COORD_CHUNK]) for name in names}
 

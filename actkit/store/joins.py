@@ -15,7 +15,16 @@ import xarray as xr
 from ..canonical import as_cube
 from ..errors import Fault, InputError
 from ..layer_spec import describe_all
-from ..schema import COMPONENTS, OF_RESIDUAL, VISION
+from ..schema import (
+    COMPONENTS,
+    FEATURE_VALUE,
+    OF_RESIDUAL,
+    SPARSABLE,
+    VARIABLES,
+    VISION,
+    component_of,
+    sparse_names,
+)
 from .cube_copy import write_copy
 from .layout import cube_path, open_group
 from .metadata import ARRAYS, CHECKSUM
@@ -35,7 +44,8 @@ _ROWS = {
 _SIZES = {"window_samples", "memory_budget", "layers", JOINED, "model"}  # the revision identifies a model
 _MAY_DIFFER = {"layer": {"save"}, "sample": _ROWS}
 _NO_FILES: Mapping[str, str] = MappingProxyType({})
-_FILL = {"token_id": 0, "token_kind": 0, "token_text": "", "position": -1}
+_FILL: dict[str, Any] = {"token_id": 0, "token_kind": 0, "token_text": "", "position": -1}
+_FILL |= {index: 0 for index, _ in map(sparse_names, SPARSABLE)}
 _OF_FILES = ("actkit_format", ARRAYS, "coordinates", CHECKSUM, "receipts")
 
 Attrs = dict[str, Any]
@@ -112,6 +122,13 @@ def joined(names: list[str], dim: str) -> tuple[xr.Dataset, Attrs]:
         for name, group in zip(names, groups, strict=True)
         if VISION in group
     ]
+    faults += [
+        Fault(
+            name, "holds features of autoencoders", "join the runs that were encoded, and encode the result"
+        )
+        for name, cube in zip(names, cubes, strict=True)
+        if FEATURE_VALUE in cube
+    ]
     faults += [fault for n in range(1, len(names)) for fault in _faults(names, cubes, attrs, n, dim)]
     if faults:
         raise InputError(faults, f"cannot join along {dim}")
@@ -186,7 +203,7 @@ def _join_layers(cubes: list[xr.Dataset]) -> xr.Dataset:
     for name in names:
         holders = [cube for cube in cubes if name in cube]
         arrays = [cube[name].reset_coords(drop=True) for cube in holders]
-        component = "residual" if name in OF_RESIDUAL else name
+        component = component_of(name)
         if name == "nonfinite":
             data[name] = reduce(add, (array.reindex(layer=axis, fill_value=0) for array in arrays))
         elif component in COMPONENTS:
@@ -194,7 +211,8 @@ def _join_layers(cubes: list[xr.Dataset]) -> xr.Dataset:
                 array.sel(layer=layers_of(cube).get(component, []))
                 for array, cube in zip(arrays, holders, strict=True)
             ]
-            data[name] = xr.concat(parts, "layer").reindex(layer=axis)
+            fill = VARIABLES[name].fill_value if name in VARIABLES else np.nan
+            data[name] = xr.concat(parts, "layer").reindex(layer=axis, fill_value=fill)
         else:  # without layers: the same in all
             data[name] = arrays[0]
     kept = [layers_of(cube) for cube in cubes]

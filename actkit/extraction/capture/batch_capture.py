@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ...schema import VISION
+from ...schema import VISION, sparse_names
 from ..models.architecture import Architecture
 from ..models.loader import LoadedModel
 from ..prompts.encoder import Prompt
@@ -22,6 +22,7 @@ from .vision import Layout, lay_out, split
 from .window_buffer import Count, CountKind, Dtypes, Slot, WindowBuffer
 
 FLOAT16_MAX = 65504.0
+_INDEX_OF_EMBEDDING = sparse_names(EMBEDDING)[0]
 _AHEAD = 1  # batches whose copies may be under way while the next one is computed
 _STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -110,7 +111,10 @@ class Capture:
         def note(component: str, _layer: int, output: torch.Tensor) -> None:
             key = (VISION, "residual") if component == VISION else ("", component)
             means = self._rules.keep_tokens == "mean" and component != VISION
-            dtypes.add(key, self._stored(torch.float32 if means else output.dtype))
+            dtype = self._stored(torch.float32 if means else output.dtype)
+            dtypes.add(key, dtype)
+            if self._rules.sparse is not None:
+                dtypes.add(("", sparse_names(component)[1]), dtype)
 
         run(self._model, prompts, self._rules.layers, self._rules.axis[-1], note)
         dtypes.closed = True
@@ -134,7 +138,7 @@ class Capture:
             assert vision is not None
             assert layout is not None
             self._keep_block("residual", layer, torch.cat(split(output, layout)), vision)
-        elif component != EMBEDDING or text.slot.holds(EMBEDDING):
+        elif component != EMBEDDING or text.slot.holds(EMBEDDING) or text.slot.holds(_INDEX_OF_EMBEDDING):
             self._keep_block(component, layer, output.reshape(-1, output.shape[-1]), text)
 
     def _keep_block(self, name: str, layer: int, output: torch.Tensor, batch: _Batch) -> None:
@@ -158,6 +162,8 @@ class Capture:
             kept, norms = values.index_select(0, chosen), norms.index_select(0, chosen)
         if slot.holds(name):
             self._store(name, layer, kept, batch)
+        if self._rules.sparse is not None and slot.holds(sparse_names(name)[0]):
+            self._store_largest(name, layer, kept, batch)
         if "norm" in reduced:
             self._copy(slot.view("norm", layer, torch.float32), norms)
         if means is not None and "pooled" in reduced:
@@ -202,14 +208,24 @@ class Capture:
             return norms_of(exact)
         return norms
 
-    def _store(self, name: str, layer: int, values: torch.Tensor, batch: _Batch) -> None:
+    def _store_largest(self, name: str, layer: int, values: torch.Tensor, batch: _Batch) -> None:
+        """Keep the entries with the largest absolute values, largest first; NaN counts as largest."""
+        index_name, value_name = sparse_names(name)
+        index = values.abs().topk(self._rules.sparse or 0, dim=-1).indices
+        # PyTorch computes little with unsigned integers; the bits are the same
+        self._copy(batch.slot.view(index_name, layer, torch.int16), index.to(torch.int32).to(torch.int16))
+        self._store(name, layer, values.gather(-1, index), batch, target=value_name)
+
+    def _store(
+        self, name: str, layer: int, values: torch.Tensor, batch: _Batch, target: str | None = None
+    ) -> None:
         """Copy kept values in the dtype in which they are stored, and count those too large for it."""
         dtype = self._stored(values.dtype)
         if dtype == torch.float16 != values.dtype:
             owners = np.repeat(np.arange(len(batch.packing.kept)), batch.packing.kept_lengths)
             fits = ~((values.abs() > FLOAT16_MAX) & values.isfinite())
             self._count("overflows", name, layer, fits, torch.from_numpy(owners).to(values.device), batch)
-        self._copy(batch.slot.view(name, layer, dtype), values)
+        self._copy(batch.slot.view(target or name, layer, dtype), values)
 
     def _count(
         self,

@@ -13,6 +13,7 @@ _NUMPY = {
     torch.float16: np.float16,
     torch.float32: np.float32,
     torch.int32: np.int32,
+    torch.int16: np.int16,
 }
 
 

@@ -25,6 +25,8 @@ class Rules:
         Options of :class:`~actkit.config.Config`.
     first_is_content
         Whether position 0 counts as content.
+    sparse
+        Number of entries kept of each vector; None for all.
     """
 
     layers: Mapping[str, tuple[int, ...]]
@@ -33,6 +35,7 @@ class Rules:
     storage: str
     on_nonfinite: str
     first_is_content: bool
+    sparse: int | None = None
 
 
 def layer_axis(layers: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from ...batch_plan import Plan
 from ...errors import ModelError
-from ...schema import OF_RESIDUAL, VARIABLES, VISION
+from ...schema import VARIABLES, VISION, K, component_of
 from ...store.ragged import Ragged
 from ..prompts.encoder import Prompt
 from .device_copy import Mark, Transfer, allocate
@@ -70,7 +70,7 @@ class _GroupArrays:
             for variable in variables
             if VARIABLES[variable].group == name
         }
-        self.layers, self.hidden, self.tokens = shape.layer, shape.hidden, shape.token
+        self.layers, self.hidden, self.tokens, self.k = shape.layer, shape.hidden, shape.token, shape.k
         self.name = name
         self.axis = rules.layers[VISION] if name else rules.axis
         self.capacity = max(
@@ -125,16 +125,18 @@ class _GroupArrays:
             return blocks, self.samples
         if key in _BY_SAMPLE:
             return blocks, self.samples, self.hidden
-        return (blocks, self.capacity) if key == "norm" else (blocks, self.capacity, self.hidden)
+        if key == "norm":
+            return blocks, self.capacity
+        entries = self.k if self.variables[key].dims[-1] == K else self.hidden
+        return blocks, self.capacity, entries
 
     def blocks(self, key: ArrayKey) -> tuple[int, ...]:
         """Return the blocks along the first dimension of a tensor."""
         name = key.component if isinstance(key, Count) else key
         if self.name:
             return self._component_layers[VISION]
-        if name == "embedding":
-            return (0,)
-        return self._component_layers["residual" if name in OF_RESIDUAL else name]
+        component = component_of(name)
+        return (0,) if component == "embedding" else self._component_layers[component]
 
     def counts(self, kind: CountKind, samples: int) -> Iterator[tuple[str, int, np.ndarray]]:
         """Yield component, block and counts, dims ``(sample,)``, in the order of the window's samples."""
@@ -155,8 +157,10 @@ class _GroupArrays:
         """Return a variable in the form in which the writer takes it."""
         tensor = self._tensors[name]
         # NumPy has no bfloat16, and takes its bits
-        values = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        layers = (0,) if name == "embedding" else tuple(map(self.axis.index, self.blocks(name)))
+        is_bits = tensor.dtype in (torch.bfloat16, torch.int16)  # of bfloat16, or of unsigned indices
+        values = (tensor.view(torch.uint16) if is_bits else tensor).numpy()
+        blocks = self.blocks(name)
+        layers = (0,) if "layer" not in self.variables[name].dims else tuple(map(self.axis.index, blocks))
         if name in _BY_SAMPLE:
             dense = np.full((self.layers, samples, self.hidden), np.nan, dtype=np.float32)
             dense[list(layers)] = values[:, self.indices[:samples]]

@@ -191,10 +191,12 @@ class Bar:
     ----------
     part
         The part of a run whose progress it shows.
+    title
+        Title for a whole run.
     """
 
-    def __init__(self, part: object = None) -> None:
-        self._title = f"part {part}" if part else "extract"
+    def __init__(self, part: object = None, title: str = "extract") -> None:
+        self._title = f"part {part}" if part else title
         self._bar: Any = None
 
     def __call__(self, event: Progress) -> None:  # noqa: D102

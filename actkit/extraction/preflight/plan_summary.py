@@ -1,5 +1,6 @@
 """Summary of a plan as text, for the command line, the app and notebooks."""
 
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -12,7 +13,7 @@ from ...shared_estimates import SharedTime, count_files
 from ..models.devices import pick_device
 from .model_memory import device_bytes
 from .run_metadata import RunSpec
-from .run_size import RunSize
+from .run_size import RunSize, size_run
 from .suggestions import suggest
 
 
@@ -91,12 +92,27 @@ def summary_lines(
         advice = "dtype=float32 computes with the same weights, several times faster"
         text = f"{run.weights_dtype}: this CPU multiplies 16-bit matrices slowly; {advice}"
         lines.append(("dtype", text))
+    if run.config.sparse is not None:
+        lines.insert(
+            [name for name, _ in lines].index("disk") + 1, ("sparse", _sparse_text(run, size, rates))
+        )
     suggestions = {resource: suggest(run, size, resource, rates=rates) for resource in ("time", "disk")}
     if best := [
         f"for {resource}, {first[0].text(resource)}" for resource, first in suggestions.items() if first
     ]:
         lines.append(("helps most", "; ".join(best)))
     return lines
+
+
+def _sparse_text(run: RunSpec, size: RunSize, rates: Rates | None) -> str:
+    """Return what a run keeps of each vector, and the size of the cube with whole vectors."""
+    whole = replace(run, config=run.config.model_copy(update={"sparse": None}))
+    disk = size_run(whole, batch_tokens=size.batch_tokens, rates=rates).estimate.disk
+    share = size.estimate.disk / max(disk, 1)
+    return (
+        f"{run.config.sparse} of the {size.plan.shape.hidden:,} entries of each vector: {share:.0%} of the "
+        f"{readable_bytes(disk)} with whole vectors"
+    )
 
 
 def _is_emulated(run: RunSpec) -> bool:

@@ -113,6 +113,7 @@ class RunPlan:
             self.config.storage,
             self.config.on_nonfinite,
             self.spec.measure.first_is_content,
+            self.config.sparse,
         )
 
     def lines(self) -> list[tuple[str, str]]:
@@ -277,6 +278,7 @@ def _resolve(config: Config, architecture: Architecture) -> tuple[dict[str, tupl
     if VISION in layers and (unknown := check_vision(architecture)):
         faults += unknown
         del layers[VISION]  # so that it is not measured
+    faults += _sparse_faults(config, architecture, layers)
     new = config.generate.max_new_tokens if config.generate else 0
     if architecture.positions is not None and new >= architecture.positions:
         most = architecture.positions
@@ -287,6 +289,21 @@ def _resolve(config: Config, architecture: Architecture) -> tuple[dict[str, tupl
         message = f"{', '.join(unsaved)} cannot be kept: no layer of `residual` is selected"
         faults.append(Fault("save", message, "add residual layers to `layers`"))
     return layers, faults
+
+
+def _sparse_faults(
+    config: Config, architecture: Architecture, layers: Mapping[str, tuple[int, ...]]
+) -> list[Fault]:
+    if config.sparse is None:
+        return []
+    hidden, faults = architecture.hidden, []
+    if config.sparse > hidden or hidden >= 2**16:
+        hint = "leave it out to keep whole vectors"
+        faults.append(Fault("sparse", f"the vectors of the model have {hidden:,} entries", hint))
+    if VISION in layers:
+        what = "blocks of the vision tower are kept whole"
+        faults.append(Fault("sparse", what, "leave it out, or select only blocks of the decoder"))
+    return faults
 
 
 def _no_faults(rows: list[Any]) -> list[str]:

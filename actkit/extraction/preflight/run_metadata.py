@@ -9,7 +9,18 @@ from ... import layer_spec as grammar
 from ...batch_plan import Plan
 from ...config import Config
 from ...data_scan import Scan
-from ...schema import GIVEN_IDS, OF_RESIDUAL, ROW_IDS, SAVABLE, VARIABLES, VISION
+from ...schema import (
+    GIVEN_IDS,
+    OF_FEATURES,
+    OF_RESIDUAL,
+    ROW_IDS,
+    SAVABLE,
+    SPARSABLE,
+    VARIABLES,
+    VISION,
+    WIDTH,
+    sparse_names,
+)
 from ...sources import Source
 from ..models.architecture import Architecture
 from ..models.checkpoint import Checkpoint
@@ -66,6 +77,10 @@ def window_variables(config: Config, layers: Mapping[str, tuple[int, ...]]) -> t
     left_out |= {name for name in ("attention", "mlp") if name not in layers}
     unsaved = {name for name in SAVABLE if name not in config.save}
     left_out |= unsaved
+    sparse = {name: set(sparse_names(name)) for name in SPARSABLE}
+    without = {*SPARSABLE} if config.sparse is None else {*SPARSABLE} & left_out
+    left_out |= {part for name in without for part in sparse[name]} | {*OF_FEATURES}
+    left_out |= {*SPARSABLE} if config.sparse is not None else set()
     left_out |= {"position"} if config.keep_tokens == "all" else set()
     left_out |= {"generated"} if config.generate is None else set()
     return tuple(
@@ -124,6 +139,8 @@ def describe_run(run: RunSpec, plan: Plan, batch_tokens: int) -> dict[str, str |
         "ids": ROW_IDS if run.source.numbered else GIVEN_IDS,
         "layers": grammar.describe_all(run.layers),
         "storage": config.storage,
+        # the lengths of dimensions do not tell it
+        **({WIDTH: run.architecture.hidden} if config.sparse is not None else {}),
         "tokens_kept": config.keep_tokens,
         "content_rule": CONTENT_RULE + ("" if measure.first_is_content else "; not position 0"),
         # a mean covers only content tokens

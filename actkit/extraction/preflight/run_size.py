@@ -96,20 +96,21 @@ def size_run(
         vision = Shape(*tower, vision_hidden(architecture))
     kept = {name: len(layers[name]) for name in COMPONENTS if name in layers}
     value_bytes = 2 if "16" in dtype or config.storage != "exact" else 4
-    axis, hidden = layer_axis(layers), architecture.hidden
+    axis, hidden, k = layer_axis(layers), architecture.hidden, config.sparse or 0
     weights = weights_bytes(run.checkpoint, dtype, config.quantization, declared=architecture.quantization)
     position = position_bytes(architecture, sum(kept.values()) + ("embedding" in variables), dtype)
     total = device_bytes(config)
     if batch_tokens is None:
         batch_tokens = AUTO_TOKENS if total is None else auto_tokens(total, weights, position)
     token, sample = footprint(
-        variables, kept, Shape(len(axis), 1, 1, hidden), vision and replace(vision, sample=1), value_bytes
+        variables, kept, Shape(len(axis), 1, 1, hidden, k), vision and replace(vision, sample=1), value_bytes
     )
     plan = make_plan(
         config,
         prompts.lengths,
         layers=len(axis),
         hidden=hidden,
+        k=k,
         token_bytes=token,
         sample_bytes=sample,
         stored=prompts.stored,
