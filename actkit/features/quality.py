@@ -1,5 +1,6 @@
 """Quality of sparse autoencoders on tokens that they were not trained on, and what it is worth."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -22,6 +23,7 @@ from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
 from ..store.reader import read_cube
 from .language_loss import LanguageLoss, load_language_loss
+from .largest_features import weights_digest
 from .loading import load_saes
 from .quality_baselines import Baselines
 from .quality_result import QUALITY, quality_dataset, write_quality
@@ -124,9 +126,12 @@ def sae_quality(
         loss = load_language_loss(cube, os.fspath(model), rows=np.sort(drawn), device=device)
         loss.check(cube, saes.component, saes.layers)
     measured: dict[int, dict[str, Any]] = {}
+    digests: dict[str, str] = {}
     intact = float("nan") if loss is None else loss.mean()
     for layer in saes.layers:
-        sae = _on(saes[layer], target)
+        sae = saes[layer]
+        digests[str(layer)] = weights_digest(sae)
+        sae = _on(sae, target)
         sums, measures = _measure(cube, sae, evaluated, fitted, seed)
         if loss is not None:
             measures |= _losses(loss, sae, sums.mean.float(), intact)
@@ -139,6 +144,7 @@ def sae_quality(
         **holdout,
         "saes": str(saes.path),
         "other": "" if other is None else str(other.path),
+        "weights": json.dumps(digests),
         "n_tokens": next(iter(measured.values()))["n_tokens"],
         "n_predictions": 0 if loss is None else loss.n_predictions,
         "seed": seed,

@@ -129,7 +129,11 @@ def read_quality(folder: Path) -> xr.Dataset | None:
 def weights_key(folder: Path) -> str:
     """Return a digest of the descriptions of the autoencoders, which contain that of their weights."""
     hashed = hashlib.sha256()
-    for path in sorted(folder.glob(f"*/{_CFG}")):
-        content = json.loads(read_regular(path, _MOST_CFG))
-        hashed.update(json.dumps([path.parent.name, content], sort_keys=True).encode())
+    for name, cfg in _cfgs(folder).items():
+        hashed.update(json.dumps([name, cfg], sort_keys=True).encode())
     return hashed.hexdigest()
+
+
+def _cfgs(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(folder.glob(f"*/{_CFG}"))
+    return {path.parent.name: json.loads(read_regular(path, _MOST_CFG)) for path in paths}

@@ -13,18 +13,22 @@ from .. import plots
 from ..errors import ActkitError
 from ..stats import selection
 from ..stats.control_types import WORD
+from ..store.reader import open_cube
 from . import findings
 from .methods import describe
 from .sae_section import (
     FEATURES,
+    check_same_saes,
     curves_of,
+    found_features,
     of_differences,
     of_quality,
     quality_of,
     saes_folder,
     shown_measures,
+    texts_of,
 )
-from .summaries import Request
+from .summaries import Request, Summaries
 
 _LEAST = 10  # samples in each of two groups
 _MOST_CLASSES = 10  # distinct numbers that are classes
@@ -332,15 +336,19 @@ def _saes(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
 def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     folder = saes_folder(cube)
     assert folder is not None
-    if "sae_quality" not in section.results or not (folder.parent / FEATURES).is_dir():
+    path = folder.parent / FEATURES
+    if "sae_quality" not in section.results or not path.is_dir() or not _is_binary(cube, choice.by):
         return
-    if not choice.by or len(selection.column(cube, choice.by, "by").values) != 2:
-        return
-    features = open_cube(folder.parent / FEATURES)
+    features = open_cube(path)
+    check_same_saes(features, quality_of(folder))
     options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
     (differential,) = Summaries().get_several(features, [("feature_differential", options)])
     section.methods.append(describe(differential.attrs))
     section.sentences += of_differences(differential)
+    section.pictures["feature_differential"] = plots.feature_differential(differential)
+    found = found_features(differential)
+    section.tables["feature_differential"] = found
+    section.tables["texts_of_features"] = texts_of(features, found)
 
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
@@ -367,6 +375,10 @@ def _is_numeric(cube: xr.Dataset, by: str) -> bool:
     """Return whether a label holds numbers that are not classes."""
     values = selection.column(cube, by, "by").values
     return len(values) > _MOST_CLASSES and values.dtype.kind in "iuf"
+
+
+def _is_binary(cube: xr.Dataset, by: str) -> bool:
+    return bool(by) and len(selection.column(cube, by, "by").values) == 2
 
 
 def _languages_of(cube: xr.Dataset) -> set[str]:

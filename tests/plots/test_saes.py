@@ -45,9 +45,7 @@ def log(n_steps: int = 4) -> xr.Dataset:
     steps = np.arange(1, n_steps + 1) * 10
     falling = np.stack([1.0 / steps, 2.0 / steps])
     names = ("loss", "train_fvu", "fvu", "l0", "n_dead")
-    return xr.Dataset(
-        {name: (("layer", "step"), falling) for name in names}, {"layer": [3, 7], "step": steps}
-    )
+    return xr.Dataset(dict.fromkeys(names, (("layer", "step"), falling)), {"layer": [3, 7], "step": steps})
 
 
 def labels(picture: Any) -> list[str]:
