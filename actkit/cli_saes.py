@@ -1,7 +1,7 @@
 """Commands about sparse autoencoders (SAEs) of a run: ``actkit saes``."""
 
 from .cli_cubes import Subparsers, add_command, terminable
-from .cli_output import print_measures, print_pairs
+from .cli_output import print_cube, print_measures, print_pairs
 from .errors import Fault, InputError
 from .features.quality_result import COLUMNS
 
@@ -11,7 +11,7 @@ def add_saes(commands: Subparsers) -> None:
     purpose = "train and apply sparse autoencoders of the layers of a run"
     parser = commands.add_parser("saes", help=purpose, description=purpose)
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_quality):
+    for add in (_add_train, _add_encode, _add_quality):
         add(subcommands)
 
 
@@ -80,6 +80,36 @@ def _train(run: str, holdout: str, where: list[str], **options: object) -> int:
             **options,  # type: ignore[arg-type]
         )
     print_pairs([("saes", str(options["out"])), ("layers", " ".join(map(str, saes)))])
+    return 0
+
+
+def _add_encode(commands: Subparsers) -> None:
+    purpose = "store the features of the tokens of a run; the same command continues after a stop"
+    parser = add_command(commands, "encode", _encode, purpose)
+    parser.add_argument("run", help="run folder, its cube.zarr, or the URL of either")
+    parser.add_argument("saes", help="folder of the autoencoders")
+    parser.add_argument("--out", required=True, help="run folder of the features, to create or continue")
+    parser.add_argument("--top", type=int, help="most features to keep of a token (default: all active ones)")
+    parser.add_argument("--tokens", default="content", help="kind of token (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "float16"], help="dtype of the values"
+    )
+    parser.add_argument("--device", default="auto", help="device to compute on (default: %(default)s)")
+    parser.add_argument(
+        "--no-resume", dest="resume", action="store_false", help="refuse a folder that holds features"
+    )
+
+
+def _encode(run: str, saes: str, **options: object) -> int:
+    from .features.feature_encoder import encode
+    from .features.sparse_values import cut_share
+
+    with terminable():
+        features = encode(run, saes, **options)  # type: ignore[arg-type]
+    share = cut_share(features)
+    layers = zip(share.layer.values.tolist(), share.values.tolist(), strict=True)
+    cut = ", ".join(f"{part:.1%} at layer {layer}" for layer, part in layers)
+    print_cube(features, [("cut off", cut)] if options["top"] is not None else [])
     return 0
 
 
