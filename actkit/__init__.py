@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from .extraction.preflight.preparation import RunPlan
     from .extraction.run import extract, plan
     from .extraction.seal import seal
+    from .features.cube_checks import check_saes
     from .features.quality import sae_quality
+    from .features.sae_loader import load_saes
+    from .features.sae_set import SaeSet
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -45,10 +48,12 @@ __all__ = [
     "Config",
     "Eraser",
     "RunPlan",
+    "SaeSet",
     "TokenFilter",
     "Whitener",
     "adjacent_cka",
     "anisotropy",
+    "check_saes",
     "cka",
     "classification_probe",
     "cluster_samples",
@@ -72,6 +77,7 @@ __all__ = [
     "layer_norms",
     "layer_subset",
     "layer_updates",
+    "load_saes",
     "massive_activations",
     "open_cube",
     "plan",
@@ -97,11 +103,13 @@ __version__ = version("actkit")
 _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
+    "SaeSet": ".features.sae_set",
     "RunPlan": ".extraction.preflight.preparation",
     "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
+    "check_saes": ".features.cube_checks",
     "cka": ".stats.cka",
     "classification_probe": ".stats.classification_probe",
     "cluster_samples": ".stats.kmeans",
@@ -124,6 +132,7 @@ _MODULES = {
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
     "layer_updates": ".stats.norms",
+    "load_saes": ".features.sae_loader",
     "massive_activations": ".stats.norms",
     "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",

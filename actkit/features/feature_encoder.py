@@ -31,8 +31,8 @@ from ..store.run_folder import check_folder, locked
 from ..store.settings import check_unchanged
 from ..store.writer import CubeWriter, create_cube, storage_errors
 from .largest_features import LargestFeatures, count_active, largest_features, on_device, weights_digest
-from .loading import load_saes
 from .sae import Sae
+from .sae_loader import load_saes
 from .sae_set import SaeSet
 from .sparse_cube import EncodedTokens, SparseCube, origin
 

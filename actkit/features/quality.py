@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from ..canonical import Cube, as_cube
-from ..errors import Fault, InputError, MissingError, NonfiniteError
+from ..errors import Fault, InputError, NonfiniteError
 from ..exporters.cube_blocks import where_labels
 from ..exporters.torch_dataset import LayerTokens
 from ..extraction.models.devices import check_device, pick_device
@@ -22,13 +22,14 @@ from ..stats.holdout import SHARE, held_out
 from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
 from ..store.reader import read_cube
+from .cube_checks import check_saes
 from .language_loss import LanguageLoss, load_language_loss
 from .largest_features import weights_digest
-from .loading import load_saes
 from .quality_baselines import Baselines
 from .quality_result import QUALITY, quality_dataset, write_quality
 from .quality_sums import QualitySums
 from .sae import Sae
+from .sae_loader import load_saes
 from .sae_set import SaeSet
 from .seed_agreement import seed_agreement
 
@@ -97,7 +98,7 @@ def sae_quality(
 
     Raises
     ------
-    InputError, MissingError
+    InputError
         If the autoencoders do not fit the cube, or the loss of the model cannot be measured.
     ModelError
         If the model is not that of the cube.
@@ -111,7 +112,7 @@ def sae_quality(
     """
     saes, other = _loaded(saes), _loaded(other) if other is not None else None
     cube = _open(run, tokens)
-    _check(cube, saes, device)
+    _check(cube, saes, other, device)
     selection.check_counts(model_samples=model_samples)
     chosen = where_labels(cube, where)
     is_held, holdout = _held_out(cube, saes, cluster)
@@ -170,29 +171,12 @@ def _open(run: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
     return cube.assign_coords({SELECTED: selected[SELECTED]}).assign_attrs(selected.attrs)
 
 
-def _check(cube: xr.Dataset, saes: SaeSet, device: str) -> None:
-    faults = check_device(device)
-    if not saes.layers:
-        faults.append(Fault("saes", "has no layers", "train or load at least one"))
-    if faults:
+def _check(cube: xr.Dataset, saes: SaeSet, other: SaeSet | None, device: str) -> None:
+    if faults := check_device(device):
         raise InputError(faults)
-    selection.require(cube, saes.component)
-    captured = selection.captured(cube, saes.component).layer.values.tolist()
-    if missing := [layer for layer in saes.layers if layer not in captured]:
-        raise MissingError(f"the cube has no {saes.component} of layers {missing}; it has {captured}")
-    width = cube.sizes["hidden"]
-    hidden = {layer: size.hidden for layer, size in saes.sizes.items()} or {
-        layer: saes[layer].hidden for layer in saes.layers
-    }
-    faults = [
-        Fault(
-            f"layer {layer}", f"the autoencoder has width {its}, the cube {width}", "use those of its model"
-        )
-        for layer, its in hidden.items()
-        if its != width
-    ]
-    if faults:
-        raise InputError(faults, "the autoencoders do not fit the cube")
+    check_saes(cube, saes)
+    if other is not None:
+        check_saes(cube, other)
 
 
 def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.ndarray, dict[str, Any]]:

@@ -62,7 +62,7 @@ class Sae:
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the features of activations, dims ``(…, feature)``; most are 0."""
         pre = (x - self.b_dec if self.subtract_b_dec else x) @ self.w_enc + self.b_enc
-        if self.architecture == "topk":
+        if self.architecture == "topk" and self.k is not None:
             top = pre.relu().topk(self.k, dim=-1)
             return torch.zeros_like(pre).scatter_(-1, top.indices, top.values)
         if self.threshold is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from ..canonical import Cube, as_cube
 from ..schema import Component, TokenKind
 
+ADAPTER = "adapter_sha256"
 # names in TransformerLens, which SAELens uses for every model
 HOOK_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -40,6 +41,18 @@ _MODULES = {
 }
 
 
+def module_name(model_type: str, layer: int, component: Component) -> str | None:
+    """Return the module of a causal model in transformers whose output is a component, or None if unknown.
+
+    Examples
+    --------
+    >>> module_name("gemma2", 3, "mlp")
+    'model.layers.3.post_feedforward_layernorm'
+    """
+    modules = _MODULES.get(model_type)
+    return None if modules is None else modules[component].format(layer)
+
+
 def sae_metadata(cube: Cube, layer: int, component: Component) -> dict[str, Any]:
     """Return what the file of an autoencoder says of its origin.
 
@@ -53,10 +66,10 @@ def sae_metadata(cube: Cube, layer: int, component: Component) -> dict[str, Any]
     Returns
     -------
     dict
-        ``model_name``, ``model_revision`` (digest of a model in a folder) and ``model_type`` of the model;
-        ``cube_sha256`` of the cube's metadata; ``hook_name`` in TransformerLens and, for architectures whose
-        modules are known, ``hf_hook_name`` in transformers; ``prepend_bos``, whether the first token is a
-        special one. What is unknown is left out.
+        ``model_name``, ``model_revision`` (digest of a model in a folder), ``model_type`` and
+        ``adapter_sha256`` of the model; ``cube_sha256`` of the cube's metadata; ``hook_name`` in
+        TransformerLens and, for architectures whose modules are known, ``hf_hook_name`` in transformers;
+        ``prepend_bos``, whether the first token is a special one. What is unknown is left out.
     """
     cube = as_cube(cube)
     attrs = {
@@ -64,11 +77,11 @@ def sae_metadata(cube: Cube, layer: int, component: Component) -> dict[str, Any]
         "model_revision": cube.attrs.get("model_revision"),
         "model_type": cube.attrs.get("model_type"),
         "cube_sha256": cube.attrs.get("metadata_sha256"),
+        ADAPTER: cube.attrs.get(ADAPTER),
         "hook_name": HOOK_NAMES[component].format(layer),
+        "hf_hook_name": module_name(str(cube.attrs.get("model_type")), layer, component),
         "prepend_bos": _starts_special(cube),
     }
-    if (modules := _MODULES.get(str(attrs["model_type"]))) is not None:
-        attrs["hf_hook_name"] = modules[component].format(layer)
     return {name: value for name, value in attrs.items() if value is not None}
 
 

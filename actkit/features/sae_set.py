@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MissingError
@@ -45,7 +44,7 @@ class SaeSet(Mapping[int, "Sae"]):
         self,
         component: Component,
         loaders: Mapping[int, Callable[[], "Sae"]],
-        path: Path | str = "",
+        path: str = "",
         sizes: Mapping[int, SaeSize] | None = None,
     ) -> None:
         self.component = component
@@ -72,7 +71,7 @@ class SaeSet(Mapping[int, "Sae"]):
 
     def __repr__(self) -> str:
         layers = ", ".join(map(str, self.layers)) or "none"
-        where = f", in {self.path}" if str(self.path) else ""
+        where = f", in {self.path}" if self.path else ""
         return f"<SaeSet of {self.component}, layers {layers}{where}>"
 
     def _repr_html_(self) -> str:

@@ -10,13 +10,11 @@ from typing import Any, get_args
 
 import torch
 
+from .manifest import DIGEST
 from .sae import Architecture, Sae
 from .sae_site import Site, site_of
 
-CFG = "cfg.json"
-WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"  # in the checkpoints of a training run
-DIGEST = "weights_sha256"
 ARCHITECTURE = "actkit_architecture"  # the architecture in training, which the format calls `jumprelu`
 # the release that `make test-saelens` reads our files with; files without a version count as older than 6.0
 SAELENS_VERSION = "6.54.12"
@@ -181,9 +179,11 @@ def sae_from_saelens(
     if site is None:
         raise ValueError("the site is unknown")
     w_enc, w_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
-    b_enc, threshold = tensors.get("b_enc"), tensors.get("threshold", tensors.get("topk_threshold"))
+    threshold = tensors.get("threshold", tensors.get("topk_threshold"))
     if architecture == "gated":
         w_enc, b_enc, threshold = _ungated(w_enc, tensors["b_gate"], tensors["b_mag"], tensors["r_mag"])
+    else:
+        b_enc = tensors["b_enc"]
     rescaled = bool(cfg.get("rescale_acts_by_decoder_norm", False))
     if cfg["normalize_activations"] == "expected_average_only_in" and scale is not None:
         w_enc, w_dec, b_dec = w_enc * scale, w_dec / scale, b_dec / scale

@@ -8,13 +8,12 @@ from typing import Any
 
 from ..errors import CorruptError, Fault
 from ..regular_files import MB, read_regular
+from .manifest import CFG, WEIGHTS, Manifest, digest_faults
 from .sae import Sae
-from .sae_files import digest_faults
 from .sae_set import SaeSize
+from .sae_site import Site
 from .saelens_format import (
-    CFG,
     SCALER,
-    WEIGHTS,
     normalized_cfg,
     sae_from_saelens,
     saelens_names,
@@ -22,11 +21,30 @@ from .saelens_format import (
     saelens_site,
     trained_architecture,
 )
-from .stored_sae import Found, StoredSae, checked, read_config
+from .stored_sae import (
+    Refusal,
+    StoredSae,
+    checked,
+    damaged,
+    is_size,
+    read_config,
+    shape_faults,
+    unsuitable,
+)
 from .weight_arrays import read_tensors, tensor_shapes
 
 
-def find_saelens(folder: Path, manifest: Mapping[str, Any] | None = None) -> Found:
+def saelens_folder_site(folder: Path) -> Site | Refusal:
+    """Return the site of an autoencoder from its ``cfg.json`` alone."""
+    content, faults = read_config(folder / CFG)
+    if faults:
+        return damaged(faults)
+    cfg = normalized_cfg(content)
+    problems = saelens_problems(cfg, _scale(folder))
+    return saelens_site(cfg) or unsuitable(folder, problems) if not problems else unsuitable(folder, problems)
+
+
+def find_saelens(folder: Path, manifest: Manifest | None = None) -> StoredSae | Refusal:
     """Check a folder, without reading its weights.
 
     Parameters
@@ -35,29 +53,36 @@ def find_saelens(folder: Path, manifest: Mapping[str, Any] | None = None) -> Fou
         Folder with ``cfg.json`` and ``sae_weights.safetensors``.
     manifest
         Manifest of the folder above, if there is one.
-
-    Returns
-    -------
-    StoredSae or None, list of Fault
-        The autoencoder, or what prevents it from being read.
     """
-    content, faults = read_config(folder / CFG)
-    shapes, weight_faults = tensor_shapes(folder / WEIGHTS)
-    if faults or weight_faults:
-        return None, faults + weight_faults
-    cfg, scale = normalized_cfg(content), _scale(folder)
-    problems = saelens_problems(cfg, scale)
-    if problems:
-        return None, [Fault(str(folder), what, hint) for what, hint in problems]
+    site = saelens_folder_site(folder)
+    if isinstance(site, Refusal):
+        return site
+    path = folder / WEIGHTS
+    shapes, faults = tensor_shapes(path)
+    if faults:
+        return damaged(faults)
+    cfg = normalized_cfg(read_config(folder / CFG)[0])
     names = saelens_names(cfg, shapes)
-    problems = _shape_problems(cfg, names, shapes)
-    site = saelens_site(cfg)
-    if problems or site is None:
-        hint = "download or copy it again"
-        return None, [Fault(str(folder / WEIGHTS), problem, hint) for problem in problems]
-    n_features, hidden = shapes["W_dec"]
+    hidden, n_features = cfg.get("d_in"), cfg.get("d_sae")
+    if not is_size(hidden) or not is_size(n_features):
+        return damaged([Fault(str(folder / CFG), "has no valid d_in and d_sae")])
+    if faults := shape_faults(path, shapes, _shapes(names, hidden, n_features)):
+        return damaged(faults)
+    if cfg["architecture"] == "topk" and not (is_size(cfg.get("k")) and cfg["k"] <= n_features):
+        return damaged([Fault(str(folder / CFG), f"has no valid k ({cfg.get('k')!r})")])
     size = SaeSize(trained_architecture(cfg), n_features, hidden)
-    return StoredSae(folder, site, size, partial(_read, folder, cfg, names, scale, manifest)), []
+    return StoredSae(folder, site, size, partial(_read, folder, cfg, names, _scale(folder), manifest))
+
+
+def _shapes(names: Mapping[str, str], hidden: int, n_features: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by its name in the file."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (hidden, n_features),
+        "W_dec": (n_features, hidden),
+        "b_dec": (hidden,),
+        "topk_threshold": (),
+    }
+    return {key: shapes.get(name, (n_features,)) for name, key in names.items()}
 
 
 def _read(
@@ -65,37 +90,15 @@ def _read(
     cfg: Mapping[str, Any],
     names: Mapping[str, str],
     scale: float | None,
-    manifest: Mapping[str, Any] | None,
+    manifest: Manifest | None,
 ) -> Sae:
-    if faults := digest_faults(folder, cfg, manifest):
+    if faults := digest_faults(folder, cfg["metadata"], manifest):
         raise CorruptError(faults)
     stored = read_tensors(folder / WEIGHTS, set(names.values()))
     tensors = {name: stored[key] for name, key in names.items()}
     if names.get("threshold") == "log_threshold":
         tensors["threshold"] = tensors["threshold"].exp()
     return checked(sae_from_saelens(cfg, tensors, scale), folder)
-
-
-def _shape_problems(
-    cfg: Mapping[str, Any], names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """Return the tensors that are missing or whose shape is not the one of ``cfg.json``."""
-    hidden, n_features = cfg.get("d_in"), cfg.get("d_sae")
-    if not all(type(size) is int and size > 0 for size in (hidden, n_features)):
-        return [f"belongs to a {CFG} without valid d_in and d_sae"]
-    if missing := [name for name in names.values() if name not in shapes]:
-        return [f"lacks {', '.join(missing)}"]
-    problems = []
-    expected = {"W_enc": (hidden, n_features), "W_dec": (n_features, hidden), "b_dec": (hidden,)}
-    for name, key in names.items():
-        shape = expected.get(name, () if name == "topk_threshold" else (n_features,))
-        if shapes[key] != shape:
-            problems.append(f"`{key}` has shape {list(shapes[key])}, but {CFG} says {list(shape)}")
-    if cfg["architecture"] == "topk" and not (type(cfg.get("k")) is int and 1 <= cfg["k"] <= n_features):
-        problems.append(f"belongs to a {CFG} whose k is {cfg.get('k')!r}")
-    if "scaling_factor" in shapes or cfg.get("finetuning_scaling_factor"):
-        problems.append("scales the features (scaling_factor)")
-    return problems
 
 
 def _scale(folder: Path) -> float | None:

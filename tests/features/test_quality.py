@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import explained_variance_score, r2_score
 
 import actkit
-from actkit.errors import InputError, MissingError, NonfiniteError
+from actkit.errors import InputError, NonfiniteError
 from actkit.features.quality_baselines import Baselines
 from actkit.features.quality_result import read_quality, write_quality
 from actkit.features.quality_sums import QualitySums
@@ -181,9 +181,9 @@ def test_bad_requests_are_refused(run: Path, options: Any, error: Any, message: 
 
 
 def test_autoencoders_that_do_not_fit_are_refused(run: Path) -> None:
-    with pytest.raises(MissingError, match=r"no residual of layers \[7\]"):
+    with pytest.raises(InputError, match=r"no residual at layers \[7\]"):
         actkit.sae_quality(run, set_of({7: random(16, layer=7)}))
-    with pytest.raises(MissingError, match="no `mlp`"):
+    with pytest.raises(InputError, match="no `mlp`"):
         actkit.sae_quality(run, set_of({0: identity(16, component="mlp")}))
     with pytest.raises(InputError, match="width"):
         actkit.sae_quality(run, set_of({0: random(8)}))

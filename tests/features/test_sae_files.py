@@ -8,35 +8,9 @@ import torch
 from safetensors.numpy import load_file
 
 from actkit.errors import CorruptError, InputError
-from actkit.features.loading import load_saes, read_sae
-from actkit.features.sae import Sae
 from actkit.features.sae_files import layer_folder, write_manifest, write_sae
-
-HIDDEN, FEATURES = 6, 20
-
-
-def random_sae(layer: int = 2, architecture: str = "batchtopk", component: str = "residual") -> Sae:
-    rng = torch.Generator().manual_seed(layer)
-    w_dec = torch.randn(FEATURES, HIDDEN, generator=rng)
-    w_dec /= w_dec.norm(dim=1, keepdim=True)
-    thresholds = {"batchtopk": torch.full((FEATURES,), 0.4), "jumprelu": torch.linspace(0, 1, FEATURES)}
-    name = {"residual": "resid_post", "attention": "attn_out", "mlp": "mlp_out"}[component]
-    return Sae(
-        layer,
-        component,
-        architecture,
-        w_enc=w_dec.T,
-        b_enc=torch.randn(FEATURES, generator=rng) / 10,
-        w_dec=w_dec,
-        b_dec=torch.randn(HIDDEN, generator=rng) / 10,
-        threshold=thresholds.get(architecture),
-        k=4 if architecture == "topk" else None,
-        metadata={"model_name": "demo", "hook_name": f"blocks.{layer}.hook_{name}"},
-    )
-
-
-def activations(n: int = 50) -> torch.Tensor:
-    return torch.randn(n, HIDDEN, generator=torch.Generator().manual_seed(9))
+from actkit.features.sae_loader import load_saes, read_sae
+from tests.features.sae_samples import FEATURES, activations, random_sae
 
 
 @pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "jumprelu"])
@@ -71,7 +45,7 @@ def test_folder_of_layers_is_read_one_layer_at_a_time(tmp_path):
         write_sae(tmp_path / layer_folder(layer, "residual"), random_sae(layer))
     write_manifest(tmp_path)
     saes = load_saes(tmp_path)
-    assert (saes.layers, saes.component, saes.path) == ([2, 4], "residual", tmp_path)
+    assert (saes.layers, saes.component, saes.path) == ([2, 4], "residual", str(tmp_path))
     assert saes[4].layer == 4
     assert repr(saes) == f"<SaeSet of residual, layers 2, 4, in {tmp_path}>"
     assert "<td>4</td><td>batchtopk</td><td>20</td><td>6</td>" in saes._repr_html_()

@@ -1,4 +1,4 @@
-"""Checks of autoencoders: their weights."""
+"""Checks of the weights of an autoencoder."""
 
 import torch
 
