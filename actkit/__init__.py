@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .features.quality import sae_quality
     from .features.sae_loader import load_saes
     from .features.sae_set import SaeSet
+    from .features.training import train_saes
+    from .features.training_log import training_log
     from .importers.run_import import import_files
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -92,6 +94,8 @@ __all__ = [
     "token_correlation",
     "token_strings",
     "top_activating",
+    "train_saes",
+    "training_log",
     "transfer",
     "transitions",
     "verify",
@@ -148,6 +152,8 @@ _MODULES = {
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",
+    "train_saes": ".features.training",
+    "training_log": ".features.training_log",
     "transfer": ".stats.cross_language",
     "transitions": ".stats.transitions",
     "verify": ".store.verification",

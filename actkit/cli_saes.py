@@ -1,5 +1,8 @@
 """Commands about sparse autoencoders (SAEs) of a run: ``actkit saes``."""
 
+import os
+from typing import Any
+
 from .cli_cubes import Subparsers, add_command, terminable
 from .cli_output import print_cube, print_measures, print_pairs
 from .errors import Fault, InputError
@@ -66,20 +69,27 @@ def _add_train(commands: Subparsers) -> None:
     )
 
 
-def _train(run: str, holdout: str, where: list[str], **options: object) -> int:
+def _train(run: str, out: str, holdout: str, where: list[str], **options: Any) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as for an extraction
     from .features.training import train_saes
+    from .features.training_log import training_log
 
-    labels = dict(text.partition("=")[::2] for text in where)
     if unclear := [text for text in where if "=" not in text]:
         raise InputError([Fault("--where", f"cannot read {unclear[0]!r}", "write LABEL=VALUE")])
+    labels = dict(text.split("=", 1) for text in where)
+    held_out = None if holdout == "none" else holdout
     with terminable():
-        saes = train_saes(
-            run,
-            where=labels or None,
-            holdout=None if holdout == "none" else holdout,
-            **options,  # type: ignore[arg-type]
-        )
-    print_pairs([("saes", str(options["out"])), ("layers", " ".join(map(str, saes)))])
+        train_saes(run, out=out, where=labels or None, holdout=held_out, **options)
+    last = training_log(out).isel(step=-1)
+    settings = last.attrs
+    size = f"{settings['width']:,} features of {settings['component']}, {settings['n_tokens']:,} tokens"
+    print_pairs([("saes", out), ("size", size), ("held out", settings["holdout_cluster"] or "samples")])
+    print(f"\n{'layer':>5}  {'FVU':>7}  {'L0':>7}  {'dead':>7}   of held-out tokens")
+    for layer, fvu, l0, dead in zip(
+        last.layer.values, last.fvu.values, last.l0.values, last.n_dead.values, strict=True
+    ):
+        print(f"{layer:>5}  {fvu:>7.3f}  {l0:>7.1f}  {int(dead):>7,}")
+    print(f"\nopen them in Python:  actkit.load_saes({out!r})")
     return 0
 
 

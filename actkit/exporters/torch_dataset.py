@@ -48,6 +48,8 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         Tokens yielded, as for :func:`actkit.layer_norms`.
     where
         Required value of each label given, or of ``language``.
+    samples
+        Indices of the samples to read, along the dimension; all by default.
     batch_size
         Number of tokens in a batch; give the ``DataLoader`` the option ``batch_size=None``.
     shuffle
@@ -80,6 +82,7 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         component: Component = "residual",
         tokens: selection.TokenSelection = "content",
         where: Mapping[str, Any] | None = None,
+        samples: np.ndarray | None = None,
         batch_size: int = 4096,
         shuffle: bool = True,
         seed: int = 0,
@@ -97,7 +100,10 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         for index in self._layers:
             if index not in captured:
                 raise MissingError(f"the cube has no {component} of layer {index}")
-        self._rows = where_labels(cube, where)
+        rows = where_labels(cube, where)
+        self._rows = rows if samples is None else np.intersect1d(rows, samples)
+        if not len(self._rows):
+            raise InputError([Fault("samples", "names no sample", "give at least one")])
 
     @cached_property
     def _cube(self) -> xr.Dataset:
@@ -122,6 +128,17 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[torch.Tensor]:
+        """Yield the batches of the epoch, on request without the first ones.
+
+        Parameters
+        ----------
+        first
+            Number of batches to leave out; of their tokens, only those are read that share a buffer with
+            later ones.
+        """
         cube = self._cube
         values = cube[self.component].transpose("layer", "sample", "token", "hidden").variable
         rows = {index: row for row, index in enumerate(cube.layer.values.tolist())}
@@ -134,14 +151,16 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        rng = np.random.default_rng([self.seed, self.epoch, first]) if self.shuffle else None
-        groups = _groups([blocks[index] for index in order[first::step]], lengths, capacity - self.batch_size)
+        number, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        rng = np.random.default_rng([self.seed, self.epoch, number]) if self.shuffle else None
+        groups = _groups(
+            [blocks[index] for index in order[number::step]], lengths, capacity - self.batch_size
+        )
         capacity = min(capacity, int(lengths[self._rows].sum()))
         buffer = np.empty((capacity, *values.isel(sample=0, token=0).shape), dtype=np.float32)
         cube = cube.drop_vars([name for name in cube.variables if name not in _TOKEN_COORDS])
         with ThreadPoolExecutor(_THREADS, "actkit-tokens") as pool:
-            yield from self._batches(groups, cube, values, buffer, pool, rng)
+            yield from self._batches(groups, cube, values, buffer, pool, rng, first)
 
     def _batches(
         self,
@@ -151,22 +170,37 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         buffer: np.ndarray,
         pool: ThreadPoolExecutor,
         rng: np.random.Generator | None,
+        skipped: int,
     ) -> Iterator[torch.Tensor]:
         """Fill a buffer with a group of blocks at a time, and empty it in batches."""
         held = 0  # tokens at the beginning of the buffer that have not been in a batch
+        unread = _Unread([], np.empty((0, 2), dtype=np.int64))  # those of them that are not in the buffer yet
         for group in groups:
             masks = _masks(cube, group)
-            ends = held + np.cumsum([mask.sum() for mask in masks])
+            n_held = held or len(unread.tokens)
+            ends = n_held + np.cumsum([mask.sum() for mask in masks])
+            order = np.arange(ends[-1]) if rng is None else rng.permutation(ends[-1])
+            n_batches = len(order) // self.batch_size
+            whole = n_batches * self.batch_size
+            if 0 < skipped >= n_batches:  # nothing of this group has to be read yet
+                unread.add(group, masks, order[whole:])
+                skipped -= n_batches
+                continue
             if ends[-1] > len(buffer):  # a single long sample
                 buffer = np.concatenate([buffer, np.empty_like(buffer, shape=(ends[-1], *buffer.shape[1:]))])
-            parts = np.split(buffer[held : ends[-1]], ends[:-1] - held)
+            unread.read(values, buffer)
+            parts = np.split(buffer[n_held : ends[-1]], ends[:-1] - n_held)
             list(pool.map(lambda block: _fill(values, *block), zip(group, masks, parts, strict=True)))
-            order = np.arange(ends[-1]) if rng is None else rng.permutation(ends[-1])
-            whole = len(order) - len(order) % self.batch_size
-            for start in range(0, whole, self.batch_size):
+            for start in range(skipped * self.batch_size, whole, self.batch_size):
                 yield self._batch(buffer, order[start : start + self.batch_size], pool)
+            skipped, unread = 0, _Unread([], np.empty((0, 2), dtype=np.int64))
             held = len(order) - whole
             buffer[:held] = buffer[order[whole:]]
+        if len(unread.tokens) and not skipped:
+            if len(unread.tokens) > len(buffer):
+                buffer = np.empty_like(buffer, shape=(len(unread.tokens), *buffer.shape[1:]))
+            unread.read(values, buffer)
+            held = len(unread.tokens)
         if held:
             yield self._batch(buffer, np.arange(held), pool)
 
@@ -176,6 +210,44 @@ class LayerTokens(IterableDataset[torch.Tensor]):
         parts = zip(np.array_split(indices, _THREADS), np.array_split(batch, _THREADS), strict=True)
         list(pool.map(lambda part: buffer.take(part[0], axis=0, out=part[1], mode="clip"), parts))
         return torch.from_numpy(batch[:, 0] if isinstance(self.layer, int | np.integer) else batch)
+
+
+class _Unread:
+    """Tokens of skipped groups that belong to later batches, and have not been read.
+
+    Parameters
+    ----------
+    groups
+        Blocks and masks of the groups.
+    tokens
+        Group of each token, and its index among the tokens of the group; dims ``(token, 2)``.
+    """
+
+    def __init__(self, groups: list[tuple[list[np.ndarray], list[np.ndarray]]], tokens: np.ndarray) -> None:
+        self.groups, self.tokens = groups, tokens
+
+    def add(self, blocks: list[np.ndarray], masks: list[np.ndarray], order: np.ndarray) -> None:
+        """Add a group, and keep the tokens at some positions of what is unread with it."""
+        size = sum(int(mask.sum()) for mask in masks)
+        tokens = np.stack([np.full(size, len(self.groups)), np.arange(size)], axis=1)
+        self.groups.append((blocks, masks))
+        self.tokens = np.concatenate([self.tokens, tokens])[order]
+
+    def read(self, values: xr.Variable, out: np.ndarray) -> None:
+        """Read the tokens, dims ``(token, layer, hidden)``."""
+        for number in np.unique(self.tokens[:, 0]).tolist():
+            blocks, masks = self.groups[number]
+            places = np.flatnonzero(self.tokens[:, 0] == number)
+            wanted = self.tokens[places, 1]
+            start = 0
+            for rows, mask in zip(blocks, masks, strict=True):
+                size = int(mask.sum())
+                inside = (wanted >= start) & (wanted < start + size)
+                if inside.any():
+                    block = np.empty((size, *out.shape[1:]), dtype=np.float32)
+                    _fill(values, rows, mask, block)
+                    out[places[inside]] = block[wanted[inside] - start]
+                start += size
 
 
 def _open(run: Cube) -> xr.Dataset:

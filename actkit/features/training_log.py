@@ -67,8 +67,8 @@ def training_log(path: str | os.PathLike[str]) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        ``loss``, ``train_fvu``, ``fvu``, ``l0`` and ``n_dead``, dims ``(layer, step)``; ``lr``, ``tokens`` and
-        ``seconds``, dims ``(step)``. ``fvu`` and ``l0`` are those of held-out tokens. Attributes are the
+        ``loss``, ``train_fvu``, ``fvu``, ``l0`` and ``n_dead``, dims ``(layer, step)``; ``lr``, ``tokens``
+        and ``seconds``, dims ``(step)``. ``fvu`` and ``l0`` are those of held-out tokens. Attributes are the
         settings of the run.
 
     Raises
