@@ -1,5 +1,7 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
+from .feature_differential import feature_auroc, feature_counts, feature_differential, feature_volcano
+from .features import feature_frequency, feature_map, feature_rates
 from .kmeans import kmeans
 from .label_probes import classification_probe, regression_probe
 from .lines import (
@@ -33,7 +35,14 @@ __all__ = [
     "cka",
     "classification_probe",
     "direction_cosines",
+    "feature_auroc",
+    "feature_counts",
+    "feature_differential",
     "feature_frequencies",
+    "feature_frequency",
+    "feature_map",
+    "feature_rates",
+    "feature_volcano",
     "figure",
     "group_differential",
     "intrinsic_dimension",

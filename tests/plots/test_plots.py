@@ -13,7 +13,7 @@ from PIL import Image
 
 import actkit
 from actkit import plots
-from actkit.errors import MissingError
+from actkit.errors import InputError, MissingError
 from actkit.plots.style import LANGUAGES, colours
 from actkit.testing import write_cube
 from tests.stats.conftest import planted
@@ -39,6 +39,24 @@ def rated(cube: xr.Dataset) -> xr.Dataset:
 def with_types(cube: xr.Dataset) -> xr.Dataset:
     """Add a type that several clusters share."""
     return cube.assign_coords(type=("sample", np.arange(cube.sizes["sample"]) // 2 % 9, {"label": True}))
+
+
+def featured(cube: xr.Dataset) -> xr.Dataset:
+    """Return features of the same samples, which are the positive dimensions of the residual stream."""
+    value = cube.residual.rename(hidden="k").clip(min=0).fillna(0)
+    index = xr.zeros_like(value, dtype=np.uint16) + xr.DataArray(np.arange(12, dtype=np.uint16), dims="k")
+    sparse = cube.drop_vars(list(cube.data_vars)).assign(feature_value=value, feature_index=index)
+    return sparse.assign_attrs(n_features=12)
+
+
+def compared(cube: xr.Dataset) -> xr.Dataset:
+    """Return which of these features differ between genders."""
+    return actkit.feature_differential(featured(cube), by="gender", permutations=199, splits=1, cube=cube)
+
+
+def rates(cube: xr.Dataset) -> xr.Dataset:
+    """Return how often these features are active."""
+    return actkit.feature_rates(featured(cube), by="gender")
 
 
 PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
@@ -76,6 +94,15 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "correlation of tokens": lambda cube: plots.token_correlation(actkit.token_correlation(cube)),
     "correlation of norms": lambda cube: plots.token_correlation(
         actkit.token_correlation(cube, of="norm"), "spearman"
+    ),
+    "features": lambda cube: plots.feature_differential(compared(cube)),
+    "volcano": lambda cube: plots.feature_volcano(compared(cube), language="arabic"),
+    "numbers of features": lambda cube: plots.feature_counts(compared(cube)),
+    "best features": lambda cube: plots.feature_auroc(compared(cube)),
+    "frequency of features": lambda cube: plots.feature_frequency(rates(cube)),
+    "rates of features": lambda cube: plots.feature_rates(rates(cube), 3, [0, 3, 5]),
+    "map of features": lambda cube: plots.feature_map(
+        actkit.feature_map(featured(cube), layer=3, n_clusters=2)
     ),
     "tokens": lambda cube: plots.tokens(cube, 0),
     "projection": lambda cube: plots.projection(cube, 3, by="gender"),
@@ -115,6 +142,8 @@ def test_both_backends_draw_it(draw: Callable[[str], Any], tmp_path: Path, name:
         "dimension",
         "anisotropy",
         "similarity of languages",
+        "numbers of features",
+        "best features",
         "projection",
     ],
 )
@@ -223,3 +252,31 @@ def test_directions_that_cannot_be_told_from_noise_are_named(tmp_path: Path) -> 
     hv.render(picture, backend="bokeh")
     plots.figure(picture, tmp_path / "undefined.png")
     assert [type(part).__name__ for part in picture] == ["Text", "Text", "Overlay"]
+
+
+def test_a_volcano_shows_what_was_found(cube: xr.Dataset) -> None:
+    result = compared(cube).compute()
+    picture = plots.feature_volcano(result, language="english", labelled=2)
+    part = result.sel(language="english")
+    found, tested = part["q"] <= 0.05, part.live & np.isfinite(part.effect)
+    counts = {points.label: len(points) for points in picture.traverse(lambda points: points, [hv.Points])}
+    assert counts["not found to differ"] == int((tested & ~found).sum())
+    assert counts["more in male"] == int((found & (part.effect > 0)).sum()) > 0
+    assert counts["more in female"] == int((found & (part.effect < 0)).sum())
+    (labels,) = picture.traverse(lambda marks: marks, [hv.Labels])
+    smallest = part.p.where(found).stack(place=("layer", "feature")).dropna("place").sortby("place")
+    layer, feature = smallest.place.values[int(smallest.argmin())]
+    assert labels.dimension_values("text")[0] == f"{layer}/{feature}"
+    with pytest.raises(InputError, match="language: the result lacks 'french'"):
+        plots.feature_volcano(result, language="french")
+    with pytest.raises(InputError, match="has no AUROCs"):
+        plots.feature_auroc(result.drop_vars("auroc_feature"))
+
+
+def test_rates_of_unknown_features_are_errors(cube: xr.Dataset) -> None:
+    with pytest.raises(
+        InputError, match=r"layer: the result lacks 9[\s\S]*features: the result lacks \[12\]"
+    ):
+        plots.feature_rates(rates(cube), 9, [0, 12])
+    with pytest.raises(InputError, match="measure: 'rate' is unknown"):
+        plots.feature_rates(rates(cube), 3, [0], measure="rate")
