@@ -21,6 +21,7 @@ QUICK = {
     "analyses": ["--limit", "100", "--rounds", "1"],
     "pitfalls": ["--trials", "10"],
     "probes": ["--limit", "200", "--layers", "2", "--rounds", "1"],
+    "saes": ["--limit", "100", "--rounds", "1"],
     "app": ["--limit", "40", "--rounds", "1", "--sessions", "2"],
 }
 
