@@ -25,7 +25,7 @@ from .maps import (
     tokens,
 )
 from .points import projection
-from .saes import feature_frequencies, sae_quality, training_curves
+from .saes import sae_frequencies, sae_quality, training_curves
 from .style import figure, load_matplotlib
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "feature_auroc",
     "feature_counts",
     "feature_differential",
-    "feature_frequencies",
     "feature_frequency",
     "feature_map",
     "feature_rates",
@@ -54,6 +53,7 @@ __all__ = [
     "load_matplotlib",
     "projection",
     "regression_probe",
+    "sae_frequencies",
     "sae_quality",
     "selectivity",
     "similarity",

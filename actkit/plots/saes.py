@@ -103,7 +103,7 @@ def sae_quality(quality: xr.Dataset) -> Any:
     return side_by_side(pictures)
 
 
-def feature_frequencies(quality: xr.Dataset) -> Any:
+def sae_frequencies(quality: xr.Dataset) -> Any:
     """Plot how often features are active, as a histogram per layer.
 
     Parameters

@@ -66,8 +66,8 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
         yield (
             f"Layer {layer}: with {float(here.l0):.1f} active features per held-out token, "
             f"{float(here.fvu):.1%} of the variance is unexplained, {verdict} than with as many coefficients "
-            f"of a PCA ({float(here.fvu_pca):.1%} with the first components, {float(here.fvu_pca_top):.1%} with the "
-            f"largest coefficients), and {float(here.fvu_random):.1%} with random features."
+            f"of a PCA ({float(here.fvu_pca):.1%} with the first components, "
+            f"{float(here.fvu_pca_top):.1%} with the largest coefficients), and {float(here.fvu_random):.1%} with random features."
         )
     if quality.matched.notnull().any():
         low, high = float(quality.matched.min()), float(quality.matched.max())

@@ -328,7 +328,7 @@ def _saes(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
     section.methods.append(describe(quality.attrs))
     section.sentences += of_quality(quality)
     section.pictures["sae_quality"] = plots.sae_quality(quality)
-    section.pictures["feature_frequencies"] = plots.feature_frequencies(quality)
+    section.pictures["sae_frequencies"] = plots.sae_frequencies(quality)
     if curves := curves_of(folder):
         section.pictures["training_curves"] = curves
 

@@ -69,7 +69,7 @@ def test_quality_is_shown_beside_its_baselines(tmp_path: Path) -> None:
 
 
 def test_frequencies_leave_out_features_without_any(tmp_path: Path) -> None:
-    picture = plots.feature_frequencies(quality())
+    picture = plots.sae_frequencies(quality())
     curves = picture.traverse(lambda part: part, [hv.Curve])
     assert [curve.label for curve in curves] == [f"layer {layer}: 9 never active" for layer in (2, 5, 8)]
     assert [curve.dimension_values(1).sum() for curve in curves] == [41, 41, 41]
