@@ -78,10 +78,10 @@ TEXTS = {
         "the clusters, chosen by {holdout_origin}): FVU is the squared error divided by the variance. "
         "Baselines with as many active coefficients are fitted to the other samples: the first principal "
         "components (interpolated); the largest coefficients of all components in each batch; and features "
-        "in random directions, scaled by one factor. Matched: live features whose decoder direction and that of "
-        "a feature of another seed are mutual nearest neighbours with a cosine of at least 0.7. "
-        "Cross-entropy (CE) of the tokens that follow the selected ones, at which the output is replaced; recovered is the "
-        "share of the loss added by zero or mean ablation that the reconstruction avoids."
+        "in random directions, scaled by one factor. Matched: live features whose decoder direction and that "
+        "of a feature of another seed are mutual nearest neighbours with a cosine of at least 0.7. "
+        "Cross-entropy (CE) of the tokens that follow the selected ones, at which the output is replaced; "
+        "recovered is the share of the loss added by zero or mean ablation that the reconstruction avoids."
     ),
     "feature_differential": (
         "The value of a feature in a sample is its {summary} over {tokens} tokens. Studentised differences "

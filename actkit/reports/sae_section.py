@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def quality_of(folder: Path) -> xr.Dataset:
     return quality
 
 
-def curves_of(folder: Path) -> object | None:
+def curves_of(folder: Path) -> Any:
     """Return the training curves of the autoencoders in a folder; None if they were not trained there."""
     try:
         return plots.training_curves(training_log(folder))
@@ -67,7 +68,8 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
             f"Layer {layer}: with {float(here.l0):.1f} active features per held-out token, "
             f"{float(here.fvu):.1%} of the variance is unexplained, {verdict} than with as many coefficients "
             f"of a PCA ({float(here.fvu_pca):.1%} with the first components, "
-            f"{float(here.fvu_pca_top):.1%} with the largest coefficients), and {float(here.fvu_random):.1%} with random features."
+            f"{float(here.fvu_pca_top):.1%} with the largest coefficients), "
+            f"and {float(here.fvu_random):.1%} with random features."
         )
     if quality.matched.notnull().any():
         low, high = float(quality.matched.min()), float(quality.matched.max())
