@@ -90,10 +90,10 @@ def sae_quality(
         FVU of baselines with the same number of active coefficients: ``fvu_pca`` (the first components),
         ``fvu_pca_top`` (the largest coefficients of the PCA) and ``fvu_random`` (features that were not
         trained); ``n_features``; ``n_never_active`` on the held-out tokens; ``n_dead`` at the end of
-        training; ``tokens_per_latent``; ``share_of_extreme_norms`` (above 10 times the median). Dims
+        training; ``tokens_per_feature``; ``share_of_extreme_norms`` (above 10 times the median). Dims
         ``(layer, feature)``: ``frequency`` (share of tokens), ``mean`` (where active) and ``max``. With
-        ``other``: ``matched`` and ``matched_random``, the shares of features that have a counterpart. With
-        ``model``, in nats per token: ``ce``, ``ce_sae``, ``ce_zero``, ``ce_mean``; ``ce_recovered`` and
+        ``other``: ``found_again`` and ``found_again_random``, the shares of active features that have a
+        counterpart there, and among random directions. With ``model``, in nats per token: ``ce``, ``ce_sae``, ``ce_zero``, ``ce_mean``; ``ce_recovered`` and
         ``ce_recovered_from_mean``, of the loss that zero or mean ablation adds. What is unknown is NaN.
 
     Raises
@@ -227,7 +227,7 @@ def _measure(
         "n_features": sae.n_features,
         "n_never_active": int((sums.frequency == 0).sum()),
         "n_dead": sae.metadata.get("n_dead", np.nan),
-        "tokens_per_latent": np.nan if training is None else training / sae.n_features,
+        "tokens_per_feature": np.nan if training is None else training / sae.n_features,
         "share_of_extreme_norms": sums.share_of_extreme_norms,
         "n_tokens": sums.n_tokens,
         "frequency": sums.frequency.numpy(),

@@ -88,12 +88,12 @@ def sae_quality(quality: xr.Dataset) -> Any:
         _of_layers(fvu, table, "Variance that is not explained", "FVU"),
         _of_layers(l0, table, "Active features", "features per token"),
     ]
-    if table.matched.notnull().any():
+    if table.found_again.notnull().any():
         curves = [
-            *_over_layers(table, "matched", "another seed", shade),
-            *_over_layers(table, "matched_random", "random directions", GREY, "dashed"),
+            *_over_layers(table, "found_again", "another seed", shade),
+            *_over_layers(table, "found_again_random", "random directions", GREY, "dashed"),
         ]
-        pictures.append(_of_layers(curves, table, "Features found again", "share of live features"))
+        pictures.append(_of_layers(curves, table, "Features found again", "share of active features"))
     if table.ce_recovered.notnull().any():
         curves = [
             *_over_layers(table, "ce_recovered", "from zero ablation", shade),

@@ -71,12 +71,12 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
             f"{float(here.fvu_pca_top):.1%} with the largest coefficients), "
             f"and {float(here.fvu_random):.1%} with random features."
         )
-    if quality.matched.notnull().any():
-        low, high = float(quality.matched.min()), float(quality.matched.max())
-        random = float(quality.matched_random.max())
+    if quality.found_again.notnull().any():
+        low, high = float(quality.found_again.min()), float(quality.found_again.max())
+        random = float(quality.found_again_random.max())
         yield (
-            f"Of the live features, {_span(low, high)} have a counterpart in the autoencoder of another seed "
-            f"(random directions: at most {random:.0%}); the others may not be found again."
+            f"Of the features that are active on held-out tokens, {_span(low, high)} have a counterpart in "
+            f"the autoencoder of another seed (random directions: at most {random:.0%}); the others may not be found again."
         )
     else:
         yield (
@@ -89,7 +89,7 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
             f"With the reconstruction in place of the output, the model keeps {_span(low, high)} of what it "
             f"loses by zero ablation ({quality.attrs['n_predictions']:,} predicted tokens)."
         )
-    tokens = quality.tokens_per_latent
+    tokens = quality.tokens_per_feature
     if bool((tokens < _FEW_TOKENS).any()):
         yield (
             f"The autoencoders were trained on {float(tokens.min()):,.0f} tokens per feature; below "

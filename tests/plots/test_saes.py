@@ -62,7 +62,7 @@ def test_quality_is_shown_beside_its_baselines(tmp_path: Path) -> None:
     assert plot.y_range.end >= 1.1
     assert "1,234 held-out tokens" in plot.xaxis[0].axis_label
     whole = plots.sae_quality(
-        quality(matched=0.4, matched_random=0, ce_recovered=0.9, ce_recovered_from_mean=0.8)
+        quality(found_again=0.4, found_again_random=0, ce_recovered=0.9, ce_recovered_from_mean=0.8)
     )
     assert len(whole) == 4
     plots.figure(whole, tmp_path / "quality.png")

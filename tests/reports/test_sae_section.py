@@ -54,7 +54,7 @@ def test_a_run_without_autoencoders_has_no_section(tmp_path: Path) -> None:
 
 
 def test_sentences_say_what_is_better() -> None:
-    worse = quality(fvu=0.6, tokens_per_latent=20.0, matched=0.4, matched_random=0.0)
+    worse = quality(fvu=0.6, tokens_per_feature=20.0, found_again=0.4, found_again_random=0.0)
     sentences = list(of_quality(worse))
     assert (
         "60.0% of the variance is unexplained, not less than with as many coefficients of a PCA"
