@@ -93,8 +93,9 @@ def sae_quality(
         training; ``tokens_per_feature``; ``share_of_extreme_norms`` (above 10 times the median). Dims
         ``(layer, feature)``: ``frequency`` (share of tokens), ``mean`` (where active) and ``max``. With
         ``other``: ``found_again`` and ``found_again_random``, the shares of active features that have a
-        counterpart there, and among random directions. With ``model``, in nats per token: ``ce``, ``ce_sae``, ``ce_zero``, ``ce_mean``; ``ce_recovered`` and
-        ``ce_recovered_from_mean``, of the loss that zero or mean ablation adds. What is unknown is NaN.
+        counterpart there, and among random directions. With ``model``, in nats per token: ``ce``,
+        ``ce_sae``, ``ce_zero``, ``ce_mean``; ``ce_recovered`` and ``ce_recovered_from_mean``, of the loss
+        that zero or mean ablation adds. What is unknown is NaN.
 
     Raises
     ------

@@ -23,9 +23,9 @@ def seed_agreement(sae: Sae, other: Sae, is_active: torch.Tensor) -> dict[str, f
     Returns
     -------
     dict
-        ``found_again``: share of active features whose decoder direction and that of some feature of the other
-        are the most similar to each other, with a cosine of at least 0.7. ``found_again_random``: the same for
-        random directions in place of the other's.
+        ``found_again``: share of active features whose decoder direction and that of some feature of the
+        other are the most similar to each other, with a cosine of at least 0.7. ``found_again_random``: the
+        same for random directions in place of the other's.
     """
     ours = _unit(sae.w_dec[is_active.to(sae.w_dec.device)])
     if not len(ours):
