@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .features.training import train_saes
     from .features.training_log import training_log
     from .importers.run_import import import_files
+    from .interventions.metrics import LogitDifference
+    from .interventions.steering import steer
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
     from .stats.classification_probe import classification_probe
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .stats.feature_map import feature_map
     from .stats.feature_rates import feature_rates
     from .stats.geometry import anisotropy, intrinsic_dimension
+    from .stats.group_directions import group_directions
     from .stats.kmeans import cluster_samples, cluster_tokens
     from .stats.layer_subset import layer_subset
     from .stats.multiple_results import holm
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Config",
     "Eraser",
+    "LogitDifference",
     "RunPlan",
     "SaeSet",
     "TokenFilter",
@@ -73,6 +77,7 @@ __all__ = [
     "feature_map",
     "feature_rates",
     "group_differential",
+    "group_directions",
     "holm",
     "import_files",
     "intrinsic_dimension",
@@ -93,6 +98,7 @@ __all__ = [
     "seal",
     "select_tokens",
     "similarity",
+    "steer",
     "token_correlation",
     "token_strings",
     "top_activating",
@@ -109,8 +115,9 @@ __version__ = version("actkit")
 _MODULES = {
     "Config": ".config",
     "Eraser": ".stats.erasure",
-    "SaeSet": ".features.sae_set",
+    "LogitDifference": ".interventions.metrics",
     "RunPlan": ".extraction.preflight.preparation",
+    "SaeSet": ".features.sae_set",
     "TokenFilter": ".stats.token_filter",
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
@@ -132,16 +139,17 @@ _MODULES = {
     "feature_map": ".stats.feature_map",
     "feature_rates": ".stats.feature_rates",
     "group_differential": ".stats.differential",
+    "group_directions": ".stats.group_directions",
     "holm": ".stats.multiple_results",
     "import_files": ".importers.run_import",
     "intrinsic_dimension": ".stats.geometry",
     "join": ".store.joins",
     "language_cka": ".stats.cka",
     "layer_norms": ".stats.norms",
+    "layer_subset": ".stats.layer_subset",
     "layer_updates": ".stats.norms",
     "load_saes": ".features.sae_loader",
     "massive_activations": ".stats.norms",
-    "layer_subset": ".stats.layer_subset",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "pull": ".store.push_pull",
@@ -152,6 +160,7 @@ _MODULES = {
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "steer": ".interventions.steering",
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",
     "top_activating": ".stats.top_activations",

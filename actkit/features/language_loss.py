@@ -1,7 +1,7 @@
 """Next-token cross-entropy of a cube's own prompts, with outputs of the model left intact or replaced."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
 
 from ..config import Config
 from ..errors import Fault, InputError, ModelError
@@ -17,6 +18,7 @@ from ..extraction.models.architecture import read_architecture
 from ..extraction.models.checkpoint import find_checkpoint
 from ..extraction.models.loader import LoadedModel, check_model_options, load_model
 from ..extraction.prompts.encoder import Prompt, collate
+from ..extraction.prompts.processor import load_tokenizer
 from ..schema import Component, TokenKind, current_options
 from ..stats import selection
 from .replacement import Replace, replaced
@@ -54,11 +56,14 @@ class LanguageLoss:
     ----------
     model
         The loaded model.
+    tokenizer
+        Its tokenizer.
     batches
         The prompts.
     """
 
     model: LoadedModel
+    tokenizer: PreTrainedTokenizerBase
     batches: Sequence[Batch]
     _losses: dict[str, float] = field(default_factory=dict)
 
@@ -140,6 +145,7 @@ def load_language_loss(
     rows: np.ndarray,
     tokens: selection.TokenSelection = "content",
     device: str = "auto",
+    check_tokenizer: Callable[[PreTrainedTokenizerBase], object] | None = None,
 ) -> LanguageLoss:
     """Load the model of a cube with its head, and prepare the prompts of some samples.
 
@@ -157,6 +163,8 @@ def load_language_loss(
         Description of the selected tokens, for messages.
     device
         Device of the model.
+    check_tokenizer
+        Called with the tokenizer before the weights are loaded, to raise errors of the caller's arguments.
 
     Raises
     ------
@@ -173,7 +181,7 @@ def load_language_loss(
     )
     checkpoint, found = find_checkpoint(config.model, _commit(revision), adapter=config.adapter)
     faults += found
-    architecture = None
+    architecture = tokenizer = None
     if checkpoint is not None:
         architecture, found = read_architecture(checkpoint)
         faults += found
@@ -181,12 +189,16 @@ def load_language_loss(
             what = f"`{architecture.full.model_type}` is an encoder, which predicts no next token"
             faults.append(Fault("model", what, "leave out model; FVU needs none"))
         faults += check_model_options(architecture, config, checkpoint)
-    if faults or checkpoint is None or architecture is None:
+        tokenizer, found = load_tokenizer(checkpoint)
+        faults += found
+    if faults or checkpoint is None or architecture is None or tokenizer is None:
         raise InputError(faults)
     batches = list(_batches(cube, rows, int(architecture.config.vocab_size), config.batch_size == 1))
     if not any(bool(_counted(batch).any()) for batch in batches):
         raise InputError([Fault("tokens", f"no token follows a token of {tokens!r}")])
-    return LanguageLoss(load_model(checkpoint, architecture, config, head=True), batches)
+    if check_tokenizer is not None:
+        check_tokenizer(tokenizer)
+    return LanguageLoss(load_model(checkpoint, architecture, config, head=True), tokenizer, batches)
 
 
 def prompt_faults(cube: xr.Dataset, rows: np.ndarray) -> list[Fault]:

@@ -26,6 +26,7 @@ from .maps import (
 )
 from .points import projection
 from .saes import sae_frequencies, sae_quality, training_curves
+from .steering import steering
 from .style import figure, load_matplotlib
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "sae_quality",
     "selectivity",
     "similarity",
+    "steering",
     "token_correlation",
     "tokens",
     "training_curves",

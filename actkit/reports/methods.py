@@ -78,8 +78,8 @@ TEXTS = {
         "the clusters, chosen by {holdout_origin}): FVU is the squared error divided by the variance. "
         "Baselines with as many active coefficients are fitted to the other samples: the first principal "
         "components (interpolated); the largest coefficients of all components in each batch; and features "
-        "in random directions, scaled by one factor. Found again: active features whose decoder direction and "
-        "that of a feature of another seed are mutual nearest neighbours with a cosine of at least 0.7. "
+        "in random directions, scaled by one factor. Found again: active features whose decoder direction "
+        "and that of a feature of another seed are mutual nearest neighbours with a cosine of at least 0.7. "
         "Cross-entropy (CE) of the tokens that follow the selected ones, at which the output is replaced; "
         "recovered is the share of the loss added by zero or mean ablation that the reconstruction avoids."
     ),

@@ -76,8 +76,8 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
         random = float(quality.found_again_random.max())
         yield (
             f"Of the features that are active on held-out tokens, {_span(low, high)} have a counterpart in "
-            f"the autoencoder of another seed (random directions: at most {random:.0%}); do not expect to find "
-            "the others again."
+            f"the autoencoder of another seed (random directions: at most {random:.0%}); do not expect to "
+            "find the others again."
         )
     else:
         yield (

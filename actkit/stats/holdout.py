@@ -12,7 +12,9 @@ from . import selection
 SHARE = 0.1
 
 
-def held_out(cube: xr.Dataset, *, cluster: str | None, share: float = SHARE, seed: int = 0) -> np.ndarray:
+def held_out(
+    cube: xr.Dataset | xr.DataArray, *, cluster: str | None, share: float = SHARE, seed: int = 0
+) -> np.ndarray:
     """Return which samples are held out: all samples of some clusters.
 
     Parameters
@@ -50,7 +52,7 @@ def held_out(cube: xr.Dataset, *, cluster: str | None, share: float = SHARE, see
     return np.array([name in chosen for name in names], dtype=bool)
 
 
-def _names(cube: xr.Dataset, cluster: str | None) -> list[str]:
+def _names(cube: xr.Dataset | xr.DataArray, cluster: str | None) -> list[str]:
     """Return the name of the cluster of each sample; without an entry, that of its translations."""
     ids = cube["sample_id" if "sample_id" in cube.coords else "sample"].values.tolist()
     names = [f"id {name}" for name in ids]
