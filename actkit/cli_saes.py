@@ -65,6 +65,11 @@ def _add_train(commands: Subparsers) -> None:
         "--memory", default="auto", help="memory for tokens, such as 4GB (default: a quarter of what is free)"
     )
     parser.add_argument(
+        "--wandb",
+        metavar="W",
+        help="log to Weights & Biases: project=NAME, and further pairs separated by commas",
+    )
+    parser.add_argument(
         "--no-resume", dest="resume", action="store_false", help="start anew instead of continuing"
     )
 

@@ -1,4 +1,4 @@
-"""Compare our training of BatchTopK with SAELens' trainer, in its environment: same tokens, steps, k and rate.
+"""Compare our training of BatchTopK with that of SAELens, in its environment: same tokens, steps, k and rate.
 
 python -m tests.saelens_training_check [steps]
 """
@@ -15,6 +15,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from actkit.features.layer_trainer import LayerTrainer
 from actkit.features.training_settings import TrainingSettings, dead_after, default_rate
+
+Result = tuple[float, float, float, np.ndarray]  # FVU, L0, CPU seconds of a step, directions
 
 HIDDEN, DIRECTIONS, WIDTH, K, BATCH = 48, 96, 128, 4, 512
 TOLERANCE = 0.1
@@ -37,12 +39,12 @@ def batches(tokens: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tokens[rng.integers(0, len(tokens), BATCH)]
 
 
-def train_ours(tokens: torch.Tensor, held_out: torch.Tensor) -> tuple[float, float, float, np.ndarray]:
+def train_ours(tokens: torch.Tensor, held_out: torch.Tensor) -> Result:
     settings = TrainingSettings(
         layers=(0,), component="residual", hidden=HIDDEN, width=WIDTH, k=K, architecture="batchtopk",
-        tokens="content", where="{}", holdout_cluster="", holdout_share=0.1, steps=STEPS, batch=BATCH, lr=RATE,
-        seed=0, dead_after=dead_after(STEPS, BATCH), n_tokens=len(tokens), buffer_bytes=0, is_held=True,
-        device="cpu", model="", cube_sha256="",
+        tokens="content", where="{}", holdout_cluster="", holdout_share=0.1, steps=STEPS, batch=BATCH,
+        lr=RATE, seed=0, dead_after=dead_after(STEPS, BATCH), n_tokens=len(tokens), buffer_bytes=0,
+        is_held=True, device="cpu", model="", cube_sha256="",
     )  # fmt: skip
     model = LayerTrainer(settings, 0, 1.0, torch.device("cpu"))
     started = time.process_time()
@@ -54,7 +56,7 @@ def train_ours(tokens: torch.Tensor, held_out: torch.Tensor) -> tuple[float, flo
     return measured.fvu, measured.l0, took / STEPS, model.w_dec.numpy()
 
 
-def train_theirs(tokens: torch.Tensor, held_out: torch.Tensor) -> tuple[float, float, float, np.ndarray]:
+def train_theirs(tokens: torch.Tensor, held_out: torch.Tensor) -> Result:
     torch.manual_seed(0)
     config = BatchTopKTrainingSAEConfig(
         d_in=HIDDEN, d_sae=WIDTH, k=K, decoder_init_norm=1.0, rescale_acts_by_decoder_norm=False

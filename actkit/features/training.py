@@ -28,9 +28,15 @@ from .sae_files import write_sae
 from .sae_loader import load_saes
 from .sae_origin import sae_metadata
 from .sae_set import SaeSet
-from .training_input import stored_settings, training_input, with_memory_of
+from .training_input import check_wandb, stored_settings, training_input, with_memory_of
 from .training_log import LOG_FILE, SETTINGS_FILE, TrainingLog
-from .training_progress import TrainingBar, TrainingListener, TrainingProgress, TrainingStatus
+from .training_progress import (
+    TrainingBar,
+    TrainingListener,
+    TrainingProgress,
+    TrainingStatus,
+    tracked_training,
+)
 from .training_settings import TrainedArchitecture, TrainingSettings, check_same
 from .training_state import Position, load_position, remove_state, restore_state, save_state
 from .training_tokens import TrainingTokens
@@ -60,6 +66,7 @@ def train_saes(
     memory: int | str = "auto",
     resume: bool = True,
     checkpoint_seconds: float = 60,
+    wandb: str | Mapping[str, Any] | None = None,
     listeners: Sequence[TrainingListener] | None = None,
 ) -> SaeSet:
     r"""Train a sparse autoencoder on each of several layers, in one pass over the cube.
@@ -106,6 +113,8 @@ def train_saes(
         Whether to continue what is in the folder; otherwise it is replaced.
     checkpoint_seconds
         Time between two saved states, which take three times the space of the weights.
+    wandb
+        Options of Weights & Biases, as for an extraction, such as ``"project=NAME"``.
     listeners
         Called with each :class:`~actkit.features.training_progress.TrainingProgress`; by default, a
         progress bar.
@@ -133,6 +142,7 @@ def train_saes(
         If there are fewer than 100 tokens for each feature, or tokens with extreme norms.
     """
     options = {name: value for name, value in locals().items() if name != "run"}
+    tracking = check_wandb(wandb)
     data = training_input(run, options)
     folder = Path(out)
     before = stored_settings(folder) if resume else None
@@ -149,9 +159,9 @@ def train_saes(
         if not resume:
             _remove_former(opened)
         opened.replace(SETTINGS_FILE, _settings_text(data))
-        told = [TrainingBar()] if listeners is None else list(listeners)
-        with torch.no_grad():
-            _Training(opened, data, [TrainingStatus(opened), *told], checkpoint_seconds).run()
+        shown = [TrainingBar()] if listeners is None else list(listeners)
+        with torch.no_grad(), tracked_training(tracking, folder, data.settings.dump()) as trackers:
+            _Training(opened, data, [TrainingStatus(opened), *shown, *trackers], checkpoint_seconds).run()
     return load_saes(folder, component=component)
 
 

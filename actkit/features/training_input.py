@@ -13,9 +13,12 @@ import psutil
 import xarray as xr
 
 from ..canonical import Cube, as_cube, require
+from ..config import Tracking
+from ..config_faults import check
 from ..errors import CorruptError, Fault, InputError, MissingError
 from ..exporters.cube_blocks import model_layers, where_labels
 from ..extraction.models.devices import check_device, pick_device
+from ..extraction.monitoring.wandb_sink import check_tracking
 from ..layer_spec import Spec, describe, parse, resolve
 from ..regular_files import MB, read_regular
 from ..schema import COMPONENTS
@@ -121,6 +124,23 @@ def training_input(run: Cube, options: Mapping[str, Any]) -> TrainingTokens:
     )
     _warn_of_few_tokens(settings)
     return TrainingTokens(cube, settings, training, held)
+
+
+def check_wandb(wandb: str | Mapping[str, Any] | None) -> Tracking | None:
+    """Return the options of Weights & Biases.
+
+    Raises
+    ------
+    InputError
+        If they are malformed, or the package or a login is missing.
+    """
+    if wandb is None:
+        return None
+    config, faults = check({"model": "-", "data": "-", "out": "-", "wandb": wandb})
+    tracking = None if config is None else config.wandb
+    if faults := faults or check_tracking(tracking):
+        raise InputError(faults, "cannot train autoencoders")
+    return tracking
 
 
 def stored_settings(out: Path) -> TrainingSettings | None:

@@ -1,14 +1,18 @@
 """Progress events of a training run, its progress bar, and its status file."""
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..config import Tracking
 from ..errors import StorageError
+from ..extraction.monitoring.run_log import logger
+from ..extraction.monitoring.wandb_sink import Tracker
 from ..store.folders import Folder
 from ..store.run_folder import write_status
 
@@ -99,3 +103,63 @@ class TrainingBar:
             }
         self._bar.set_postfix(measures, refresh=False)
         self._bar.update(event.step - self._bar.n)
+
+
+def training_metrics(event: TrainingProgress) -> dict[str, float]:
+    """Return the metrics of an event, by the names that Weights & Biases shows.
+
+    Examples
+    --------
+    >>> event = TrainingProgress("running", step=5, total_steps=10, layers={3: {"fvu": 0.25}})
+    >>> shown = training_metrics(event)
+    >>> shown["progress"], shown["layer_3/fvu"]
+    (0.5, 0.25)
+    """
+    means = {"loss": event.loss, "fvu": event.fvu, "l0": event.l0, "n_dead": event.n_dead}
+    return {
+        "step": event.step,
+        "progress": event.step / max(1, event.total_steps),
+        "tokens_per_sec": event.tokens_per_second,
+        "gpu_memory_allocated_gb": event.device_bytes / 1e9,
+        **(means if event.layers else {}),
+        **{
+            f"layer_{layer}/{name}": value
+            for layer, measures in event.layers.items()
+            for name, value in measures.items()
+        },
+    }
+
+
+@contextmanager
+def tracked_training(
+    tracking: Tracking | None, out: Path, settings: Mapping[str, Any]
+) -> Iterator[list[TrainingListener]]:
+    """Track a training run in Weights & Biases, if asked for.
+
+    Parameters
+    ----------
+    tracking
+        The option ``wandb``.
+    out
+        Folder of the autoencoders, whose name is that of the run by default.
+    settings
+        Settings that are shown with the metrics.
+
+    Yields
+    ------
+    list of callable
+        Listeners that must be called with every event; empty without tracking.
+    """
+    tracker = None
+    if tracking is not None:
+        options = tracking.model_dump()
+        named = {name: options[name] or out.absolute().name for name in ("name", "group")}
+        try:
+            tracker = Tracker({**options, **named, "config": dict(settings)}, {}, training_metrics)
+        except OSError as error:
+            logger.warning("Weights & Biases: %s; the run continues without it", error)
+    try:
+        yield [] if tracker is None else [tracker]
+    finally:
+        if tracker is not None:
+            tracker.close()

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from actkit.features.holdout import held_out
 
 import actkit
 from actkit.canonical import as_cube
 from actkit.cli import main
 from actkit.errors import CubeError, InputError, MissingError, NonfiniteError
 from actkit.exporters.torch_dataset import LayerTokens
+from actkit.features import training_progress
 from actkit.features.published_saes import published_saes
 from actkit.features.training_progress import TrainingBar, TrainingProgress
+from actkit.stats.holdout import held_out
 from actkit.testing import write_cube
 
 HIDDEN = 24
@@ -212,6 +213,32 @@ def test_tokens_of_chosen_samples_are_those_of_a_selection(run: Path) -> None:
     chosen = torch.cat(list(LayerTokens(run, layer=1, samples=samples, shuffle=False)))
     selection: xr.Dataset = actkit.open_cube(run).isel(sample=samples)
     assert torch.equal(chosen, torch.cat(list(LayerTokens(selection, layer=1, shuffle=False))))
+
+
+def test_weights_and_biases_gets_the_measures_of_each_layer(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+
+    class Tracker:
+        def __init__(self, init: Any, summary: Any, metrics_of: Any) -> None:
+            sent.append(init)
+            self.metrics_of = metrics_of
+
+        def __call__(self, event: TrainingProgress) -> None:
+            sent.append(self.metrics_of(event))
+
+        def close(self) -> None:
+            sent.append("closed")
+
+    monkeypatch.setattr(training_progress, "Tracker", Tracker)
+    train(run, tmp_path / "saes", wandb="project=test,mode=offline")
+    init, *_, last, closed = sent
+    assert (init["project"], init["name"], init["config"]["k"]) == ("test", "saes", 4)
+    assert last["layer_1/fvu"] == pytest.approx(float(actkit.training_log(tmp_path / "saes").fvu[0, -1]))
+    assert closed == "closed"
+    with pytest.raises(InputError, match=r"wandb\.project"):
+        train(run, tmp_path / "other", wandb="project=a/b")
 
 
 def test_the_command_trains_and_shows_each_layer(

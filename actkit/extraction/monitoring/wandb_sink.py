@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -123,6 +123,8 @@ class Tracker:
         Arguments of ``wandb.init``.
     summary
         Entries of the summary of the run.
+    metrics_of
+        Returns the metrics of an event, which has a ``state``; by default those of an extraction.
 
     Raises
     ------
@@ -130,8 +132,14 @@ class Tracker:
         If the process cannot be started.
     """
 
-    def __init__(self, init: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-        self._newest: Progress | None = None
+    def __init__(
+        self,
+        init: Mapping[str, Any],
+        summary: Mapping[str, Any],
+        metrics_of: Callable[[Any], Mapping[str, float]] | None = None,
+    ) -> None:
+        self._metrics_of = metrics_of or _extraction_metrics
+        self._newest: Any = None
         self._ended = threading.Event()
         self._late = False
         self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, **_process_options())  # noqa: S603
@@ -141,7 +149,7 @@ class Tracker:
         )
         self._thread.start()
 
-    def __call__(self, event: Progress) -> None:  # noqa: D102
+    def __call__(self, event: Any) -> None:  # noqa: D102
         self._newest = event
 
     def close(self) -> None:
@@ -186,10 +194,13 @@ class Tracker:
             ended = self._ended.wait(INTERVAL)
             event = self._newest
             if event is not None and event is not sent:
-                # samples are counted only once the cube is created
-                shown = metrics(event) if event.samples or event.languages else {}
-                _write(stdin, {"state": event.state, "metrics": shown})
+                _write(stdin, {"state": event.state, "metrics": self._metrics_of(event)})
                 sent = event
+
+
+def _extraction_metrics(event: Progress) -> Mapping[str, float]:
+    # samples are counted only once the cube is created
+    return metrics(event) if event.samples or event.languages else {}
 
 
 def _write(stdin: IO[bytes], line: Mapping[str, Any]) -> None:
