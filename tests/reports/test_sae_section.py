@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 import actkit
+from actkit.errors import MissingError
 from actkit.features.sae_files import write_sae
-from actkit.reports.sae_section import of_quality, saes_folder
-from actkit.testing import write_cube
+from actkit.reports import sections, summaries
+from actkit.reports.sae_section import of_quality, saes_folder, texts_of
+from actkit.testing import write_cube, write_features
 from tests.features.autoencoders import random
 from tests.plots.test_saes import quality
 
@@ -73,3 +76,34 @@ def test_the_best_layers_have_the_lowest_fvu() -> None:
     table = xr.Dataset({"fvu": ("layer", np.array([0.3, 0.1, 0.2, 0.4]))}, {"layer": [1, 4, 7, 9]})
     assert best_layers(table, 2) == [4, 7]
     assert best_layers(table, 9) == [1, 4, 7, 9]
+
+
+@pytest.mark.slow
+def test_features_are_compared_beside_their_quality(run: Path) -> None:
+    cube = actkit.open_cube(run)
+    choice = sections.choose(cube, "gender", "image_id", "pooled")
+    section = sections.Section("saes", "Sparse autoencoders", summaries.compute)
+    with pytest.raises(MissingError, match="was not measured"):
+        sections._saes(cube, choice, section)
+    actkit.encode(run, run / "saes", out=run / "features")
+    sections._features(cube, choice, section)
+    assert not section.pictures  # nothing without the quality
+    actkit.sae_quality(run, run / "saes", out=run / "saes")
+    sections._saes(cube, choice, section)
+    sections._features(cube, choice, section)
+    assert set(section.pictures) == {"sae_quality", "sae_frequencies", "feature_differential"}
+    assert any("live features differ (female to male)" in sentence for sentence in section.sentences)
+    assert list(section.tables) == ["feature_differential", "texts_of_features"]
+    write_sae(run / "saes" / "residual_0", random(16, seed=5, hook_name="blocks.0.hook_resid_post"))
+    actkit.sae_quality(run, run / "saes", out=run / "saes")
+    with pytest.raises(MissingError, match="computed by other autoencoders"):
+        sections._features(cube, choice, section)
+
+
+def test_the_texts_of_a_feature_are_those_of_its_largest_values(tmp_path: Path) -> None:
+    features = actkit.open_cube(write_features(tmp_path / "features"))
+    found = pd.DataFrame({"layer": [1, 1], "feature": [3, 3], "language": ["english", "arabic"]})
+    texts = texts_of(features, found)
+    expected = actkit.top_activating(features, layer=1, feature=3, count=4)
+    assert texts.context.tolist() == expected.context.tolist()
+    assert texts.columns.tolist() == ["layer", "feature", "language", "value", "context"]
