@@ -148,8 +148,7 @@ def test_two_seeds_are_compared_by_their_decoders(run: Path) -> None:
     assert same.found_again.item() == 1
     different = actkit.sae_quality(run, set_of({0: sae}), other=set_of({0: random(16, seed=1)}))
     assert different.found_again < 1
-    # in so few dimensions, random directions are often similar
-    assert 0 < different.found_again_random < 1
+    assert different.found_again_random < 1
 
 
 def test_the_result_is_kept_until_the_autoencoders_change(run: Path, tmp_path: Path) -> None:
