@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # one environment per interpreter: `make test-core PYTHON=python3.13`
 CORE := build/core-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BENCH := build/bench
+# the Python of the machine with a GPU
+GPU_PYTHON ?= 3.12
+SAELENS := build/saelens
 # exactly this release, so that a CPU build of it is taken where pip finds one (PIP_FIND_LINKS,
 # PIP_EXTRA_INDEX_URL); the package index alone gives the CUDA build
 TORCH := torch==2.13.0
@@ -14,7 +17,8 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo app test test-fast test-core test-nightly coverage check docs dist dist-check format bench matrix clean
+.PHONY: install demo app test test-fast test-core test-saelens test-nightly coverage check docs dist dist-check format bench matrix \
+	gpu-wheels gpu-check clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +66,18 @@ $(CORE)/.installed: pyproject.toml constraints.txt
 	$(CORE)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable .
 	touch $@
 
+# plain SAELens reads our autoencoders, and we read its
+test-saelens: $(SAELENS)/.installed
+	TQDM_DISABLE=1 $(SAELENS)/bin/python tests/saelens_check.py
+
+# the packages of $(VENV) and, over them, those of SAELens, whose TransformerLens is older than that of the benchmarks
+$(SAELENS)/.installed: $(VENV)/.installed tests/saelens_requirements.txt
+	$(BIN)/python -m venv --clear $(SAELENS)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(SAELENS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(SAELENS)/bin/pip install --quiet --no-compile --constraint constraints.txt --requirement tests/saelens_requirements.txt
+	touch $@
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -107,6 +123,17 @@ $(BENCH)/.installed: pyproject.toml constraints.txt
 	$(BENCH)/bin/pip install --quiet --constraint constraints.txt "$(TORCH)"
 	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[app,extract,bench]"
 	touch $@
+
+# what `make gpu-check` needs on a machine without network, in archives of less than 60 MB each
+gpu-wheels: install
+	$(BIN)/python tools/gpu_wheels.py build/gpu-wheels --python $(GPU_PYTHON)
+
+# on that machine, with the PyTorch of $(PYTHON): the tests marked gpu, then one table; less than 8 minutes
+gpu-check: export PYTHONPATH := $(CURDIR):$(CURDIR)/build/gpu-site
+gpu-check:
+	$(PYTHON) tools/gpu_site.py build/gpu-wheels build/gpu-site
+	$(PYTHON) -m pytest tests/gpu -W default -p no:cacheprovider -rs
+	$(PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
 
 matrix: install
 	$(BIN)/python -m tests.models.matrix

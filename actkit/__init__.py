@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .extraction.run import extract, plan
     from .extraction.seal import seal
     from .features.cube_checks import check_saes
+    from .features.feature_matches import match_features
     from .features.quality import sae_quality
     from .features.quality_result import best_layers
     from .features.sae_loader import load_saes
@@ -88,6 +89,7 @@ __all__ = [
     "layer_updates",
     "load_saes",
     "massive_activations",
+    "match_features",
     "open_cube",
     "plan",
     "pull",
@@ -150,6 +152,7 @@ _MODULES = {
     "layer_updates": ".stats.norms",
     "load_saes": ".features.sae_loader",
     "massive_activations": ".stats.norms",
+    "match_features": ".features.feature_matches",
     "open_cube": ".store.reader",
     "plan": ".extraction.run",
     "pull": ".store.push_pull",

@@ -58,7 +58,7 @@ def add_seal(commands: Subparsers) -> None:
     """Add the command `seal`."""
     purpose = "finish a run that was computed in parts, after checking that it is complete and intact"
     parser = add_command(commands, "seal", _seal, purpose)
-    parser.add_argument("run", help="run folder")
+    parser.add_argument("run", help="run folder or its URL")
     parser.add_argument(
         "--quick", action="store_true", help="check only that all files exist, not what they contain"
     )
@@ -156,7 +156,7 @@ def add_import(commands: Subparsers) -> None:
     parser = add_command(commands, "import", _import, "make a run from files that another script wrote")
     parser.add_argument("folder", help="folder of the files")
     parser.add_argument("--format", required=True, help="pt, npz or batches")
-    parser.add_argument("--out", required=True, help="run folder to create")
+    parser.add_argument("--out", required=True, help="run folder or URL to create")
     parser.add_argument(
         "--layers", default="all", help="layers to import of those in the files (default: %(default)s)"
     )
@@ -189,8 +189,8 @@ def add_extend(commands: Subparsers) -> None:
     """Add the command `extend`."""
     purpose = "compute more layers, languages or rows of a run, and write a new run with all of them"
     parser = add_command(commands, "extend", _extend, purpose)
-    parser.add_argument("run", help="run folder of a complete run; it stays as it is")
-    parser.add_argument("--out", required=True, help="run folder to create")
+    parser.add_argument("run", help="run folder of a complete run, or its URL; it stays as it is")
+    parser.add_argument("--out", required=True, help="run folder or URL to create")
     for option in ("layers", "languages", "data", "device"):
         parser.add_argument(flag(option), metavar=option[0].upper(), help=_MORE[option])
 
@@ -215,7 +215,7 @@ def add_join(commands: Subparsers) -> None:
     """Add the command `join`."""
     purpose = "write the cubes of several runs of one model as one"
     parser = add_command(commands, "join", _join, purpose)
-    parser.add_argument("runs", nargs="+", help="run folders of complete runs")
+    parser.add_argument("runs", nargs="+", help="run folders or URLs of complete runs")
     parser.add_argument("--dim", required=True, choices=["layer", "sample"], help="what they have different")
     parser.add_argument("--out", required=True, help="run folder to create")
 

@@ -11,9 +11,10 @@ from .schema import DIMS, VISION, K
 from .stats.norms import layer_norms
 from .stats.selection import column, label_names
 from .store.cube_files import LocalCube, RemoteCube
-from .store.layout import find_cube, open_group
+from .store.layout import CUBE, find_cube, open_group
 from .store.parts import describe_parts
 from .store.reader import open_cube
+from .store.remote_run import RemoteRun
 from .store.xarray_copies import COPY
 from .terminal_text import printable
 
@@ -26,11 +27,20 @@ _NORMED = {
 Rows = list[tuple[str, str]]
 
 
+def _parts(files: LocalCube | RemoteCube) -> str:
+    if isinstance(files, LocalCube):
+        return describe_parts(files.root.parent)
+    if not files.folder.url.endswith(f"/{CUBE}"):
+        return ""
+    with RemoteRun(files.folder.parent.url).settings() as run:
+        return describe_parts(run)
+
+
 def cube_info(path: str) -> Rows:
     """Return what a cube holds and how it was made."""
     cube = open_cube(path, partial=True)
     files = find_cube(path)
-    parts = describe_parts(files.root.parent) if isinstance(files, LocalCube) else ""
+    parts = _parts(files)
     if COPY in cube.attrs:
         total, has_vision = cube.sizes["sample"], False
     else:

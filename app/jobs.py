@@ -5,10 +5,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +20,7 @@ from actkit.store.folders import Folder
 from actkit.store.layout import CUBE
 from actkit.store.parts import Part, is_sealed, read_parts
 from actkit.store.run_folder import (
+    CLUSTER,
     CONFIG,
     LOG,
     OUTPUT,
@@ -38,91 +37,11 @@ from actkit.yaml_files import read_yaml
 
 from . import processes
 from .allowed_paths import inside, run_name
+from .run_state import SUBMITTED, Run, State, state_of
 from .settings import Settings
 
 _CANCELLED = ".cancelled"
-_SUBMITTED = "submitted"  # written by the app until the run reports its own state
-
-
-class State(StrEnum):
-    """State of a run."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    INTERRUPTED = "interrupted"
-    UNREADABLE = "unreadable"
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the run is queued or running."""
-        return self in (State.QUEUED, State.RUNNING)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Snapshot of a run folder.
-
-    Parameters
-    ----------
-    name
-        Name of the folder.
-    path
-        Path of the folder.
-    state
-        Current state.
-    status
-        Heartbeat, with the fields of :class:`actkit.store.run_folder.Status`.
-    asked
-        Options of its config.
-    has_cube
-        Whether the folder contains a cube.
-    faults
-        Errors in files of the run.
-    newest_part
-        The part that sent the last heartbeat, if the run is computed in parts.
-    """
-
-    name: str
-    path: Path
-    state: State
-    status: Mapping[str, Any] = field(repr=False)
-    asked: Mapping[str, Any] = field(repr=False)
-    has_cube: bool
-    faults: tuple[Fault, ...] = ()
-    newest_part: Part | None = None
-
-    @property
-    def progress(self) -> float:
-        """Fraction of samples processed, from 0 to 1."""
-        total = self.status.get("total_samples") or 0
-        share = self.status.get("samples", 0) / total if total else 0.0
-        return 1.0 if self.state is State.DONE else min(share, 1.0)
-
-
-def state_of(status: Mapping[str, Any], *, is_alive: bool, is_cancelled: bool) -> State:
-    """Return the state of a run.
-
-    Parameters
-    ----------
-    status
-        Heartbeat of the run.
-    is_alive
-        Whether its process exists.
-    is_cancelled
-        Whether a user cancelled it.
-    """
-    reported = status.get("state", "")
-    if is_alive:
-        return State.QUEUED if reported in (_SUBMITTED, "queued") else State.RUNNING
-    if reported == State.DONE:
-        return State.DONE
-    if is_cancelled:
-        return State.CANCELLED
-    # a run that ended before it locked its folder was refused
-    return State.FAILED if reported in (State.FAILED, _SUBMITTED, "") else State.INTERRUPTED
+_CLUSTER_BYTES = 1000
 
 
 class Jobs:
@@ -196,7 +115,9 @@ class Jobs:
         state = state_of(status, is_alive=alive, is_cancelled=cancelled) if status else State.UNREADABLE
         shown_faults = config_faults if os.path.lexists(path / CONFIG) else []
         newest = max(parts, key=lambda part: float(parts[part]["updated"]), default=None)
-        return Run(name, path, state, status, asked, has_cube, (*faults, *shown_faults), newest)
+        return Run(
+            name, path, state, status, asked, has_cube, (*faults, *shown_faults), newest, self._cluster(path)
+        )
 
     def _parts(self, path: Path) -> dict[Part, dict[str, Any]]:
         return read_parts(path, lambda folder: self._once(folder / STATUS, lambda: read_status(folder)))
@@ -218,13 +139,20 @@ class Jobs:
             known = self._known[path] = seen, read()
         return known[1]
 
-    def start(self, name: str, config: Config) -> Run:
+    def start(self, name: str, config: Config, cluster: str = "") -> Run:
         """Start a run in a separate process.
+
+        Parameters
+        ----------
+        name, config
+            Name of its folder, and its options.
+        cluster
+            Cluster that computes the run, one of the settings; by default, this machine.
 
         Raises
         ------
         InputError
-            If the name is invalid or taken, or a limit is exceeded.
+            If the name is invalid or taken, the cluster is none of the settings, or a limit is exceeded.
         """
         path = self.settings.workspace / run_name(name, longest=self.settings.max_name)
         config = config.model_copy(update={"out": str(path)})
@@ -234,6 +162,8 @@ class Jobs:
                 faults.append(
                     Fault("name", f"{name} already exists", "choose another name, or resume that run")
                 )
+            if cluster and cluster not in self.settings.clusters:
+                faults.append(Fault("cluster", f"{cluster!r} is not offered here", "choose from the list"))
             faults += check_folder(path)
             if faults:
                 raise InputError(faults, "cannot start")
@@ -241,6 +171,8 @@ class Jobs:
                 path.mkdir(parents=True)
             try:
                 replace_text(path / CONFIG, config.to_yaml())
+                if cluster:
+                    replace_text(path / CLUSTER, cluster)
                 self._launch(path)
             except BaseException:
                 shutil.rmtree(path, ignore_errors=True)  # so that the name can be reused
@@ -357,7 +289,13 @@ class Jobs:
         return [Fault("runs", f"{active} are queued or running", "wait for one to finish, or cancel one")]
 
     def _command(self, path: Path) -> list[str]:
-        return processes.command(path, self.settings.queue)
+        cluster = self._cluster(path)
+        return processes.command(path, self.settings.queue, *([cluster] if cluster else []))
+
+    def _cluster(self, path: Path) -> str:
+        """Return the cluster that computes a run, if the settings still offer it."""
+        recorded = _tail(path / CLUSTER, _CLUSTER_BYTES) if self.settings.clusters else ""
+        return recorded if recorded in self.settings.clusters else ""
 
     def _launch(self, path: Path) -> None:
         environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
@@ -375,7 +313,7 @@ class Jobs:
                 env=environment,
             )
         try:
-            write_status(path, {"state": _SUBMITTED, "pid": child.pid})
+            write_status(path, {"state": SUBMITTED, "pid": child.pid})
         except BaseException:  # the process would be orphaned
             child.kill()
             child.wait()

@@ -1,7 +1,10 @@
 """The page of a session: two tabs, state in the URL, and reconnection."""
 
 import sys
+import time
+from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -10,15 +13,18 @@ import panel_material_ui as pmui
 from bokeh.models.callbacks import CustomJS
 from panel.io.location import Location
 
-from actkit.errors import ActkitError
+from actkit.errors import ActkitError, StorageError
+from actkit.object_urls import is_url
 from actkit.widgets.explorer import Explorer
 
 from . import services
 from .allowed_hosts import allowed_origins, is_own_host
+from .allowed_urls import allowed, has_folders, named
 from .views.run_form import ExtractForm
 from .views.run_list import RunList
 
 _TABS = ("extract", "explore")
+_REMOTE_SECONDS = 15.0
 _SEPARATE = "languages"  # chosen for each cube separately; everything else applies to both
 _SECOND = "languages_2"
 _LISTS = ("languages", "between")
@@ -34,15 +40,25 @@ class Page:
         self._form: ExtractForm | None = None
         self._runs: RunList | None = None
         self._is_begun = False
+        self._next = 0.0
         self._first = pmui.Select(label="Run", options=[""], width=300, margin=(6, 6))
         self._second = pmui.Select(label="Compare with", options=[""], width=300, margin=(6, 6))
         for widget in (self._first, self._second):
             widget.param.watch(self._open, "value")
+        self._urls = named(services.settings().urls)  # those that this session may choose from
+        self._url = pmui.TextInput(
+            label="Run at a URL", placeholder="s3://bucket/runs/x", width=420, margin=(6, 6)
+        )
+        self._url.visible = has_folders(services.settings().urls)
+        self._url.param.watch(self._typed, "value")
         self._said = pmui.Alert(visible=False, severity="error", sizing_mode="stretch_width")
         self._places = pn.FlexBox(sizing_mode="stretch_width", gap="12px")
         self._extract = pn.FlexBox(sizing_mode="stretch_width", gap="20px")
         explore = pn.Column(
-            pn.FlexBox(self._first, self._second), self._said, self._places, sizing_mode="stretch_width"
+            pn.FlexBox(self._first, self._second, self._url),
+            self._said,
+            self._places,
+            sizing_mode="stretch_width",
         )
         self._tabs = pmui.Tabs(
             ("Extract", self._extract),
@@ -106,15 +122,20 @@ class Page:
                 self._runs.update()
             return
         self._list_runs()
+        may_ask = time.monotonic() >= self._next  # runs at URLs, which takes requests
+        if may_ask:
+            self._next = time.monotonic() + _REMOTE_SECONDS
         for explorer in self._explorers:
-            explorer.refresh()
+            if may_ask or not is_url(explorer.path):
+                with suppress(StorageError):  # a server that is away for a while
+                    explorer.refresh()
 
     def _tab_changed(self, _event: Any) -> None:
         self._fill_tab()
         self._begin_tab()
 
     def _list_runs(self) -> None:
-        names = ["", *(run.name for run in services.jobs() if run.has_cube)]
+        names = ["", *(run.name for run in services.jobs() if run.has_cube), *self._urls]
         for widget in (self._first, self._second):
             if widget.options != names:
                 widget.options = names
@@ -128,7 +149,7 @@ class Page:
             if not widget.value:
                 continue
             try:
-                run = services.jobs()[widget.value].path
+                run = self._where(widget.value)
                 explorer = next(
                     (opened for opened in open_before[place : place + 1] if opened.path == run), None
                 )
@@ -150,6 +171,27 @@ class Page:
                 if self._is_begun:
                     explorer.draw()
         self._put_url()
+
+    def _where(self, name: str) -> str | Path:
+        """Return the URL, or the folder, of a run."""
+        return allowed(services.settings().urls, name) if is_url(name) else services.jobs()[name].path
+
+    def _typed(self, event: Any) -> None:
+        """Choose the run at a URL that was typed."""
+        if not event.new:
+            return
+        try:
+            self._first.value = self._add_url(event.new.strip())
+        except ActkitError as error:
+            self._said.param.update(title=str(error), visible=True)
+
+    def _add_url(self, url: str) -> str:
+        """Add the URL of a run to those of this session, if it is allowed."""
+        url = allowed(services.settings().urls, url)
+        if url not in self._urls:
+            self._urls.append(url)
+            self._list_runs()
+        return url
 
     def _set_up(self, explorer: Explorer) -> list[str]:
         """Apply the selection of the link, or of the first cube, to a cube; return the errors."""
@@ -180,6 +222,11 @@ class Page:
         refused = []
         for key, widget in (("run", self._first), ("second", self._second)):
             for name in self._asked.pop(key, [])[-1:]:
+                try:
+                    name = self._add_url(name) if is_url(name) else name
+                except ActkitError as error:
+                    refused.append(f"{key}: {error}")
+                    continue
                 if name in widget.options:
                     widget.value = name
                 else:

@@ -17,9 +17,21 @@ from actkit.store.run_folder import CONFIG, LOCK
 _ELSEWHERE = 120  # seconds without heartbeat after which a run on another machine counts as ended
 
 
-def command(run: Path, queue: Path) -> list[str]:
-    """Return the command that extracts into a folder, whatever path its config contains."""
-    options = [str(run / CONFIG), "--out", str(run), "--queue", str(queue)]
+def command(run: Path, queue: Path, cluster: str = "") -> list[str]:
+    """Return the command that extracts into a folder, whatever path its config contains.
+
+    Parameters
+    ----------
+    run, queue
+        Run folder, and the folder in which runs queue for the devices of this machine.
+    cluster
+        Cluster that computes the run; one on other machines does not queue.
+    """
+    options = [str(run / CONFIG), "--out", str(run)]
+    if cluster:
+        options += ["--cluster", cluster]
+    if not cluster or cluster.startswith("local:"):
+        options += ["--queue", str(queue)]
     return [sys.executable, "-m", "actkit.cli", "extract", *options]
 
 

@@ -1,6 +1,7 @@
 """Settings and limits of the app, read from environment variables."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from actkit.errors import Fault, InputError
 from actkit.regular_files import MB
 
+from .allowed_urls import faults_of
+
 PREFIX = "ACTKIT_"
+# as actkit.extraction.cluster.connection, which imports torch, has it
+_CLUSTER = re.compile(r"local:[1-9]\d{0,3}|(tcp|tls|ucx|ws|wss)://\S+|\S+\.ya?ml")
 
 
 class Settings(BaseModel):
@@ -22,6 +27,16 @@ class Settings(BaseModel):
         Path("runs"), description="folder of the runs; prompt files are in its subfolder `data`"
     )
     models: tuple[Path, ...] = Field((), description="folders that contain models, separated by colons")
+    urls: tuple[str, ...] = Field(
+        (),
+        description="URLs of runs in object stores that may be explored, separated by spaces; one that ends "
+        "in `/` allows all runs below it",
+    )
+    clusters: tuple[str, ...] = Field(
+        (),
+        description="clusters on which runs may be started, separated by spaces: `local:N`, the address of a "
+        "scheduler, or the path of a YAML file for Slurm",
+    )
     typed_models: bool = Field(False, description="whether users may type any Hugging Face id: 1 or 0")
     max_upload: int = Field(200 * MB, ge=1, description="maximum size of an uploaded file, in bytes")
     max_yaml: int = Field(MB // 8, ge=1, description="maximum size of an uploaded config, in bytes")
@@ -50,6 +65,29 @@ class Settings(BaseModel):
     @classmethod
     def _folders(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("urls", "clusters", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @field_validator("urls")
+    @classmethod
+    def _without_faults(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if faults := faults_of(value):
+            raise ValueError("; ".join(map(str, faults)))
+        return value
+
+    @field_validator("clusters")
+    @classmethod
+    def _absolute_files(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _CLUSTER.fullmatch(name):
+                raise ValueError(f"{name} is not a cluster")
+        return tuple(
+            str(Path(name).expanduser().resolve()) if name.endswith((".yaml", ".yml")) else name
+            for name in value
+        )
 
     @field_validator("workspace", "models")
     @classmethod

@@ -39,26 +39,31 @@ def model_folder(name: str, folder: Path) -> Path:
     return save_gemma(folder / name)
 
 
-def save_gemma(folder: Path) -> Path:
-    """Create a Gemma 3 with the proportions of the real ones and the tokenizer of the demo."""
-    config = Gemma3TextConfig(
-        vocab_size=2048,
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=128,
-        query_pre_attn_scalar=128,
-        sliding_window=64,  # in five of six blocks; a few sentences are longer
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
+GEMMA = {
+    "vocab_size": 2048,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "query_pre_attn_scalar": 128,
+    "sliding_window": 64,  # in five of six blocks; a few sentences are longer
+    "max_position_embeddings": 1024,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": 2,
+}
+
+
+def save_gemma(folder: Path, device: str = "cpu", **shape: int) -> Path:
+    """Create a Gemma 3 with the proportions of the real ones, or another shape, and the demo's tokenizer."""
+    config = Gemma3TextConfig(**{**GEMMA, **shape})
     torch.manual_seed(0)
     config.dtype = torch.bfloat16
-    return _save(AutoModelForCausalLM.from_config(config), folder)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config)
+    return _save(model, folder)
 
 
 def save_llama(folder: Path) -> Path:

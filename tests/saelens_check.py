@@ -143,6 +143,11 @@ def check_theirs(folder: Path) -> None:
         save(folder / name)
         theirs = sae_lens.SAE.load_from_disk(folder / name)
         compare(f"SAELens {name}", read_sae(folder / name), theirs)
+    sae = trained_batchtopk()  # as saved during training, which `load_from_disk` refuses
+    sae.save_model(folder / "checkpoint")
+    sae.save_inference_model(folder / "inference")
+    theirs = sae_lens.SAE.load_from_disk(folder / "inference")
+    compare("SAELens checkpoint", read_sae(folder / "checkpoint"), theirs)
 
 
 def check_published(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import xarray as xr
 from ..config_faults import check
 from ..errors import Fault, InputError
 from ..layer_spec import Spec, describe_all, parse, resolve
+from ..object_urls import is_url
 from ..options import Names
 from ..schema import COMPONENTS, ROW_IDS, current_options
-from ..store.joins import JOINED, joined, write_joined
-from ..store.layout import cube_path, open_group
-from ..store.new_folders import path_faults
+from ..store.joins import JOINED, joined, new_run_faults, write_joined
+from ..store.layout import find_cube, open_group
 from ..store.reader import open_cube
+from ..store.remote_run import RemoteRun
 from ..store.run_folder import CONFIG
 from ..yaml_files import read_yaml
 from .monitoring.progress import Listener
@@ -41,10 +42,10 @@ def extend(
     Parameters
     ----------
     run
-        Run folder of a complete run.
+        Run folder of a complete run, or its URL in an object store.
     out
-        Run folder to create. What is computed is kept in ``<out>.added`` until `out` is complete, so that the
-        same call continues after an interruption.
+        Run folder or URL to create. What is computed is kept in ``<out>.added`` until `out` is complete, so
+        that the same call continues after an interruption.
     layers, languages
         Layers or languages to have; those that the run lacks are computed.
     data
@@ -71,13 +72,14 @@ def extend(
     -----
     Also raises what :func:`actkit.extract` raises.
     """
-    run, out = Path(run), Path(out)
+    run, out = str(run), str(out)
     cube = open_cube(run)
-    attrs = dict(open_group(cube_path(run)).attrs)
-    faults = path_faults(out)
+    attrs = dict(open_group(find_cube(run)).attrs)
+    faults = new_run_faults(out)
     if sum(asked is not None for asked in (layers, languages, data)) != 1:
         faults.append(Fault("layers, languages, data", "give one of them"))
-    stored, config_faults = read_yaml(run / CONFIG, follow=False)
+    with RemoteRun(run).settings() if is_url(run) else nullcontext(Path(run)) as settings:
+        stored, config_faults = read_yaml(settings / CONFIG, follow=False)
     faults += config_faults
     if faults:
         raise InputError(faults, "cannot extend")
@@ -88,15 +90,15 @@ def extend(
         missing, dim = _missing_languages(languages, cube), "sample"
     else:
         missing, dim = _more_rows(str(data), attrs), "sample"
-    added = out.with_name(f"{out.name}.added")
+    added = f"{out.rstrip('/')}.added"
     # the same windows, so that samples share their batches with the same ones and round as in a single run
-    asked = {**options, "window_samples": attrs["window_samples"], **missing, "out": str(added)}
+    asked = {**options, "window_samples": attrs["window_samples"], **missing, "out": added}
     extract(**{name: value for name, value in asked.items() if value is not None}, listeners=listeners)
-    both, both_attrs = joined([str(run), str(added)], dim)
-    config, _ = check({**options, "layers": both_attrs["layers"], "out": str(out)})
+    both, both_attrs = joined([run, added], dim)
+    config, _ = check({**options, "layers": both_attrs["layers"], "out": out})
     write_joined(out, both, both_attrs, {CONFIG: config.to_yaml()} if config else {})
     with suppress(OSError):
-        shutil.rmtree(added)
+        RemoteRun(added).remove() if is_url(added) else shutil.rmtree(added)
     return open_cube(out)
 
 

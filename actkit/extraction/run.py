@@ -149,7 +149,7 @@ def extract(
         _check_cluster(cluster, part)
     prepared = prepare(config, options)
     run, plan = prepared.run, prepared.plan
-    remote = RemoteRun(prepared.config.out) if is_url(prepared.config.out) else None
+    remote = RemoteRun(prepared.config.out, part=share) if is_url(prepared.config.out) else None
     if remote is not None and cluster is not None:
         hint = "give a folder and `actkit push` it, or compute parts"
         raise InputError([Fault("cluster", "cannot write to an object store yet", hint)])
@@ -300,6 +300,8 @@ def _run_remote(
         check_unchanged(cube, prepared.attrs, same_machine=windows is not None)
     with closing(remote.writer(prepared.plan, windows, threads=compression_threads())) as writer:
         _complete(prepared, folder, engine, writer, meter, windows)
+    if prepared.config.whiten and windows is None:
+        remote.copy_moments()
 
 
 def _write_settings(prepared: RunPlan, folder: Folder | RemoteRun) -> None:
@@ -340,7 +342,7 @@ def _complete(
     logger.info("%d of %d samples remain to be computed", total - committed, total)
     # the moments of parts are computed from the cube when it is sealed, those of a cluster's run at its end
     has_moments = prepared.config.whiten and windows is None
-    accumulator = MomentAccumulator(prepared, folder) if has_moments else None
+    accumulator = MomentAccumulator(prepared, folder, writer.path) if has_moments else None
     added = accumulator if isinstance(engine, LocalEngine) else None
     if todo:
         engine.start()

@@ -21,6 +21,7 @@ from ..stats.selection import AUTO, TokenSelection
 from ..store.folders import Folder
 from ..store.run_folder import locked
 from ..store.writer import storage_errors
+from .deferred_signals import deferred_signals
 from .layer_trainer import LayerTrainer, StepMeasures
 from .manifest import MANIFEST, layer_folder, read_manifest, write_manifest
 from .sae import Sae
@@ -191,46 +192,55 @@ class _Training:
         self.checkpoint_seconds = checkpoint_seconds
         self.process = psutil.Process()
         self.measures: dict[int, dict[str, float]] = {}
+        self.trainers: list[LayerTrainer] = []
+        self.position = self.first = Position(0, 0.0, (), ())
         self.started = self.saved = time.monotonic()
 
     def run(self) -> None:
         """Train to the end, and write the autoencoders."""
-        position = load_position(self.folder)
-        is_new = position is None
-        if position is None:
-            scales, extremes = self.data.scales()
-            position = Position(0, 0.0, tuple(scales), tuple(extremes))
-        _warn_of_extremes(self.settings, position)
-        device = pick_device(self.settings.device)
-        sites = zip(self.settings.layers, position.scales, strict=True)
-        self.trainers = [LayerTrainer(self.settings, layer, scale, device) for layer, scale in sites]
-        if not is_new:
-            restore_state(self.folder, self.trainers)
-            logger.info("the training continues after %s steps", f"{position.step:,}")
-        self.log = TrainingLog(self.folder, position.step)
-        self.position = self.first = position
-        held_out = self.data.held_out_tokens
-        self.started = self.saved = time.monotonic()
         try:
+            held_out = self._begin()
             self._steps(held_out)
         except BaseException as error:
             is_interrupt = isinstance(error, KeyboardInterrupt)
-            if is_interrupt:
+            if is_interrupt and self.trainers:
                 save_state(self.folder, self.trainers, self.position)
             self._emit("interrupted" if is_interrupt else "failed")
             raise
         self._write()
         self._emit("done")
 
+    def _begin(self) -> list[torch.Tensor]:
+        """Make the trainers, from the state if there is one, and return held-out tokens of each layer."""
+        stored = load_position(self.folder)
+        if stored is None:
+            scales, extremes = self.data.scales()
+            self.position = Position(0, 0.0, tuple(scales), tuple(extremes))
+        else:
+            self.position = stored
+        self.first = self.position
+        _warn_of_extremes(self.settings, self.position)
+        device = pick_device(self.settings.device)
+        sites = zip(self.settings.layers, self.position.scales, strict=True)
+        trainers = [LayerTrainer(self.settings, layer, scale, device) for layer, scale in sites]
+        if stored is not None:
+            restore_state(self.folder, trainers)
+            logger.info("the training continues after %s steps", f"{stored.step:,}")
+        self.log = TrainingLog(self.folder, self.position.step)
+        held_out = self.data.held_out_tokens
+        self.started = self.saved = time.monotonic()
+        self.trainers = trainers  # from now on, there is a state to save
+        return held_out
+
     def _steps(self, held_out: list[torch.Tensor]) -> None:
         self._emit("running")
         every = max(1, self.settings.steps // _LOG_ENTRIES)
         batches = self.data.batches(self.position.step)
         for step in range(self.position.step, self.settings.steps):
-            measures = [
-                trainer.step(x, step) for trainer, x in zip(self.trainers, next(batches), strict=True)
-            ]
-            self.position = replace(self.position, step=step + 1, seconds=self._seconds())
+            batch = next(batches)
+            with deferred_signals():  # a step of all layers, or of none
+                measures = [trainer.step(x, step) for trainer, x in zip(self.trainers, batch, strict=True)]
+                self.position = replace(self.position, step=step + 1, seconds=self._seconds())
             if (step + 1) % every == 0 or step + 1 == self.settings.steps:
                 self._measure(measures, held_out, step)
             self._emit("running")
@@ -286,8 +296,7 @@ class _Training:
         for trainer, extremes in zip(self.trainers, self.position.extremes, strict=True):
             path = self.folder.path / layer_folder(trainer.layer, _component(self.settings))
             write_sae(path, _sae(trainer, self.data, extremes))
-        layers = list(self.settings.layers)
-        write_manifest(self.folder.path, component=self.settings.component, layers=layers)
+        write_manifest(self.folder.path)
         remove_state(self.folder)
 
 

@@ -27,9 +27,9 @@ def kmeans(result: xr.Dataset) -> Any:
     table = result.compute()
     # argmax of a flag finds the candidate chosen; a layer without one is all NaN anyway
     chosen = table[["silhouette", "stability"]].isel(
-        candidate=(table.candidate == table.n_clusters).argmax("candidate")
+        candidate=(table.candidate == table.k).argmax("candidate")
     )
-    chosen = chosen.where(table.n_clusters.notnull())
+    chosen = chosen.where(table.k.notnull())
     what = "tokens" if "token" in table.dims else "samples"
     quality = [
         _curve(chosen[name].sel(language=language), language, shade, label, dash)

@@ -1,10 +1,13 @@
 """Inputs of the probes that do not use the layers: embedding, text, and length."""
 
+from collections.abc import Iterator
+
 import dask.base
 import numpy as np
 import xarray as xr
 
 from . import selection
+from .lazy_blocks import apply_to_samples
 
 BASELINES = ("embedding", "tfidf", "length")
 
@@ -47,14 +50,12 @@ def mean_embedding(cube: xr.Dataset, vectors: selection.Pooling) -> xr.DataArray
     if "embedding" not in cube or not selection.holds_all_tokens(part).all():
         return None
     mask = selection.token_mask(part)
-    core = [["token", "hidden"], ["token"]]
-    (means,) = selection.apply(_means, part.embedding, mask, core=core, out=[["hidden"]], each=False)
-    return means
+    array = part.embedding.transpose("sample", "token", "hidden").expand_dims("layer")
+    return apply_to_samples(_means, array, mask, {"hidden": array.sizes["hidden"]})
 
 
-def _means(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray]:
-    return (
-        np.stack(
-            [rows[included].mean(axis=0, dtype=np.float64) for rows, included in zip(x, mask, strict=True)]
-        ),
+def _means(layers: Iterator[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    (x,) = layers
+    return np.stack(
+        [rows[included].mean(axis=0, dtype=np.float64) for rows, included in zip(x, mask, strict=True)]
     )

@@ -13,6 +13,7 @@ from ..canonical import Cube
 from ..errors import Fault, InputError, MissingError
 from . import selection
 from .finiteness import finite_cube
+from .kernels import feature_cka
 from .kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
 from .layer_alignment import layer_alignment, superdiagonal
 from .matched_samples import Match, check_languages, same_samples
@@ -345,8 +346,7 @@ def _stacked(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _pair_cka(*vectors: np.ndarray, groups: np.ndarray | None) -> tuple[float, float, float]:
     """Return debiased CKA, its standard error and biased CKA of one representation with itself, or of two."""
-    aligned = align(np.stack(vectors), groups)
-    return aligned.cka[0, -1], aligned.se[0, -1], aligned.biased[0, -1]
+    return feature_cka.pair_cka(vectors[0], vectors[-1], groups)
 
 
 def _adjacent(
@@ -375,5 +375,4 @@ def _adjacent(
 
 def _variant_tables(x: np.ndarray, *, groups: np.ndarray | None, variants: bool) -> tuple[np.ndarray, ...]:
     changes = _VARIANTS.values() if variants else ()
-    changed = [align(change(x), groups, jackknife=False).cka for change in changes]
-    return (top_share(x)[:-1], *(np.ascontiguousarray(np.diagonal(table, offset=1)) for table in changed))
+    return (top_share(x)[:-1], *(feature_cka.adjacent_cka(change(x), groups) for change in changes))

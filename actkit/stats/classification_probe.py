@@ -18,6 +18,7 @@ from .kernels.label_models import null_sources
 from .kernels.probes import Fold
 from .label_samples import LabelSamples, class_samples, class_splits, covariate_names, covariates_of
 from .length_matches import MatchedOn
+from .multiple_results import with_holm
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
 from .token_selection import select_tokens
 
@@ -95,7 +96,10 @@ def classification_probe(
         ``n_unmatched``, the number of samples left out.
 
         With dims ``(language, layer, baseline)``, what the layer adds: ``macro_auroc_difference`` with
-        ``_low``, ``_high`` and ``_p``, two-sided and with Holm's correction over layers. Lazy if the cube is.
+        ``_low``, ``_high`` and ``_p``, two-sided and with Holm's correction over layers.
+
+        All p-values are corrected within a language; those with ``_p_holm`` are corrected over languages
+        too, as by :func:`actkit.holm`. Lazy if the cube is.
 
     Raises
     ------
@@ -148,7 +152,7 @@ def classification_probe(
     result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
     taken = [*result.data_vars, *(dim for dim in result.dims if dim != _CLASS)]
     group_dim = selection.free_name(by, taken)
-    result = result.rename({_CLASS: group_dim}).assign_coords({group_dim: values})
+    result = with_holm(result.rename({_CLASS: group_dim}).assign_coords({group_dim: values}))
     result.attrs = selection.settings(
         array,
         "classification_probe",

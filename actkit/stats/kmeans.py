@@ -39,7 +39,7 @@ class _Options:
 def cluster_samples(
     cube: Cube,
     *,
-    n_clusters: int | Sequence[int] = CANDIDATES,
+    k: int | Sequence[int] = CANDIDATES,
     criterion: Criterion = "silhouette",
     layers: Sequence[int] | None = None,
     by: str | Sequence[str] = (),
@@ -57,7 +57,7 @@ def cluster_samples(
     ----------
     cube
         From :func:`actkit.open_cube`.
-    n_clusters
+    k
         Number of k-means clusters, or several candidates, of which the best is chosen.
     criterion
         Choice between candidates: the largest ``silhouette`` or the largest ``stability``.
@@ -87,7 +87,7 @@ def cluster_samples(
         - Dims ``(layer, sample)``: ``assignment``, the k-means cluster of each sample within its language,
           numbered from the largest, which is 0; -1 if undefined. The coordinates of ``sample`` include
           ``text``, ``sample_id``, ``sample_language`` and the labels.
-        - Dims ``(language, layer)``: ``n_clusters``, the number of k-means clusters chosen.
+        - Dims ``(language, layer)``: ``k``, the number of k-means clusters chosen.
         - Dims ``(language, layer, candidate)``: ``inertia``, the sum of squared distances to the centres;
           the mean ``silhouette``; and ``stability``, the mean adjusted Rand index of fits to two disjoint
           halves of the data, which consist of whole values of ``cluster``. NaN unless there are more distinct
@@ -115,13 +115,13 @@ def cluster_samples(
     >>> from actkit import open_cube
     >>> from actkit.testing import write_cube
     >>> cube = open_cube(write_cube(n_samples=40))
-    >>> result = cluster_samples(cube, n_clusters=2, layers=[1], by="gender", permutations=19).compute()
+    >>> result = cluster_samples(cube, k=2, layers=[1], by="gender", permutations=19).compute()
     >>> english = result.isel(sample=(result.sample_language == "english").values)
     >>> texts = english.text[english.assignment.sel(layer=1) == 0]  # of the largest k-means cluster
     >>> len(texts) >= 10
     True
     """
-    options = _options(n_clusters, criterion, n_components, resamples, permutations, seed)
+    options = _options(k, criterion, n_components, resamples, permutations, seed)
     array = selection.vectors(_of_layers(select_tokens(finite_cube(cube), tokens), layers), vectors)
     names = _names(by)
     choice, groups = _dependent(array, array, cluster, names, np.arange(array.sizes["sample"]))
@@ -138,7 +138,7 @@ def cluster_samples(
 def cluster_tokens(
     cube: Cube,
     *,
-    n_clusters: int | Sequence[int] = CANDIDATES,
+    k: int | Sequence[int] = CANDIDATES,
     criterion: Criterion = "silhouette",
     layers: Sequence[int] | None = None,
     by: str | Sequence[str] = (),
@@ -156,7 +156,7 @@ def cluster_tokens(
     ----------
     cube
         From :func:`actkit.open_cube`, with `residual`.
-    n_clusters, criterion, layers, n_components, resamples, permutations, seed
+    k, criterion, layers, n_components, resamples, permutations, seed
         As for :func:`cluster_samples`.
     by
         Labels of samples, or coordinates with the dims ``(sample, token)`` such as ``token_kind``, with which
@@ -182,7 +182,7 @@ def cluster_tokens(
         As for :func:`cluster_samples`.
     """
     selection.check_counts(max_sampled_tokens=max_sampled_tokens)
-    options = _options(n_clusters, criterion, n_components, resamples, permutations, seed)
+    options = _options(k, criterion, n_components, resamples, permutations, seed)
     available = _of_layers(select_tokens(finite_cube(cube), tokens), layers)
     selection.require(available, "residual")
     array, names = sampled_tokens(available, max_sampled_tokens, seed), _names(by)
@@ -211,7 +211,7 @@ def cluster_tokens(
 
 
 def _options(
-    n_clusters: int | Sequence[int],
+    k: int | Sequence[int],
     criterion: Criterion,
     n_components: int,
     resamples: int,
@@ -219,12 +219,12 @@ def _options(
     seed: int,
 ) -> _Options:
     selection.check_counts(n_components=n_components, resamples=resamples, permutations=permutations)
-    candidates = tuple(n_clusters) if isinstance(n_clusters, Sequence | np.ndarray) else (n_clusters,)
+    candidates = tuple(k) if isinstance(k, Sequence | np.ndarray) else (k,)
     for candidate in candidates:
-        selection.check_counts(2, n_clusters=candidate)
+        selection.check_counts(2, k=candidate)
     faults = []
     if not candidates or len(set(candidates)) < len(candidates):
-        faults.append(Fault("n_clusters", f"is {n_clusters}", "give a number, or several different ones"))
+        faults.append(Fault("k", f"is {k}", "give a number, or several different ones"))
     if criterion not in get_args(Criterion):
         faults.append(Fault("criterion", f"{criterion!r} is unknown", "silhouette or stability"))
     if faults:
@@ -293,7 +293,7 @@ def _clustered(
         *measures, chosen, assignment = outputs[: len(_BY_CANDIDATE) + 2]
         assignments.append(assignment)
         places.append(samples)
-        result = xr.Dataset(dict(zip(_BY_CANDIDATE, measures, strict=True))).assign(n_clusters=chosen)
+        result = xr.Dataset(dict(zip(_BY_CANDIDATE, measures, strict=True))).assign(k=chosen)
         return result.assign(dict(zip(_AGREEMENTS, outputs[len(_BY_CANDIDATE) + 2 :], strict=True)))
 
     result = selection.by_language(array, summarize)

@@ -1,14 +1,17 @@
 """Blocks of a cube that are read inside the dask task that uses them, so that dask does not retain them."""
 
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
+import dask.array as da
 import dask.base
 import numpy as np
 import xarray as xr
+from dask.delayed import delayed
 
 from ..regular_files import MB
 
-READ = 32 * MB  # read at once, padding included
+READ = 16 * MB  # read at once, padding included; memory of larger arrays returns to the system after each use
 SLAB = 8 * MB  # converted to float64 at once, which needs several times this amount
 
 
@@ -28,6 +31,62 @@ class Block:
             return np.asarray(self._data.compute(scheduler="synchronous"))
         return np.asarray(self._data)
 
+    def layers(self) -> Iterator[np.ndarray]:
+        """Yield the values of one layer, the first dimension, after the other."""
+        for layer in self._data:
+            lazy = dask.base.is_dask_collection(layer)
+            yield np.asarray(layer.compute(scheduler="synchronous") if lazy else layer)
+
+
+OfSamples = Callable[[Iterator[np.ndarray], np.ndarray], np.ndarray]
+
+
+def apply_to_samples(
+    function: OfSamples, array: xr.DataArray, mask: xr.DataArray, sizes: Mapping[str, int]
+) -> xr.DataArray:
+    """Apply a function to the tokens of a few samples at a time, layer by layer; lazily if they are lazy.
+
+    Neither padding nor more than one layer of these samples is held, unless the function holds it. With one
+    task per layer, dask would hold a whole layer of all samples between the tasks that use it.
+
+    Parameters
+    ----------
+    function
+        Takes the layers, each with dims ``(sample, token, hidden)``, and the mask of the tokens; returns an
+        array with dims ``(sample, ...)``. Tokens after the last one that the mask includes are left out.
+    array
+        Dims ``(layer, sample, token, hidden)``.
+    mask
+        Boolean, dims ``(sample, token)``: the tokens included.
+    sizes
+        Lengths of the further dimensions of the result.
+
+    Returns
+    -------
+    xarray.DataArray
+        Dims ``(sample, ...)``.
+    """
+    included, bare = mask.transpose("sample", "token").values, xr.DataArray(array.variable)
+    ends = np.where(included.any(axis=1), included.shape[1] - included[:, ::-1].argmax(axis=1), 1)
+    of_block = delayed(_of_block, pure=False)
+    parts = []
+    for span in _chunk_spans(bare):
+        tokens = slice(0, int(ends[span].max(initial=1)))
+        block = Block(bare.isel(sample=span, token=tokens))
+        shape = (span.stop - span.start, *sizes.values())
+        parts.append(
+            da.from_delayed(  # type: ignore[no-untyped-call]
+                of_block(function, block, included[span, tokens]), shape, np.float64
+            )
+        )
+    values = da.concatenate(parts).rechunk(-1)  # type: ignore[no-untyped-call]
+    result = xr.DataArray(values, dims=["sample", *sizes])
+    return result if dask.base.is_dask_collection(array) else result.compute()
+
+
+def _of_block(function: OfSamples, block: Block, mask: np.ndarray) -> np.ndarray:
+    return function(block.layers(), mask)
+
 
 def spans(array: xr.DataArray, *, layers_at_once: int = 1) -> list[slice]:
     """Divide samples into slices, each read at once for one layer, or for several.
@@ -44,10 +103,26 @@ def spans(array: xr.DataArray, *, layers_at_once: int = 1) -> list[slice]:
     return _cut(n, item_bytes * layers_at_once, READ)
 
 
+def _chunk_spans(array: xr.DataArray) -> list[slice]:
+    """Divide samples as :func:`spans`, but into whole dask chunks, so that none is read twice."""
+    spanned = spans(array) or [slice(0, 0)]
+    if not array.chunks:
+        return spanned
+    edges, most = [0], spanned[0].stop
+    for end in np.cumsum(array.chunksizes["sample"]).tolist():
+        if len(edges) > 1 and end - edges[-2] <= most:
+            edges[-1] = end
+        else:
+            edges.append(end)
+    return [slice(*pair) for pair in pairwise(edges)]
+
+
 def slabs(values: np.ndarray) -> list[slice]:
     """Divide samples, the first dimension, into slices small enough to convert to float64."""
     return _cut(len(values), values.nbytes // max(len(values), 1), SLAB)
 
 
 def _cut(n: int, item_bytes: int, max_bytes: int) -> list[slice]:
-    return [slice(*edges) for edges in pairwise([*range(0, n, max(max_bytes // max(item_bytes, 1), 1)), n])]
+    most = max(max_bytes // max(item_bytes, 1), 1)
+    step = 1 << (most.bit_length() - 1)  # a power of two, so that few slices end within a chunk
+    return [slice(*edges) for edges in pairwise([*range(0, n, step), n])]

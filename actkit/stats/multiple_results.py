@@ -1,6 +1,6 @@
 """Holm's correction of p-values over languages and over several results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -72,17 +72,21 @@ def _is_result(result: object) -> bool:
     )
 
 
-def over_languages(results: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+def over_languages(
+    results: Sequence[xr.Dataset], names: Mapping[str, Sequence[str]] = _DIMS
+) -> list[xr.Dataset]:
     """Return results with p-values that are corrected over all of their languages.
 
     Parameters
     ----------
     results
-        Datasets with the variables of :func:`holm`.
+        Datasets with p-values.
+    names
+        Names of the p-values, with their dims besides ``language``; by default those of :func:`holm`.
     """
     ends = np.cumsum([result.sizes["language"] for result in results])
     corrected = list(results)
-    for name, within in _DIMS.items():
+    for name, within in names.items():
         joined = xr.concat([result[name] for result in results], "language", join="outer")
         dims = ["language", *within]
         (found,) = selection.apply(_corrected, joined, core=[dims], out=[dims])
@@ -93,6 +97,13 @@ def over_languages(results: Sequence[xr.Dataset]) -> list[xr.Dataset]:
             values = values.sel({dim: result[dim] for dim in within}).assign_coords(language=result.language)
             corrected[at] = corrected[at].assign({f"{name}_holm": values.transpose(*result[name].dims)})
     return corrected
+
+
+def with_holm(result: xr.Dataset) -> xr.Dataset:
+    """Return a result in which every p-value, whose name ends in ``_p``, is corrected over languages too."""
+    names = [str(name) for name in result.data_vars if str(name).endswith("_p")]
+    dims = {name: [str(dim) for dim in result[name].dims if dim != "language"] for name in names}
+    return over_languages([result], dims)[0]
 
 
 def _corrected(p: np.ndarray) -> tuple[np.ndarray]:

@@ -1,6 +1,8 @@
 """Norms of the residual stream by layer, updates between adjacent layers, and massive activations."""
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from . import selection
 from .cluster_detection import ClusterChoice
 from .finiteness import checked, finite_cube
 from .kernels.norms import NORM_SUMMARIES, empty_summary, largest, lengths, summarize_norms, updates
+from .lazy_blocks import apply_to_samples
 from .token_selection import select_tokens
 
 _GROUP = "group"  # temporary name of the group dimension, until the result's variables are known
@@ -143,16 +146,15 @@ def layer_updates(
     if available.sizes["layer"] < 2:
         raise MissingError("the cube has one layer, and layers are compared; select or extract several")
     cluster_ids = _cluster_ids(available, choice)
-    before = available.residual.isel(layer=slice(None, -1))
-    after = available.residual.isel(layer=slice(1, None)).assign_coords(layer=before.layer)
     mask, result = selection.token_mask(available), xr.Dataset()
-    core = [["hidden"], ["hidden"], []]
-    outputs = selection.apply(updates, before, after, mask, core=core, out=[[], [], []], each=False)
-    outputs = (checked(outputs[0].rename("update_norm"), mask), *outputs[1:])
+    sizes = {"measure": 3, "layer": available.sizes["layer"] - 1, "token": mask.sizes["token"]}
+    residual = available.residual.transpose("layer", "sample", "token", "hidden")
+    measures = apply_to_samples(partial(_updates, n_tokens=sizes["token"]), residual, mask, sizes)
+    measures = measures.transpose("measure", "layer", "sample", "token")
+    measures = measures.assign_coords(layer=available.layer.values[:-1])
+    outputs = (checked(measures[0].rename("update_norm"), mask), *measures[1:])
     for name, values in zip(("update_norm", "relative", "cosine"), outputs, strict=True):
-        summary = _summarize(
-            available, values.transpose("layer", "sample", "token"), mask, by, cluster_ids, resamples, seed
-        )
+        summary = _summarize(available, values, mask, by, cluster_ids, resamples, seed)
         result[name] = summary["mean"]
         result[f"{name}_low"], result[f"{name}_high"] = summary["low"], summary["high"]
     result["n_tokens"] = summary["n_tokens"]
@@ -204,10 +206,9 @@ def massive_activations(cube: Cube, *, tokens: selection.TokenSelection = "conte
     available = selection.captured(cube)
     mask = selection.token_mask(available)
     residual = available.residual.transpose("layer", "sample", "token", "hidden")
-    core = [["token", "hidden"], ["token"]]
-    largest_value, median, token, hidden, n_massive = selection.apply(
-        largest, residual, mask, core=core, out=[[]] * 5, each=False
-    )
+    values = apply_to_samples(_largest, residual, mask, {"summary": 5, "layer": available.sizes["layer"]})
+    values = values.assign_coords(layer=available.layer.values).transpose("summary", "layer", "sample")
+    largest_value, median, token, hidden, n_massive = values
     largest_value = checked(largest_value.rename("residual"), mask.any("token"))
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
@@ -243,8 +244,36 @@ def _norms(cube: xr.Dataset, component: Component) -> tuple[xr.Dataset, xr.DataA
         return cube, cube.norm
     selection.require(cube, component)
     available = selection.captured(cube, component)
-    (norms,) = selection.apply(lengths, available[component], core=[["hidden"]], out=[[]], each=False)
-    return available, norms.transpose("layer", "sample", "token")
+    mask = selection.token_mask(available)
+    sizes = {"layer": available.sizes["layer"], "token": mask.sizes["token"]}
+    array = available[component].transpose("layer", "sample", "token", "hidden")
+    norms = apply_to_samples(partial(_lengths, n_tokens=sizes["token"]), array, mask, sizes)
+    return available, norms.transpose("layer", "sample", "token").assign_coords(layer=available.layer.values)
+
+
+def _updates(layers: Iterator[np.ndarray], mask: np.ndarray, *, n_tokens: int) -> np.ndarray:
+    """Return the measures of updates between adjacent layers, dims ``(sample, measure, layer, token)``."""
+    measures = [updates(*pair, mask) for pair in pairwise(layers)]
+    return _padded(np.array(measures).transpose(2, 1, 0, 3), n_tokens)
+
+
+def _largest(layers: Iterator[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """Return the summaries of the largest activations, dims ``(sample, summary, layer)``."""
+    summaries = [largest(layer[None], mask) for layer in layers]
+    return np.concatenate(summaries, axis=1).transpose(2, 0, 1)
+
+
+def _lengths(layers: Iterator[np.ndarray], mask: np.ndarray, *, n_tokens: int) -> np.ndarray:
+    """Return the norms of tokens, dims ``(sample, layer, token)``."""
+    norms = [np.where(mask, *lengths(layer), np.nan) for layer in layers]
+    return _padded(np.stack(norms, axis=1), n_tokens)
+
+
+def _padded(values: np.ndarray, n_tokens: int) -> np.ndarray:
+    """Return values with the last dimension extended by NaN."""
+    result = np.full((*values.shape[:-1], n_tokens), np.nan)
+    result[..., : values.shape[-1]] = values
+    return result
 
 
 def _summarize(

@@ -15,6 +15,7 @@ from .kernels.covariates import Covariate
 from .kernels.label_models import null_sources
 from .kernels.probes import Fold
 from .label_samples import LabelSamples, covariate_names, covariates_of, number_samples
+from .multiple_results import with_holm
 from .probe_measures import baselines_measured, measured, p_values, with_baselines
 from .token_selection import select_tokens
 
@@ -83,7 +84,10 @@ def regression_probe(
 
         With dims ``(language, layer, baseline)``, what the layer adds: ``r2_difference`` and
         ``spearman_difference`` with ``_low``, ``_high`` and ``_p``, two-sided and with Holm's correction over
-        layers. Lazy if the cube is.
+        layers.
+
+        All p-values are corrected within a language; those with ``_p_holm`` are corrected over languages
+        too, as by :func:`actkit.holm`. Lazy if the cube is.
 
     Raises
     ------
@@ -130,6 +134,7 @@ def regression_probe(
         return _probed(part, inputs, samples, splits, names, permutations, seed)
 
     result = selection.by_language(array, summarize).assign_coords(layer=array.layer.values)
+    result = with_holm(result)
     result.attrs = selection.settings(
         array,
         "regression_probe",

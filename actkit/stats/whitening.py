@@ -10,6 +10,7 @@ import xarray as xr
 
 from ..canonical import Cube, as_cube
 from ..errors import Fault, InputError
+from ..object_urls import is_url
 from ..schema import MOMENTS
 from . import selection
 from .finiteness import finite_cube
@@ -185,6 +186,9 @@ class Whitener:
         if not isinstance(run, str | os.PathLike):
             problem = f"is of type {type(run).__name__}, but must be the path of a run folder"
             raise InputError([Fault("run", problem, "give the run folder, or pass the cube to Whitener.fit")])
+        if is_url(run):
+            hint = "copy the run by actkit pull, or pass the cube to Whitener.fit"
+            raise InputError([Fault("run", "is a URL, and moments are read from run folders", hint)])
         has_cube = any(Path(run).glob("*.zarr"))  # absent if only the file was copied
         moments = gathered_moments(Path(run) / MOMENTS, as_cube(run) if has_cube else None, layer, language)
         if not moments.n:

@@ -3,8 +3,29 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
+from ..errors import StorageError
 from .folders import Folder, Partial
 from .object_folder import ObjectFolder, Upload
+
+
+class ConflictError(StorageError):
+    """Another process computed other values for the same window.
+
+    Parameters
+    ----------
+    cube
+        The cube.
+    window
+        The window.
+    receipt
+        Path of its receipt in the cube.
+    """
+
+    def __init__(self, cube: object, window: int, receipt: str) -> None:
+        super().__init__(
+            f"{cube}: another process computed other values for window {window}; compute all parts on "
+            f"machines of one kind; if no other is running, remove {receipt} and rerun"
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
@@ -15,6 +16,7 @@ import xarray as xr
 from ..canonical import as_cube
 from ..errors import Fault, InputError
 from ..layer_spec import describe_all
+from ..object_urls import is_url, url_faults
 from ..schema import (
     COMPONENTS,
     FEATURE_VALUE,
@@ -26,10 +28,12 @@ from ..schema import (
     sparse_names,
 )
 from .cube_copy import write_copy
-from .layout import cube_path, open_group
+from .layout import find_cube, open_group
 from .metadata import ARRAYS, CHECKSUM
 from .new_folders import new_folder, path_faults
+from .push_pull import push
 from .reader import open_cube
+from .remote_run import RemoteRun
 from .run_folder import replace_text
 from .settings import OF_MACHINES, differences
 from .writer import storage_errors
@@ -59,12 +63,12 @@ def join(
     Parameters
     ----------
     runs
-        Run folders of complete cubes.
+        Run folders of complete cubes, or their URLs in object stores.
     dim
         ``layer``: the runs kept other layers or components of the same data. ``sample``: the runs kept the
         same layers of other rows or languages; samples are numbered anew.
     out
-        Run folder to create for a cube with all values. By default nothing is written.
+        Run folder or URL to create for a cube with all values. By default nothing is written.
 
     Returns
     -------
@@ -90,7 +94,7 @@ def join(
     {'layer': 3, 'sample': 16, 'token': 5, 'hidden': 16}
     """
     names = [str(run) for run in runs]
-    faults = path_faults(Path(out)) if out is not None else []
+    faults = new_run_faults(out) if out is not None else []
     if dim not in _MAY_DIFFER:
         faults.append(Fault("dim", f"{dim!r} is unknown", "give layer or sample"))
     if len(names) < 2 or isinstance(runs, str | Path):
@@ -99,7 +103,7 @@ def join(
         raise InputError(faults, "cannot join")
     cube, attrs = joined(names, dim)
     if out is not None:
-        write_joined(Path(out), cube, attrs)
+        write_joined(out, cube, attrs)
         return open_cube(out)
     seals = " ".join(run[CHECKSUM] for run in json.loads(attrs[JOINED])["runs"])
     attrs[CHECKSUM] = hashlib.sha256(f"{dim} {seals}".encode()).hexdigest()  # identifies the values
@@ -115,7 +119,7 @@ def joined(names: list[str], dim: str) -> tuple[xr.Dataset, Attrs]:
         If something does not fit.
     """
     cubes = [open_cube(name) for name in names]
-    groups = [open_group(cube_path(name)) for name in names]
+    groups = [open_group(find_cube(name)) for name in names]
     attrs = [dict(group.attrs) for group in groups]
     faults = [
         Fault(name, f"has the group `{VISION}`, which cannot be joined")
@@ -136,8 +140,36 @@ def joined(names: list[str], dim: str) -> tuple[xr.Dataset, Attrs]:
     return cube, _attrs(cube, attrs, dim)
 
 
-def write_joined(out: Path, cube: xr.Dataset, attrs: Attrs, files: Mapping[str, str] = _NO_FILES) -> None:
-    """Write a joined cube into a new run folder, with other files by name."""
+def new_run_faults(out: str | Path) -> list[Fault]:
+    """Return why a new run cannot be written to a folder or a URL.
+
+    Raises
+    ------
+    StorageError
+        If the object store cannot be read.
+    """
+    if not is_url(out):
+        return path_faults(Path(out))
+    if faults := url_faults(str(out), "out"):
+        return faults
+    return (
+        []
+        if RemoteRun(str(out)).cube() is None
+        else [Fault("out", f"{out} already exists", "name a new URL")]
+    )
+
+
+def write_joined(
+    out: str | Path, cube: xr.Dataset, attrs: Attrs, files: Mapping[str, str] = _NO_FILES
+) -> None:
+    """Write a joined cube into a new run folder, with other files by name; for a URL, on the way to it."""
+    if is_url(out):
+        with tempfile.TemporaryDirectory() as temporary:
+            run = Path(temporary, "run")
+            write_joined(run, cube, attrs, files)
+            push(run, str(out))
+        return
+    out = Path(out)
     with storage_errors(f"cannot write {out}", "nothing was kept"), new_folder(out) as building:
         write_copy(building, cube, attrs)
         for name, text in files.items():

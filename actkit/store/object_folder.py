@@ -23,8 +23,7 @@ READ_PATIENCE, WRITE_PATIENCE = 30.0, 600.0  # seconds
 _LONGEST_WAIT = 15.0
 _STATUS = re.compile(r"status code: (\d{3})")
 _TRANSIENT = ("408", "409", "412", "425", "429")
-_RECEIPT = re.compile(r"(.*/)?committed/receipt\.(\d+)\.json")
-_FLAGS = re.compile(r"(.*/)?committed/c\.\d+")
+_COMMITS = re.compile(r"(.*/)?committed/(receipt\.\d+\.json|c\.\d+)")
 
 
 class Entry(NamedTuple):
@@ -216,13 +215,16 @@ class ObjectFolder:
         """
         name = f".probe-{uuid4().hex}"
         folder = ObjectFolder(self.url, self._options)  # a wrong endpoint is reported soon
-        folder.create(name, b"1")
         try:
-            folder.create(name, b"2")
-        except FileExistsError:
-            return
-        finally:
-            folder.remove(name)
+            folder.create(name, b"1")
+            try:
+                folder.create(name, b"2")
+            except FileExistsError:
+                return
+            finally:
+                folder.remove(name)
+        except OSError as error:  # the name of the probe says nothing to users
+            raise type(error)(error.errno, error.strerror, self.url) from None
         host = endpoint_name(self.url, self._options)
         what = f"the server {host} ignores If-None-Match, so that commits could be overwritten"
         raise InputError([Fault(f"out {self.url}", what, "use a server with conditional writes")])
@@ -247,18 +249,6 @@ class ObjectFolder:
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}/{name}"
-
-    def _create_or_update(self, name: str, content: bytes) -> None:
-        """Create a receipt; replace one that a writer left without committing its window."""
-        try:
-            self.create(name, content)
-        except FileExistsError:
-            match = _RECEIPT.fullmatch(name)
-            entry = self.entry(name)
-            if match is None or entry is None or self.size(f"{match[1] or ''}committed/c.{match[2]}") >= 0:
-                raise
-            with self._requests(name) as obstore:  # fails if another writer replaces it meanwhile
-                obstore.put(self._store, self._key(name), content, mode={"e_tag": entry.tag})
 
     @contextmanager
     def _requests(self, name: str) -> Iterator[Any]:
@@ -348,8 +338,8 @@ class Upload:
             If the window was committed by another writer with another content.
         """
         self._file.seek(0)
-        if _RECEIPT.fullmatch(self.name) or _FLAGS.fullmatch(self.name):
-            self._folder._create_or_update(self.name, self._file.read())
+        if _COMMITS.fullmatch(self.name):
+            self._folder.create(self.name, self._file.read())
         elif self.size < SINGLE_BYTES:
             self._folder.put(self.name, self._file.read())
         else:

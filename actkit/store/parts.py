@@ -78,9 +78,14 @@ class Part:
         """
         return range(self.number - 1, n_windows, self.count)
 
+    @property
+    def name(self) -> str:
+        """Path of the folder with the status and the log of this part, in the run."""
+        return f"{PARTS}/{self.number}-of-{self.count}"
+
     def folder(self, run: Path) -> Path:
         """Return the folder with the status and the log of this part."""
-        return run / PARTS / f"{self.number}-of-{self.count}"
+        return run / self.name
 
 
 @contextmanager
@@ -134,6 +139,12 @@ def locked_if_possible(path: Path) -> Iterator[Folder]:
         if lock >= 0:
             os.close(lock)
         folder.close()
+
+
+def is_part_file(name: str, file: str) -> bool:
+    """Return whether a path below the folder of the parts is that of a file of one of them."""
+    folder, _, own = name.partition("/")
+    return own == file and _NAME.fullmatch(folder) is not None
 
 
 def read_parts(

@@ -15,7 +15,7 @@ from ..object_urls import is_url
 from ..regular_files import MB
 from ..schema import MOMENTS, VARIABLES
 from .byte_ranges import ByteRanges
-from .commits import place_files, written
+from .commits import ConflictError, place_files, written
 from .cube_files import LocalCube, RemoteCube
 from .folders import Folder, Partial
 from .layout import CUBE, array_names, array_of, find_cube, open_group, shards
@@ -92,8 +92,9 @@ def push(run: str | Path, url: str, *, storage_options: StorageOptions | None = 
     if not isinstance(source, LocalCube):
         raise InputError([Fault("run", "is a URL", "push a run folder; actkit pull copies from a URL")])
     target = ObjectFolder(url, storage_options, patience=WRITE_PATIENCE)
-    with storage_errors(f"cannot push to {url}", _KEPT):
+    with storage_errors("cannot push to", _KEPT):
         target.check_conditions()
+    with storage_errors(f"cannot push {run}:", _KEPT):
         group = open_group(source)
         with closing(Folder(source.root.parent)) as folder:
             _copy_run_files(folder, target, (CONFIG, SKIPPED))
@@ -203,6 +204,10 @@ def _copy_window(
             if receipt is not None and receipt.files.get(key) != (files[-1].size, files[-1].digest):
                 raise CorruptError([Fault(key, "is not the file that was committed", RERUN)])
         with written(target, last) as last_files, target.locked("committed"):
+            if receipt is not None and isinstance(target, ObjectFolder):
+                receipt_file = last_files.pop(0)  # first, or the files of another writer would be replaced
+                if not receipt_file.place_new():
+                    raise ConflictError(target, window, receipt_file.name)
             place_files(target, files, last_files)
     return sum(file.size for file in files)
 

@@ -27,6 +27,8 @@ from .verification import RERUN, read_committed
 from .xarray_copies import is_copy, open_copy
 
 BLOCK_BYTES = 128 * MB
+# padding included; the memory of larger blocks returns to the system after each, which costs CPU time
+TOKEN_BLOCK_BYTES = 16 * MB
 EAGER_SAMPLES = 2**14  # coordinates of up to so many samples are read at once, so that their values are shown
 
 
@@ -189,13 +191,12 @@ def _dataset(
     coords: dict[str, xr.Variable] = {}
     for name, path in paths.items():
         array = array_of(root, path)
-        values = _values(StoredArray(folder, path, str(root.attrs[CHECKSUM])), array, committed, chunked)
+        stored = StoredArray(folder, path, str(root.attrs[CHECKSUM]))
+        values = _values(stored, array, committed, chunked)
         variable = xr.Variable(dims_of(array), values, attrs=_plain_attrs(array.attrs))
         if not chunked and array.ndim > 1:
-            chunks = {
-                dim: max(sizes) for dim, sizes in zip(variable.dims, _chunks(array, committed), strict=True)
-            }
-            variable.encoding["preferred_chunks"] = chunks
+            blocks = zip(variable.dims, _chunks(stored, array, committed), strict=True)
+            variable.encoding["preferred_chunks"] = {dim: max(sizes) for dim, sizes in blocks}
         is_coord = path not in VARIABLES or VARIABLES[path].coord
         (coords if is_coord else data)[name] = variable
     attrs = _plain_attrs(root.attrs)
@@ -212,7 +213,7 @@ def _values(stored: StoredArray, array: Array, committed: np.ndarray, chunked: b
     if stored.name == "committed":  # the strict store would report windows without flags as damage
         return committed
     if array.ndim > 1:
-        return dask_values(stored, _chunks(array, committed)) if chunked else indexed_values(stored)
+        return dask_values(stored, _chunks(stored, array, committed)) if chunked else indexed_values(stored)
     if stored.name.rpartition("/")[2] in DIMS:  # xarray builds an index of it at once
         return stored[...]
     by_window = stored.name in VARIABLES and VARIABLES[stored.name].by_window
@@ -312,7 +313,7 @@ def _read_committed(stored: StoredArray, array: Array, committed: np.ndarray) ->
     return values
 
 
-def _chunks(array: Array, committed: np.ndarray) -> tuple[tuple[int, ...], ...]:
+def _chunks(stored: StoredArray, array: Array, committed: np.ndarray) -> tuple[tuple[int, ...], ...]:
     """Return sizes of dask's chunks along each axis."""
     sizes = dict(zip(dims_of(array), array.shape, strict=True))
     file = (array.shards or array.chunks)[list(sizes).index("sample")]
@@ -322,25 +323,33 @@ def _chunks(array: Array, committed: np.ndarray) -> tuple[tuple[int, ...], ...]:
     by_layer = (is_vector and "token" in sizes) or prod(array.shape) * item_bytes > BLOCK_BYTES
     layers = 1 if by_layer and is_vector else sizes.get("layer", 1)
     others = prod(size for dim, size in sizes.items() if dim not in ("layer", "sample"))
-    files = max(1, BLOCK_BYTES // max(item_bytes * layers * others * file, 1))
+    sample_bytes = max(item_bytes * layers * others, 1)
+    samples = max(1, BLOCK_BYTES // (sample_bytes * file)) * file
+    if {"token", "hidden"} <= set(sizes) and not isinstance(stored.folder, RemoteCube):
+        # files are divided, unless each part of one is a request
+        inner = array.chunks[list(sizes).index("sample")]
+        samples = min(samples, max(TOKEN_BLOCK_BYTES // sample_bytes // inner, 1) * inner)
     blocks: dict[str, tuple[int, ...]] = {dim: (size,) for dim, size in sizes.items()}
     if layers and "layer" in sizes:
         blocks["layer"] = (layers,) * (sizes["layer"] // layers)
-    blocks["sample"] = _blocks(committed, file, files)
+    blocks["sample"] = _blocks(committed, file, samples)
     return tuple(blocks.values())
 
 
-def _blocks(committed: np.ndarray, file: int, files: int) -> tuple[int, ...]:
-    """Return sizes of blocks of whole files, none of which mixes committed and uncommitted windows."""
+def _blocks(committed: np.ndarray, file: int, most: int) -> tuple[int, ...]:
+    """Return sizes of blocks of up to so many samples, none of which mixes committed and uncommitted windows.
+
+    Blocks larger than a file consist of whole files, and no smaller one extends over two files.
+    """
     sizes: list[int] = []
     previous = None
     for start in range(0, len(committed), file):
         state = bool(committed[start])
         size = min(file, len(committed) - start)
-        if sizes and state == previous and sizes[-1] < file * files:
+        if sizes and state == previous and sizes[-1] + size <= most:
             sizes[-1] += size
         else:
-            sizes.append(size)
+            sizes += [min(most, size - done) for done in range(0, size, most)]
         previous = state
     return tuple(sizes)
 

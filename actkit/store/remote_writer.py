@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..batch_plan import Plan
+from .commits import ConflictError, written
 from .cube_files import RemoteCube
+from .folders import Partial
 from .layout import Array, shards
-from .object_folder import Entry
-from .receipts import Receipt
+from .object_folder import Entry, Upload
+from .receipts import Receipt, receipt_name
 from .writer import CubeWriter, storage_errors
 
 _CONCURRENT = 16
@@ -18,9 +20,9 @@ _CONCURRENT = 16
 class RemoteWriter(CubeWriter):
     """Writes windows of a cube in an object store; any number of processes may do so at the same time.
 
-    The files of a window replace any that are there, since their bytes are determined by the plan. Then its
-    receipt and its flags are created. Where either exists already, the contents are compared: another process
-    that computed the same values does no harm, and one that computed others is an error.
+    The receipt of a window is created before any of its files is stored, and its flags after all of them.
+    Where either exists already, the contents are compared: another process that computed the same values does
+    no harm, and one that computed others fails before it has replaced a file.
 
     Parameters
     ----------
@@ -48,6 +50,7 @@ class RemoteWriter(CubeWriter):
             lost = {window for window, is_whole in zip(present, whole, strict=True) if not is_whole}
             for window in lost:
                 self._folder.remove(self._flag_files[window])
+                self._folder.remove(receipt_name(window))
         return [window for window in self._windows if window not in {*present} - lost]
 
     def restore(
@@ -62,6 +65,21 @@ class RemoteWriter(CubeWriter):
             assert isinstance(self.path, RemoteCube)
             self.path = RemoteCube(self.path.folder)
         return restored
+
+    def _commit(self, window: int, files: list[Partial | Upload]) -> int:
+        """Store the files of a window between its receipt and its flags."""
+        receipt, content = receipt_name(window), Receipt.of(self.seal, files).content()
+        contents = {receipt: content, self._flag_files[window]: self._flags_of(window)}
+        with written(self._folder, contents) as (receipt_file, flags_file):
+            self._check()
+            if not receipt_file.place_new() and self._folder.read(receipt, -1) != content:
+                raise ConflictError(self.path, window, receipt)
+            if self._is_committed(window):
+                return 0
+            for file in files:
+                file.place()
+            flags_file.place()
+        return sum(file.size for file in files)
 
     def _is_damaged(self, array: Array, entries: Mapping[str, tuple[int, str]] | None) -> bool:
         assert isinstance(self.path, RemoteCube)

@@ -28,9 +28,10 @@ LOCK = ".lock"
 PARTS = "parts"  # folder with the status and the log of each part
 OUTPUT = "output.txt"  # standard output and error of a run in the background
 SKIPPED = "skipped.jsonl"
+CLUSTER = ".cluster"  # written by the app: the cluster that computes the run
 STATUS_BYTES = MB  # enough for a thousand languages, and labels of twenty values
 _REPLACED = (STATUS, CONFIG, SKIPPED, MOMENTS)  # each written anew under a temporary name
-_RUN_FILES = {CUBE, CREATING, LOG, LOCK, OUTPUT, PARTS, *_REPLACED}
+_RUN_FILES = {CUBE, CREATING, LOG, LOCK, OUTPUT, PARTS, CLUSTER, *_REPLACED}
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
@@ -62,6 +63,7 @@ class Status(BaseModel):
     batch_tokens: _Count = 0
     host_bytes: _Count = 0
     device_bytes: dict[str, _Count] = {}
+    workers: dict[str, dict[str, _Count]] = {}
     languages: dict[str, _Count] = {}
     labels: dict[str, dict[str, _Count]] = {}
 

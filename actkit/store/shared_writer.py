@@ -9,17 +9,13 @@ import numpy as np
 
 from ..batch_plan import Plan
 from ..errors import StorageError
-from .commits import written
+from .commits import ConflictError, written
 from .folders import PARTIAL, Folder, Partial
 from .layout import CUBE
 from .object_folder import Upload
 from .ragged import Ragged
 from .receipts import Receipt, receipt_name
 from .writer import CREATING, CubeWriter, storage_errors
-
-
-class _ConflictError(StorageError):
-    """Another process computed other values for the same window."""
 
 
 class SharedWriter(CubeWriter):
@@ -69,7 +65,7 @@ class SharedWriter(CubeWriter):
         """
         try:
             return super().write(window, values)
-        except _ConflictError:
+        except ConflictError:
             raise
         except StorageError:
             # if another process committed the window and the run was sealed, unfinished files were removed
@@ -87,10 +83,7 @@ class SharedWriter(CubeWriter):
         with written(self._folder, contents) as (receipt_file, flags_file):
             self._check()
             if not receipt_file.place_new() and self._folder.read(receipt, len(content) + 1) != content:
-                raise _ConflictError(
-                    f"{self.path}: another process computed other values for window {window}; compute all "
-                    f"parts on machines of one kind; if no other is running, remove {receipt} and rerun"
-                )
+                raise ConflictError(self.path, window, receipt)
             if self._is_committed(window):
                 return 0
             self._folder.sync("committed")

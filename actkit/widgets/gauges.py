@@ -1,5 +1,6 @@
 """Memory use of the devices, or of the machine if it has none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,6 +47,22 @@ def measure(process_bytes: int = 0) -> list[Gauge]:
     measured = [Gauge("System memory", int(memory.total - memory.available), int(memory.total))]
     if process_bytes:
         measured.append(Gauge("Extraction process", process_bytes, int(memory.total)))
+    return measured
+
+
+def of_workers(workers: Mapping[str, Mapping[str, int]]) -> list[Gauge]:
+    """Return a gauge per worker of a cluster, of its device or else of its process.
+
+    Parameters
+    ----------
+    workers
+        Memory by address, as in a status.
+    """
+    measured = []
+    for address, sizes in workers.items():
+        on_device = bool(sizes.get("total"))
+        used, total = ("reserved", "total") if on_device else ("host_bytes", "host_total")
+        measured.append(Gauge(f"Worker {address}", sizes.get(used, 0), sizes.get(total, 0)))
     return measured
 
 

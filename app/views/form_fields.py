@@ -1,5 +1,6 @@
 """Widgets of form fields, and the preview table of a prompt file."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -20,6 +21,12 @@ def widget_of(option: Option) -> Any:
         labelled = {choice or "default": choice for choice in option.choices}
         return pmui.Select(label=option.label, options=labelled, value=option.default, **WIDE)
     return pmui.TextInput(label=option.label, value=option.default, placeholder=option.default, **WIDE)
+
+
+def cluster_choice(clusters: Sequence[str]) -> Any:
+    """Return the choice between this machine and clusters; hidden if there are none."""
+    options = {"this machine": "", **{name: name for name in clusters}}
+    return pmui.Select(label="Compute on", options=options, value="", visible=bool(clusters), **WIDE)
 
 
 def cell(widget: Any, width: int = 240) -> Any:

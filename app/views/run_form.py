@@ -32,7 +32,7 @@ from ..jobs import Jobs
 from ..planner import Planned, Planner
 from ..settings import Settings
 from ..uploads import Upload
-from .form_fields import WIDE, cell, table, widget_of
+from .form_fields import WIDE, cell, cluster_choice, table, widget_of
 
 _NONE = "(none)"
 
@@ -121,6 +121,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
 
     def _make_run_widgets(self) -> None:
         self._name = pmui.TextInput(label="Run name", value=_fresh_name(), **WIDE)
+        self._cluster = cluster_choice(self._settings.clusters)
         self._start = pmui.Button(label="Start", color="primary", icon="play_arrow", size="large")
         self._estimate = pmui.Button(label="Estimate time", variant="outlined", icon="schedule", size="large")
         self._planned = html(sizing_mode="stretch_width", margin=(6, 6))
@@ -178,6 +179,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             self._fault_alert,
             self._response_alert,
             self._name,
+            self._cluster,
             pn.FlexBox(self._start, self._estimate, self._save, self._load, gap="8px"),
             sizing_mode="stretch_width",
         )
@@ -324,7 +326,7 @@ class ExtractForm(pn.viewable.Viewer):  # type: ignore[misc]
             return
         name = self._name.value_input or self._name.value
         try:
-            self._jobs.start(name, self._config)
+            self._jobs.start(name, self._config, self._cluster.value)
         except (ActkitError, OSError) as error:
             self._respond(str(error))
             return

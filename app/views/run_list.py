@@ -1,7 +1,8 @@
 """List of the runs in the workspace: a card for each, with progress, log and actions, and memory gauges."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
+from types import MappingProxyType
 from typing import Any
 
 import panel as pn
@@ -10,11 +11,14 @@ import panel_material_ui as pmui
 from actkit.errors import ActkitError
 from actkit.store.run_folder import CONFIG
 from actkit.widgets import markup
-from actkit.widgets.gauges import measure
+from actkit.widgets.gauges import measure, of_workers
 from actkit.widgets.panel_style import heading, html
 
-from ..jobs import Jobs, Run, State
+from ..jobs import Jobs
+from ..run_state import Run, State
 
+_NO_WORKERS: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+_MOST_GAUGES = 64
 _LONGEST = 200  # characters of an option that are shown
 
 
@@ -29,9 +33,9 @@ class Gauges(pn.viewable.Viewer):  # type: ignore[misc]
     def __panel__(self) -> Any:
         return self._view
 
-    def update(self, process_bytes: int) -> None:
-        """Refresh the measurements."""
-        self._view.object = markup.gauges(measure(process_bytes))
+    def update(self, process_bytes: int, workers: Mapping[str, Mapping[str, int]] = _NO_WORKERS) -> None:
+        """Refresh the measurements; those of the workers of a cluster come from the status of its run."""
+        self._view.object = markup.gauges([*measure(process_bytes), *of_workers(workers)][:_MOST_GAUGES])
 
 
 class RunCard(pn.viewable.Viewer):  # type: ignore[misc]
@@ -168,7 +172,10 @@ class RunList(pn.viewable.Viewer):  # type: ignore[misc]
         if [id(card) for card in shown] != [id(card) for card in self._list.objects]:
             self._list.objects = shown
         active = [run for run in runs if run.state is State.RUNNING]
-        self.gauges.update(int(active[0].status.get("host_bytes") or 0) if active else 0)
+        workers = {name: sizes for run in active for name, sizes in run.status.get("workers", {}).items()}
+        # of a run on a cluster, the workers are shown one by one
+        alone = [int(run.status.get("host_bytes") or 0) for run in active if not run.status.get("workers")]
+        self.gauges.update(alone[0] if alone else 0, workers)
 
 
 def _started(run: Run) -> float:
@@ -185,4 +192,5 @@ def _what(run: Run) -> str:
     options = {name: str(run.asked.get(name, ""))[-_LONGEST:] for name in ("model", "data", "layers")}
     model, data = markup.short_model(options["model"]), options["data"].rsplit("/", 1)[-1]
     parts = f", in {run.newest_part.count} parts" if run.newest_part else ""
+    parts += f", on {run.cluster}" if run.cluster else ""
     return f"{model} on {data}, layers {options['layers'] or 'all'}{parts}" if model else "no config"

@@ -6,7 +6,8 @@ from typing import Any
 
 from actkit.config import Config
 from actkit.demo import CAPTIONS, MODEL
-from app.jobs import Jobs, Run, State
+from app.jobs import Jobs
+from app.run_state import Run, State
 
 N_SAMPLES = 64
 

@@ -50,6 +50,7 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, "-m", "panel", "serve", str(ROOT / "app"), "--address", self.address]
         command += ["--port", str(self.port), "--num-threads", "4", "--warm", *self.options]
+        self.workspace.parent.mkdir(parents=True, exist_ok=True)
         variables = {"ACTKIT_WORKSPACE": str(self.workspace), "HF_HUB_OFFLINE": "1"}
         variables["OMP_WAIT_POLICY"] = "PASSIVE"
         variables["XDG_CACHE_HOME"] = str(

@@ -13,7 +13,8 @@ import pytest
 
 from actkit.errors import InputError, LockedError, StorageError
 from actkit.testing import synthetic, write_cube
-from app.jobs import Jobs, State
+from app.jobs import Jobs
+from app.run_state import State
 from app.settings import Settings
 from app.views.run_form import ExtractForm
 from app.views.run_list import RunList

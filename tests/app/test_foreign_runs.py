@@ -19,8 +19,9 @@ from actkit.cli import main
 from actkit.errors import InputError
 from actkit.testing import write_cube
 from app import processes
-from app.jobs import Jobs, State
+from app.jobs import Jobs
 from app.processes import command
+from app.run_state import State
 from app.settings import Settings
 from app.views.run_list import RunList
 from tests.app.run_config import N_SAMPLES, has_ended, is_running, run_config, wait

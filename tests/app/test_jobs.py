@@ -18,7 +18,8 @@ from actkit.store.layout import CUBE
 from actkit.store.run_folder import locked
 from actkit.testing import contents, write_cube
 from app import processes
-from app.jobs import Jobs, Run, State, state_of
+from app.jobs import Jobs
+from app.run_state import Run, State, state_of
 from app.settings import Settings
 from tests.app.run_config import N_SAMPLES, has_ended, is_running, run_config, wait
 

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from actkit import open_cube
 from actkit.extraction.loop.device_queue import hold_device
-from app.jobs import State
+from app.run_state import State
 from tests.app.server import IN_BROWSER, ROOT, SCREENS, Server, card, click_figure, opened, ready
 
 pytestmark = IN_BROWSER

@@ -14,7 +14,8 @@ import pytest
 from actkit.errors import InputError
 from actkit.store.parts import Part
 from actkit.testing import write_cube
-from app.jobs import Jobs, State
+from app.jobs import Jobs
+from app.run_state import State
 from app.settings import Settings
 from app.views.run_list import RunList
 from tests.statuses import HOST

@@ -8,8 +8,9 @@ import pytest
 from actkit.config import Config
 from actkit.errors import StorageError
 from actkit.store.run_folder import write_status
-from app.jobs import Jobs, State
+from app.jobs import Jobs
 from app.planner import Planner
+from app.run_state import State
 from app.settings import Settings
 from app.views.run_form import ExtractForm
 

@@ -1,6 +1,8 @@
 """A training run that is killed, and continued, ends with the bits of one that was not."""
 
 import hashlib
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from actkit.errors import ChangedError, CorruptError
 from actkit.features import training_state
+from actkit.features.layer_trainer import LayerTrainer
 from actkit.features.training import train_saes
 from actkit.features.training_log import training_log
 from actkit.features.training_progress import TrainingProgress
@@ -88,7 +92,7 @@ def test_a_run_that_reads_windows_again_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [0, 7])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.nightly), 5])
 def test_a_process_that_is_killed_continues(run: Path, whole: Path, tmp_path: Path, step: int) -> None:
     out = tmp_path / "saes"
     code = f"""
@@ -127,14 +131,21 @@ def test_a_state_that_was_not_written_to_its_end_is_not_used(
     assert not (tmp_path / "saes" / "state").exists()
 
 
-def test_an_interrupted_run_saves_its_state(run: Path, whole: Path, tmp_path: Path) -> None:
-    def interrupt(event: TrainingProgress) -> None:
-        if event.state == "running" and event.step == 5:
-            raise KeyboardInterrupt
+def test_an_interrupted_run_finishes_its_step_and_saves_its_state(
+    run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: LayerTrainer, batch: torch.Tensor, step: int) -> Any:
+        if step == 4 and self.layer == 0:  # the other layer has not made the step
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, step)
 
-    steps: list[int] = []
+    original = LayerTrainer.step
+    monkeypatch.setattr(LayerTrainer, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(run, tmp_path / "saes", listeners=[interrupt], checkpoint_seconds=1000)
+        train(run, tmp_path / "saes", checkpoint_seconds=1000)
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "saes" / "status.json").read_text())["state"] == "interrupted"
+    steps: list[int] = []
     train(run, tmp_path / "saes", listeners=[lambda event: steps.append(event.step)])
     assert steps[0] == 5
     assert digests(tmp_path / "saes") == digests(whole)

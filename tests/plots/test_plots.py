@@ -86,11 +86,9 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
         actkit.similarity(cube, across="language", measure="rsa", permutations=3), "similarity"
     ),
     "k-means": lambda cube: plots.kmeans(
-        actkit.cluster_samples(cube, n_clusters=[2, 3], by="gender", resamples=1, permutations=3)
+        actkit.cluster_samples(cube, k=[2, 3], by="gender", resamples=1, permutations=3)
     ),
-    "k-means of tokens": lambda cube: plots.kmeans(
-        actkit.cluster_tokens(cube, n_clusters=2, layers=[3], resamples=1)
-    ),
+    "k-means of tokens": lambda cube: plots.kmeans(actkit.cluster_tokens(cube, k=2, layers=[3], resamples=1)),
     "correlation of tokens": lambda cube: plots.token_correlation(actkit.token_correlation(cube)),
     "correlation of norms": lambda cube: plots.token_correlation(
         actkit.token_correlation(cube, of="norm"), "spearman"

@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Barrier
@@ -14,6 +15,7 @@ from actkit.errors import LockedError
 from actkit.extraction import run as extraction_run
 from actkit.extraction.monitoring.progress import Progress
 from actkit.store.layout import CUBE
+from actkit.store.writer import CubeWriter
 
 WINDOWS = 15
 SENTENCES = {"english": "He reads a long book. ", "arabic": "الطبيبةُ تقرأ كتابًا. "}
@@ -79,6 +81,19 @@ def write_slowly(*arguments):
 CubeWriter.write = write_slowly
 sys.exit(main())
 """
+
+_write = CubeWriter.write
+
+
+def delay_writes(seconds: float) -> None:
+    """Make every window of this process take longer by some seconds, in all later calls."""
+
+    def delayed(writer: CubeWriter, *arguments: Any) -> int:
+        time.sleep(seconds)
+        return _write(writer, *arguments)
+
+    CubeWriter.write = delayed  # type: ignore[method-assign]
+
 
 REFUSED = 3
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import json
 import os
 import shutil
 import signal
@@ -13,17 +14,20 @@ import urllib.request
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import actkit
 from actkit.cli import main
 from actkit.demo import CAPTIONS, MODEL
+from actkit.errors import CorruptError, CubeError, IncompleteError, InputError, StorageError
 from actkit.store.layout import CUBE
 from actkit.store.object_folder import ObjectFolder
 from actkit.testing import contents, write_cube
-from tests.object_servers import SECRET, free_port, moto_server, new_bucket, wait_for
+from tests.object_servers import SECRET, free_port, moto_server, new_bucket, options, proxy, wait_for
 
 OPTIONS = ("--model", str(MODEL), "--data", str(CAPTIONS), "--limit", "12", "--window-samples", "4")
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -91,14 +95,110 @@ def test_the_command_line_extracts_into_a_bucket(
     assert not any(SECRET.encode() in content for content in files)
 
 
-def test_parts_of_a_run_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL = {"model": str(MODEL), "data": str(CAPTIONS), "limit": 12, "window_samples": 4, "layers": "0-1"}
+
+
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a folder for runs, in the memory of this process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    url = f"memory://{tmp_path.name}/runs/x"
-    options = {"model": str(MODEL), "data": str(CAPTIONS), "limit": 12, "window_samples": 4, "layers": "0-1"}
-    for part in ("2/2", "1/2"):
-        actkit.extract(out=url, part=part, listeners=[], **options)  # type: ignore[arg-type]
-    actkit.extract(out=str(tmp_path / "local"), listeners=[], **options)  # type: ignore[arg-type]
-    assert cube_of(stored(url)) == contents(tmp_path / "local" / CUBE)
+    return f"memory://{tmp_path.name}/runs"
+
+
+def run(out: str | Path, **options: Any) -> None:
+    actkit.extract(**{**SMALL, **options, "out": str(out)}, listeners=[])
+
+
+@pytest.mark.slow
+def test_parts_in_a_bucket_are_sealed(
+    memory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The moments are those of a local run, and what is missing is named by part."""
+    url = f"{memory}/parts"
+    run(tmp_path / "local", whiten=True)
+    with pytest.raises(CubeError, match="holds no cube"):
+        actkit.seal(url)
+    run(url, whiten=True, part="2/2")
+    with pytest.raises(IncompleteError) as caught:
+        actkit.seal(url)
+    assert str(caught.value).splitlines() == [
+        f"{url}: 2 of 3 windows are missing",
+        "  - part 1/2: not started, lacks 2 windows: 0, 2 (run it with --part 1/2)",
+    ]
+    run(url, whiten=True, part="1/2")
+    assert main(["info", url]) == 0
+    assert "2: 1/2 done, 2/2 done" in capsys.readouterr().out
+    cube = actkit.seal(url)
+    assert cube.sizes["sample"] == 12
+    objects = stored(url)
+    assert cube_of(objects) == contents(tmp_path / "local" / CUBE)
+    assert objects["moments.safetensors"] == (tmp_path / "local" / "moments.safetensors").read_bytes()
+    assert {"parts/1-of-2/status.json", "parts/2-of-2/log.txt", "log.txt"} < objects.keys()
+    status = json.loads(objects["status.json"])
+    assert [status[name] for name in ("state", "committed")] == ["done", 12]
+    actkit.seal(url, quick=True)  # once more
+    (ObjectFolder(url) / CUBE).put("norm/c.0.1.0", objects[f"{CUBE}/norm/c.0.0.0"])
+    with pytest.raises(CorruptError, match=r"norm/c\.0\.1\.0"):
+        actkit.seal(url)
+
+
+@pytest.mark.slow
+def test_the_moments_of_a_run_in_a_bucket(memory: str, tmp_path: Path) -> None:
+    run(tmp_path / "local", whiten=True)
+    url = f"{memory}/x"
+    run(url, whiten=True)
+    moments = (tmp_path / "local" / "moments.safetensors").read_bytes()
+    assert ObjectFolder(url).get("moments.safetensors") == moments
+    # another machine, which has no moments yet, computes them from the cube
+    shutil.rmtree(tmp_path / "cache")
+    ObjectFolder(url).remove(f"{CUBE}/committed/c.1")
+    run(url, whiten=True)
+    assert len(ObjectFolder(url).get("moments.safetensors")) == len(moments)
+    with pytest.raises(InputError, match="actkit pull"):
+        actkit.Whitener.of_run(url, layer=1)
+    actkit.pull(url, tmp_path / "pulled")
+    assert (
+        actkit.Whitener.of_run(tmp_path / "pulled", layer=1, shrinkage="ledoit-wolf").settings["layer"] == 1
+    )
+
+
+@pytest.mark.slow
+def test_runs_in_a_bucket_are_extended_and_joined(memory: str, tmp_path: Path) -> None:
+    """With the bytes that the same has in folders, and nothing else is left in the bucket."""
+    run(f"{memory}/a")
+    run(f"{memory}/b", layers="3")
+    more = actkit.extend(f"{memory}/a", out=f"{memory}/more", layers="0-1 3", listeners=[])
+    for name in ("a", "b"):
+        actkit.pull(f"{memory}/{name}", tmp_path / name)
+    for where in (memory, str(tmp_path)):
+        cube = actkit.join([f"{where}/a", f"{where}/b"], dim="layer", out=f"{where}/both")
+        assert cube.layer.values.tolist() == [0, 1, 3]
+    assert cube_of(stored(f"{memory}/both")) == contents(tmp_path / "both" / CUBE)
+    xr.testing.assert_equal(more.load().drop_attrs(), cube.load().drop_attrs())
+    assert {key.split("/")[0] for key in stored(memory)} == {"a", "b", "more", "both"}
+    settings = ObjectFolder(f"{memory}/more").get("config.yaml").decode()
+    assert f"out: {memory}/more" in settings
+    for attempt in (
+        lambda: actkit.extend(f"{memory}/a", out=f"{memory}/both", layers="0-2"),
+        lambda: actkit.join([f"{memory}/a", f"{memory}/b"], dim="layer", out=f"{memory}/both"),
+    ):
+        with pytest.raises(InputError, match=r"runs/both already exists \(name a new URL\)"):
+            attempt()
+    # a cube in a bucket and one in a folder
+    mixed = actkit.join([f"{memory}/a", str(tmp_path / "b")], dim="layer")
+    assert mixed.residual.sel(layer=3).notnull().any()
+
+
+def test_a_server_that_refuses_access_is_named_once(server: int, tmp_path: Path) -> None:
+    with proxy(server) as refusing:
+        refusing.fault = lambda _request: "403"
+        url = f"s3://{new_bucket(server)}/runs/x"
+        source = write_cube(tmp_path / "run", n_samples=4)
+        with pytest.raises(StorageError) as caught:
+            actkit.push(source, url, storage_options=options(refusing.port))
+    message, _, kept = str(caught.value).partition("; what was copied")
+    assert message == f"cannot push to {url}: access was denied; check the credentials in the environment"
+    assert kept
 
 
 @pytest.mark.nightly

@@ -60,6 +60,10 @@ def test_classes_are_told_apart_where_they_differ(result: xr.Dataset) -> None:
     apart = result.sel(layer=[2, 3])
     assert (apart.macro_auroc_low > 0.5).all()
     assert (apart.macro_auroc_p == 0.05).all()
+    np.testing.assert_allclose(apart.macro_auroc_p_holm, 2 * 0.05)
+    for name in ("auroc", "macro_auroc_difference"):
+        assert result[f"{name}_p_holm"].dims == result[f"{name}_p"].dims
+        assert (result[f"{name}_p_holm"] >= result[f"{name}_p"]).all()
     assert (result.macro_auroc_low <= result.macro_auroc).all()
     assert (result.auroc <= result.auroc_high).all()
     difference = result.macro_auroc - result.macro_auroc_tfidf

@@ -36,8 +36,8 @@ def cube() -> xr.Dataset:
 
 
 def test_planted_clusters_are_recovered(cube: xr.Dataset) -> None:
-    result = actkit.cluster_samples(cube, n_clusters=range(2, 6), by=["topic", "gender"], **QUICK)
-    assert result.n_clusters.sel(layer=1).values.tolist() == [3, 3]
+    result = actkit.cluster_samples(cube, k=range(2, 6), by=["topic", "gender"], **QUICK)
+    assert result.k.sel(layer=1).values.tolist() == [3, 3]
     english = (cube.language == "english").values
     assignment = result.assignment.sel(layer=1).values
     for language in (english, ~english):
@@ -60,7 +60,7 @@ def test_planted_clusters_are_recovered(cube: xr.Dataset) -> None:
 
 
 def test_measures_equal_scikit_learn(cube: xr.Dataset) -> None:
-    result = actkit.cluster_samples(cube, n_clusters=3, layers=[1], n_components=8, **QUICK)
+    result = actkit.cluster_samples(cube, k=3, layers=[1], n_components=8, **QUICK)
     x = cube.pooled.sel(layer=1).values[(cube.language == "arabic").values].astype(float)
     model = KMeans(3, n_init=5, random_state=0).fit(x)
     found = result.sel(language="arabic", layer=1, candidate=3)
@@ -83,22 +83,22 @@ def test_agreement_is_that_of_scikit_learn() -> None:
 
 
 def test_noise_is_unstable_and_the_order_of_samples_does_not_matter(cube: xr.Dataset) -> None:
-    noise = actkit.cluster_samples(cube, n_clusters=[5], layers=[0], **QUICK)
+    noise = actkit.cluster_samples(cube, k=[5], layers=[0], **QUICK)
     assert (noise.stability < 0.6).all()
-    lazy = actkit.cluster_samples(cube.chunk(), n_clusters=[5], layers=[0], **QUICK)
+    lazy = actkit.cluster_samples(cube.chunk(), k=[5], layers=[0], **QUICK)
     assert lazy.assignment.chunks is not None
     xr.testing.assert_allclose(lazy.compute(), noise)
-    chosen = actkit.cluster_samples(cube, n_clusters=[4, 3], layers=[1], criterion="stability", **QUICK)
-    assert (chosen.n_clusters == 3).all()
+    chosen = actkit.cluster_samples(cube, k=[4, 3], layers=[1], criterion="stability", **QUICK)
+    assert (chosen.k == 3).all()
 
 
 def test_too_few_or_equal_vectors_are_undefined(cube: xr.Dataset) -> None:
-    few = actkit.cluster_samples(cube.isel(sample=slice(8)), n_clusters=[2, 3, 6], cluster=None, **QUICK)
+    few = actkit.cluster_samples(cube.isel(sample=slice(8)), k=[2, 3, 6], cluster=None, **QUICK)
     assert few.silhouette.sel(candidate=6).isnull().all()
     same = cube.assign(pooled=cube.pooled * 0)
-    result = actkit.cluster_samples(same, n_clusters=2, by="topic", **QUICK)
+    result = actkit.cluster_samples(same, k=2, by="topic", **QUICK)
     assert (result.assignment == -1).all()
-    assert result.n_clusters.isnull().all()
+    assert result.k.isnull().all()
     assert result.adjusted_rand.isnull().all()
 
 
@@ -107,7 +107,7 @@ def test_tokens(cube: xr.Dataset) -> None:
     shift = 30 * (cube.token_kind == 1)
     moved = cube.assign(residual=(cube.residual + shift).transpose(*cube.residual.dims))
     result = actkit.cluster_tokens(
-        moved, n_clusters=2, by=["token_kind", "topic"], tokens=tokens, max_sampled_tokens=150, **QUICK
+        moved, k=2, by=["token_kind", "topic"], tokens=tokens, max_sampled_tokens=150, **QUICK
     )
     assert result.adjusted_rand.sel(label="token_kind").values == pytest.approx(np.ones((2, 2)))
     assert (result.adjusted_rand_p.sel(label="token_kind") == 1 / 40).all()
@@ -131,10 +131,10 @@ def test_a_label_is_not_permuted_between_clusters_of_its_own(cube: xr.Dataset, c
     )
     moved = {name: (english[name] + shift).transpose(*english[name].dims) for name in ("pooled", "residual")}
     english = english.assign(moved).assign_coords(theme=("sample", theme, {"label": True}))
-    result = actkit.cluster_samples(english, n_clusters=8, by=["theme", "gender"], cluster=cluster, **QUICK)
+    result = actkit.cluster_samples(english, k=8, by=["theme", "gender"], cluster=cluster, **QUICK)
     assert result.attrs["cluster"] == "theme"
     assert (result.adjusted_rand_p.sel(label="theme") == 1 / 40).all()
-    tokens = actkit.cluster_tokens(english, n_clusters=8, by="theme", cluster=cluster, **QUICK)
+    tokens = actkit.cluster_tokens(english, k=8, by="theme", cluster=cluster, **QUICK)
     assert (tokens.adjusted_rand_p == 1 / 40).all()
 
 
@@ -167,7 +167,7 @@ def test_level_of_the_permutation_test(n: int) -> None:
             "text_group": ("sample", group, {"label": True}),
         },
     )
-    options = {"n_clusters": 2, "by": "topic", "resamples": 1, "permutations": 39}
+    options = {"k": 2, "by": "topic", "resamples": 1, "permutations": 39}
     p = actkit.cluster_samples(cube, cluster="text_group", **options).adjusted_rand_p
     p = p.where(p.notnull(), 1)
     assert (p <= 0.05).mean() <= (0.07 if n > 500 else 0.15)
@@ -178,8 +178,8 @@ def test_level_of_the_permutation_test(n: int) -> None:
 
 def test_faults(cube: xr.Dataset) -> None:
     for options, message in (
-        ({"n_clusters": 1}, "n_clusters: is 1"),
-        ({"n_clusters": [3, 3]}, "n_clusters: is .* several different ones"),
+        ({"k": 1}, "k: is 1"),
+        ({"k": [3, 3]}, "k: is .* several different ones"),
         ({"criterion": "gap"}, "criterion: 'gap' is unknown"),
         ({"layers": [7]}, "layers: the cube lacks"),
         ({"layers": []}, "layers: is empty"),

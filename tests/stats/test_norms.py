@@ -247,3 +247,15 @@ def test_patches_of_the_vision_tower(everything: xr.Dataset) -> None:
     assert norms.attrs["tokens"] == "patches"
     assert norms["n_tokens"].values.tolist() == [[42.0, 42.0], [42.0, 42.0]]
     assert actkit.cka(group).cka.shape == (2, 2, 2)
+
+
+def test_numbers_do_not_depend_on_how_many_samples_are_read_at_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube = actkit.open_cube(run)
+    functions = (actkit.layer_updates, actkit.massive_activations)
+    wanted = [function(cube.load()) for function in functions]
+    monkeypatch.setattr("actkit.stats.lazy_blocks.READ", 3 * 4 * 7 * cube.sizes["hidden"])
+    for function, one in zip(functions, wanted, strict=True):
+        xr.testing.assert_allclose(function(cube).compute(), one, rtol=1e-12)
+        xr.testing.assert_allclose(function(cube.chunk(sample=2)).compute(), one, rtol=1e-12)

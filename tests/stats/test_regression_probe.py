@@ -70,6 +70,7 @@ def test_ratings_are_predicted_where_they_are_represented(result: xr.Dataset) ->
     for measure in ("r2", "spearman"):
         assert (result[f"{measure}_low"].sel(layer=3) > 0).all()
         assert (result[f"{measure}_p"].sel(layer=3) == 0.05).all()
+        np.testing.assert_allclose(result[f"{measure}_p_holm"].sel(layer=3), 2 * 0.05)
         assert (result[f"{measure}_low"] <= result[measure]).all()
         assert (result[f"{measure}_high"] >= result[measure]).all()
         adds = result[measure] - result[f"{measure}_length"]

@@ -61,8 +61,8 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "classification_probe": lambda cube: actkit.classification_probe(
         cube, by="gender", residualized_on="length", permutations=2, **FEW
     ),
-    "cluster_samples": lambda cube: actkit.cluster_samples(cube, n_clusters=2, by="gender", **FEW_FITS),
-    "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, n_clusters=2, **FEW_FITS),
+    "cluster_samples": lambda cube: actkit.cluster_samples(cube, k=2, by="gender", **FEW_FITS),
+    "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, k=2, **FEW_FITS),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
     "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),

@@ -154,7 +154,7 @@ STATISTICS: dict[str, tuple[Callable[..., xr.Dataset], dict[str, Any]]] = {
         {"by": "rating", "permutations": 5, "folds": 2, "seeds": 1},
     ),
     "token_correlation": (actkit.token_correlation, {}),
-    "cluster_samples": (actkit.cluster_samples, {"n_clusters": 2, "resamples": 2, "permutations": 5}),
+    "cluster_samples": (actkit.cluster_samples, {"k": 2, "resamples": 2, "permutations": 5}),
     "direction_cosines": (actkit.direction_cosines, {"by": "gender", "splits": 2}),
     "transfer": (actkit.transfer, {"by": "gender", "folds": 2}),
 }

@@ -17,8 +17,9 @@ import xarray as xr
 from actkit import open_cube, token_strings
 from actkit.errors import CorruptError, CubeError, IncompleteError
 from actkit.schema import VARIABLES, TokenKind
+from actkit.store import reader
 from actkit.store.byte_ranges import LocalRanges
-from actkit.store.layout import CUBE
+from actkit.store.layout import CUBE, open_group
 from actkit.store.verification import StrictStore
 from actkit.testing import Synthetic, flip_bit, synthetic, write_cube
 
@@ -57,6 +58,19 @@ def test_big_variables_are_lazy_and_coordinates_along_samples_are_not(cube: xr.D
         assert dask.is_dask_collection(variable) == (variable.ndim > 1), name
     for name in ("residual", "attention", "mlp"):
         assert set(cube[name].chunksizes["layer"]) == {1}
+
+
+def test_large_files_are_divided_into_blocks_of_whole_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_cube(tmp_path, n_samples=16, n_tokens=30, hidden=512, window=16, n_layers=1)
+    whole, inner = open_cube(run), open_group(run / CUBE)["residual"].chunks[1]  # type: ignore[union-attr]
+    assert inner < 16
+    monkeypatch.setattr(reader, "TOKEN_BLOCK_BYTES", 1)
+    divided = open_cube(run)
+    assert set(divided.residual.variable.chunksizes["sample"]) == {inner}
+    assert divided.norm.chunks == whole.norm.chunks
+    np.testing.assert_array_equal(divided.residual, whole.residual)
 
 
 def test_selecting_by_label(cube: xr.Dataset, numbers: Synthetic) -> None:

@@ -15,7 +15,7 @@ import pytest
 import actkit
 from actkit.errors import ActkitError, ChangedError, StorageError
 from actkit.store.layout import CUBE
-from actkit.store.object_folder import ObjectFolder
+from actkit.store.object_folder import ObjectFolder, Upload
 from actkit.store.remote_run import RemoteRun
 from actkit.testing import Synthetic, synthetic
 from tests.object_servers import FAULTS, Proxy, first_attempts, moto_server, new_bucket, options, proxy
@@ -227,19 +227,65 @@ def test_a_window_that_another_process_computed_differently_is_an_error(
 
         monkeypatch.setattr(writer, "_commit", late)
         with pytest.raises(
-            StorageError, match=r"cannot write window 1.*receipt\.1\.json: exists with another"
+            StorageError, match=r"computed other values for window 1.*remove committed/receipt\.1\.json"
         ):
             writer.write(1, values)
 
 
-def test_a_receipt_without_flags_is_replaced(
+def test_the_receipt_of_another_kind_of_machine_is_respected(
     numbers: Synthetic, undisturbed: dict[str, bytes], memory: str
 ) -> None:
+    """It may be storing the files of the window at this moment; a user who knows better removes it."""
     run = RemoteRun(memory)
     write(run, numbers, slice(0, 2))
-    (run.place / CUBE).put("committed/receipt.2.json", b"{}")  # of a process on another kind of machine
+    before = stored(run)
+    (run.place / CUBE).put("committed/receipt.2.json", b"{}")
+    with pytest.raises(StorageError, match=r"if no other is running, remove committed/receipt\.2\.json"):
+        write(run, numbers)
+    (run.place / CUBE).remove("committed/receipt.2.json")
+    assert stored(run) == before
     assert write(run, numbers) == [2]
     assert stored(run) == undisturbed
+
+
+@pytest.mark.parametrize("moment", ["before the receipt", "after the receipt", "after the flags"])
+def test_two_kinds_of_machine_never_mix_their_files(
+    moment: str, numbers: Synthetic, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window whose last bits differ is that of the first of them, whole."""
+    run = RemoteRun(memory)
+    run.create(numbers.plan, **numbers.arguments)
+    other = numbers.part(0)
+    other["pooled"] = np.asarray(other["pooled"]) + 1
+    writers = [run.writer(numbers.plan, None, threads=1) for _ in range(2)]
+    number = ["before the receipt", "after the receipt", "after the flags"].index(moment)
+    placed = Upload.place_new
+
+    def place_new(upload: Upload) -> bool:
+        monkeypatch.setattr(Upload, "place_new", placed)
+        if moment == "before the receipt":
+            writers[1].write(0, other)
+            return upload.place_new()
+        result = upload.place_new()
+        with pytest.raises(StorageError, match="computed other values for window 0"):
+            writers[1].write(0, other)
+        return result
+
+    if moment != "after the flags":
+        monkeypatch.setattr(Upload, "place_new", place_new)
+    if number == 0:
+        with pytest.raises(StorageError, match="computed other values for window 0"):
+            writers[0].write(0, numbers.part(0))
+    else:
+        writers[0].write(0, numbers.part(0))
+    if moment == "after the flags":
+        assert writers[1].write(0, other) == 0
+    for writer in writers:
+        writer.close()
+    assert actkit.verify(memory).ok
+    cube = actkit.open_cube(memory, partial=True)
+    expected = (other if number == 0 else numbers.part(0))["pooled"]
+    np.testing.assert_array_equal(cube.pooled.values, expected)
 
 
 def test_lost_objects_are_computed_again(

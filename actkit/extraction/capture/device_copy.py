@@ -14,6 +14,7 @@ _NUMPY = {
     torch.float32: np.float32,
     torch.int32: np.int32,
     torch.int16: np.int16,
+    torch.uint8: np.uint8,
 }
 
 

@@ -61,7 +61,15 @@ class _GroupArrays:
     """Arrays of one group of the cube: the decoder (``""``) or the vision tower."""
 
     def __init__(
-        self, plan: Plan, name: str, variables: Sequence[str], rules: Rules, dtypes: Dtypes, *, pinned: bool
+        self,
+        plan: Plan,
+        name: str,
+        variables: Sequence[str],
+        rules: Rules,
+        transfer: Transfer,
+        dtypes: Dtypes,
+        *,
+        pinned: bool,
     ) -> None:
         shape = plan.vision if name else plan.shape
         assert shape is not None
@@ -81,6 +89,7 @@ class _GroupArrays:
         # by sample: first reserved position, index in the tensors, first position and number of positions
         self.reserved, self.indices, self.starts, self.lengths = np.zeros((4, self.samples), dtype=np.int64)
         self._component_layers, self._dtypes, self._pinned = rules.layers, dtypes, pinned
+        self._transfer = transfer
         self._tensors: dict[ArrayKey, torch.Tensor] = {}
         self._lock = threading.Lock()
 
@@ -113,6 +122,7 @@ class _GroupArrays:
             raise ModelError(f"{key}: a block that gave {known} values gives {dtype} now")
         allocated = allocate(self._shape(key), widest, pinned=self._pinned)
         if tensor is not None:
+            self._transfer.mark().wait()  # values may still be arriving in it
             allocated.copy_(tensor)
         elif isinstance(key, Count):
             allocated.zero_()
@@ -240,7 +250,7 @@ class WindowBuffer:
     ) -> None:
         dtypes = Dtypes() if dtypes is None else dtypes
         self._groups = {
-            group: _GroupArrays(plan, group, variables, rules, dtypes, pinned=pinned)
+            group: _GroupArrays(plan, group, variables, rules, transfer, dtypes, pinned=pinned)
             for group in dict.fromkeys(VARIABLES[name].group for name in variables)
         }
         self._transfer = transfer

@@ -137,9 +137,11 @@ class ClusterEngine:
     def _n_workers(self) -> int:
         """Return the number of workers, at least 1: leases wait for the first one."""
         try:
-            return max(len(self._client.nthreads()), 1)
+            present = self._client.nthreads()
         except OSError as error:
             raise self._lost() from error
+        self._memory = {address: report for address, report in self._memory.items() if address in present}
+        return max(len(present), 1)
 
     def _lost(self) -> ClusterError:
         return ClusterError(f"the scheduler of {self._cluster} was lost; run the same command to continue")
@@ -217,5 +219,11 @@ class ClusterEngine:
         running = {lease.number for lease in self._leases.values()}
         reports = [report for number, report in self._reports.items() if number in running]
         meter.under_way = tuple(sum(report[name] for report in reports) for name in ("samples", "tokens"))
-        meter.worker_bytes = sum(report["host_bytes"] for report in self._memory.values())
+        meter.workers = {
+            address.partition("://")[2]: {
+                **{name: report[name] for name in ("host_bytes", "host_total")},
+                **report["device_bytes"],
+            }
+            for address, report in sorted(self._memory.items())
+        }
         meter.emit()

@@ -1,6 +1,7 @@
 """The model and the settings of a run in a worker of a cluster, where they serve all leases."""
 
 import logging
+import math
 import os
 import socket
 import time
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 from distributed import get_worker
 
@@ -119,7 +121,7 @@ class _Reporter:
 
     def __init__(self, topic: str, lease: int, is_ended: Callable[[], bool]) -> None:
         self._topic, self._lease, self._is_ended = topic, lease, is_ended
-        self._last = time.monotonic()
+        self._last = -math.inf
         self._worker = get_worker()
 
     def __call__(self, event: Progress) -> None:
@@ -133,6 +135,7 @@ class _Reporter:
                 "samples": event.samples,
                 "tokens": event.tokens,
                 "host_bytes": event.host_bytes,
+                "host_total": psutil.virtual_memory().total,
                 "device_bytes": dict(event.device_bytes),
             }
             self._worker.log_event(self._topic, report)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from ...stats import selection
 from ...stats.finiteness import finite_samples
 from ...stats.kernels.moments import Moments
 from ...stats.moment_files import Key, about_moments, load_moments, moment_blocks
+from ...store.cube_files import RemoteCube
 from ...store.folders import Folder
-from ...store.layout import CUBE, array_of, open_group
+from ...store.layout import array_of, open_group
 from ...store.metadata import CHECKSUM
 from ...store.ragged import Ragged
 from ...store.reader import open_cube
@@ -31,13 +33,16 @@ class MomentAccumulator:
     prepared
         The run. Moments that an earlier session of it saved are loaded.
     folder
-        The run folder, held open.
+        The run folder, held open, which receives the file of the moments.
+    cube
+        The ``.zarr`` folder of the cube, or its files in an object store.
     """
 
-    def __init__(self, prepared: RunPlan, folder: Folder) -> None:
+    def __init__(self, prepared: RunPlan, folder: Folder, cube: Path | RemoteCube) -> None:
         self._prepared, self._folder = prepared, folder
         self._path = prepared.run / MOMENTS
-        group = open_group(prepared.run / CUBE)
+        self._cube = cube
+        group = open_group(cube)
         self._seal = str(group.attrs[CHECKSUM])
         self._languages = np.asarray(array_of(group, "language")[...]).astype(object).astype(str)
         self._moments: dict[Key, Moments] = {}
@@ -95,7 +100,7 @@ class MomentAccumulator:
     def complete(self) -> None:
         """Add committed windows whose moments are missing, read from the cube, and save all moments."""
         plan = self._prepared.plan
-        cube = open_cube(self._prepared.run, partial=True)
+        cube = open_cube(str(self._cube), partial=True)
         committed = {int(sample) // plan.window for sample in cube.sample.values}
         missing = sorted(committed - self._windows)
         if missing:

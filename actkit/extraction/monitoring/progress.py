@@ -45,6 +45,8 @@ class Progress:
     device_bytes
         Memory of the accelerator, or of those of all workers: ``allocated``, ``reserved``, ``total``; empty
         on the CPU.
+    workers
+        Memory of each worker of a cluster: ``host_bytes``, ``host_total`` and those of ``device_bytes``.
     languages
         Samples computed of each language, including earlier sessions; empty until the cube is created.
     labels
@@ -64,6 +66,7 @@ class Progress:
     batch_tokens: int = 0
     host_bytes: int = 0
     device_bytes: Mapping[str, int] = field(default_factory=dict)
+    workers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     languages: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
@@ -113,7 +116,7 @@ class Meter:
         self.committed = committed
         # of other processes: samples and tokens of batches that are not added yet, and memory
         self.under_way = (0, 0)
-        self.worker_bytes = 0
+        self.workers: dict[str, dict[str, int]] = {}
         self.samples = self.tokens = self.bytes_written = self.batch_tokens = 0
 
     def add(self, samples: np.ndarray, tokens: int) -> None:
@@ -149,8 +152,10 @@ class Meter:
             eta_seconds=left / rate if rate else None,
             bytes_written=self.bytes_written,
             batch_tokens=self.batch_tokens,
-            host_bytes=self._process.memory_info().rss + self.worker_bytes,
+            host_bytes=self._process.memory_info().rss
+            + sum(each["host_bytes"] for each in self.workers.values()),
             device_bytes=self._device_memory(),
+            workers=self.workers,
             languages=self._label_counts.languages if self._label_counts else {},
             labels=self._label_counts.labels if self._label_counts else {},
         )

@@ -345,11 +345,7 @@ def _out_faults(config: Config) -> list[Fault]:
     """Find reasons why a run cannot be written."""
     if not is_url(config.out):
         return check_folder(Path(config.out))
-    faults = check_folder(work_folder(config.out))
-    if config.whiten:
-        what = "moments are kept in run folders only"
-        faults.append(Fault("whiten", what, "leave it out, or write to a folder and use actkit push"))
-    return faults
+    return check_folder(work_folder(config.out))
 
 
 def _stored_batch_tokens(config: Config) -> Any:

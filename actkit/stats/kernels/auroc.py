@@ -22,12 +22,16 @@ def column_aurocs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     numpy.ndarray
         Dims ``(labelling,)``; NaN if a label is missing.
     """
-    ranks = rankdata(scores, axis=0)
+    each = np.ascontiguousarray(scores.T)  # numpy sorts contiguous numbers several times as fast
+    order = each.argsort(axis=1)
+    ordered = np.take_along_axis(each, order, axis=1)
+    sums = np.take_along_axis(labels.T, order, axis=1) @ np.arange(1.0, len(labels) + 1)
+    has_ties = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) | np.isnan(ordered[:, -1:]).any(axis=1)
+    sums[has_ties] = (rankdata(each[has_ties], axis=1) * labels.T[has_ties]).sum(axis=1)
     positive = labels.sum(axis=0)
     negative = len(labels) - positive
     with np.errstate(invalid="ignore", divide="ignore"):
-        above = (ranks * labels).sum(axis=0) - positive * (positive + 1) / 2
-        return np.asarray(above / (positive * negative))
+        return np.asarray((sums - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def fold_aurocs(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -13,22 +13,22 @@ _MOST = 2000  # vectors of which the silhouette is computed, because its cost gr
 _LOCK = Lock()  # scikit-learn limits the threads of BLAS during a fit, and such limits must not overlap
 
 
-def fit(x: np.ndarray, n_clusters: int, seed: int) -> KMeans | None:
+def fit(x: np.ndarray, k: int, seed: int) -> KMeans | None:
     """Return k-means from the best of 5 starts; None if there are not more distinct vectors than clusters.
 
     Parameters
     ----------
     x
         Dims ``(sample, component)``.
-    n_clusters
+    k
         Number of clusters.
     seed
         Random seed of the starts.
     """
-    if len(np.unique(x, axis=0)) <= n_clusters:
+    if len(np.unique(x, axis=0)) <= k:
         return None
     with _LOCK:
-        return KMeans(n_clusters, n_init=_STARTS, random_state=seed).fit(x)
+        return KMeans(k, n_init=_STARTS, random_state=seed).fit(x)
 
 
 def nearest(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -60,14 +60,14 @@ def silhouette(x: np.ndarray, assignment: np.ndarray, seed: int) -> float:
     return float(silhouette_score(x, assignment)) if len(np.unique(assignment)) > 1 else np.nan
 
 
-def stability(x: np.ndarray, n_clusters: int, groups: np.ndarray, resamples: int, seed: int) -> float:
+def stability(x: np.ndarray, k: int, groups: np.ndarray, resamples: int, seed: int) -> float:
     """Return the mean adjusted Rand index of k-means fitted to two disjoint halves of the data.
 
     Parameters
     ----------
     x
         Dims ``(sample, component)``.
-    n_clusters
+    k
         Number of clusters of k-means.
     groups
         What dependent vectors share, integers from 0, dims ``(sample,)``; halves consist of whole groups.
@@ -85,7 +85,7 @@ def stability(x: np.ndarray, n_clusters: int, groups: np.ndarray, resamples: int
     n_groups = int(groups.max()) + 1
     for _ in range(resamples):
         in_first = (rng.permutation(n_groups) < n_groups // 2)[groups]
-        halves = [fit(x[chosen], n_clusters, seed) for chosen in (in_first, ~in_first)]
+        halves = [fit(x[chosen], k, seed) for chosen in (in_first, ~in_first)]
         assignments = [nearest(x, half.cluster_centers_) for half in halves if half is not None]
         if len(assignments) < 2:
             return np.nan

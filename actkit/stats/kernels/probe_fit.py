@@ -76,7 +76,9 @@ class FittedProbe:
         return np.asarray(solved[:, :-1] + np.outer(along, edge @ solved[:, :-1]) / (corner - edge @ along))
 
 
-def fit_ridge(x: np.ndarray, labels: np.ndarray) -> FittedProbe:
+def fit_ridge(
+    x: np.ndarray, labels: np.ndarray, products: tuple[np.ndarray, np.ndarray] | None = None
+) -> FittedProbe:
     """Return a ridge-regression probe for several labellings at once.
 
     Parameters
@@ -85,6 +87,9 @@ def fit_ridge(x: np.ndarray, labels: np.ndarray) -> FittedProbe:
         Standardised training samples, dims ``(sample, hidden)``.
     labels
         Boolean, dims ``(labelling, sample)``; the first labelling has both labels.
+    products
+        Products of the samples' dimensions, and with the targets of all labellings, from
+        :class:`~actkit.stats.kernels.shared_products.SharedProducts`; `labels` may then be the first alone.
 
     Returns
     -------
@@ -100,9 +105,13 @@ def fit_ridge(x: np.ndarray, labels: np.ndarray) -> FittedProbe:
     """
     targets = np.where(labels, 1.0, -1.0).T
     targets -= targets.mean(axis=0)
-    system = RidgeSystem.of(x)
-    weights = system.weights(targets)
-    intercepts = np.zeros(len(labels))
+    if products is None:
+        system = RidgeSystem.of(x)
+        weights = system.weights(targets)
+    else:
+        system = RidgeSystem.of_gram(x, products[0])
+        weights = system.solve(products[1])
+    intercepts = np.zeros(weights.shape[1])
     middle = (labels[0] / labels[0].sum() + ~labels[0] / (~labels[0]).sum()) @ x / 2
     intercepts[0] = -middle @ weights[:, 0]
     return FittedProbe(

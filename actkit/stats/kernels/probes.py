@@ -12,6 +12,7 @@ from .auroc import auroc_gradient, column_aurocs
 from .blas_threads import one_thread
 from .logistic import fit_logistic, fit_sparse_logistic
 from .probe_fit import FittedProbe, fit_ridge
+from .shared_products import Scaling, SharedProducts
 from .text_features import ngram_counts, tfidf
 
 Fold = tuple[np.ndarray, np.ndarray]
@@ -79,14 +80,8 @@ def standardized(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     list of numpy.ndarray
         The training samples, then the others; dimensions that are constant in training are 0.
     """
-    mean = train.mean(axis=0)
-    centred = [x - mean for x in (train, *others)]
-    scale = np.sqrt(np.einsum("sh,sh->h", centred[0], centred[0]) / len(train))
-    constant = scale <= len(train) * np.finfo(np.float64).eps * np.abs(mean)
-    factor = np.where(constant, 0.0, 1 / np.where(constant, 1.0, scale))
-    for x in centred:
-        x *= factor
-    return centred
+    scaling = Scaling.of(train)
+    return [scaling.apply(x) for x in (train, *others)]
 
 
 def fit(x: np.ndarray, labels: np.ndarray, estimator: Estimator) -> FittedProbe:
@@ -182,9 +177,18 @@ def probe(
     if not np.isfinite(exact).all():
         return held_out, aurocs[1:, 0]
     exact -= exact.mean(axis=0)  # changes nothing but rounding errors
+    shared = None
+    if estimator == "ridge" and exact.shape[1] <= min(len(train) for train, _ in folds):
+        shared = SharedProducts.of(exact, np.where(labellings, 1.0, -1.0).T)
     for number, (train, test) in enumerate(folds):
-        x, tested = standardized(exact[train], exact[test])
-        fitted = fit(x, labellings[:, train], estimator)
+        x = exact[train]
+        scaling = Scaling.of(x)
+        x, tested = scaling.apply(x), scaling.apply(exact[test])
+        products = None if shared is None else shared.of_training(train, scaling)
+        if products is None:
+            fitted = fit(x, labellings[:, train], estimator)
+        else:
+            fitted = fit_ridge(x, labellings[:1, train], products)
         scores = np.round(tested @ fitted.weights + fitted.intercepts, _DECIMALS)
         held_out.scores[number, test] = scores[:, 0]
         gradient = auroc_gradient(scores[:, 0], labels[test])

@@ -36,6 +36,11 @@ class RidgeSystem:
         return cls._factorised(x, x @ x.T if is_dual else x.T @ x, is_dual)
 
     @classmethod
+    def of_gram(cls, x: np.ndarray, gram: np.ndarray) -> "RidgeSystem":
+        """Factorise the equations by the Gram matrix of the dimensions, which is overwritten."""
+        return cls._factorised(x, gram, is_dual=False)
+
+    @classmethod
     def of_sparse(cls, x: csr_matrix) -> "RidgeSystem":
         """Factorise the equations of sparse samples by their Gram matrix."""
         return cls._factorised(x, (x @ x.T).toarray(), is_dual=True)
@@ -44,7 +49,7 @@ class RidgeSystem:
     def _factorised(cls, x: Any, gram: np.ndarray, is_dual: bool) -> "RidgeSystem":
         penalty = max(float(np.trace(gram)) / x.shape[0], 1e-12)
         gram[np.diag_indices_from(gram)] += penalty
-        return cls(x, penalty, cho_factor(gram, overwrite_a=True), is_dual)
+        return cls(x, penalty, cho_factor(gram, overwrite_a=True, check_finite=False), is_dual)
 
     def weights(self, targets: np.ndarray) -> np.ndarray:
         """Return the weights of each target, dims ``(hidden, target)``.
@@ -55,12 +60,15 @@ class RidgeSystem:
             Dims ``(sample, target)``.
         """
         if self.is_dual:
-            return np.asarray(self.x.T @ cho_solve(self.factor, targets))
-        return np.asarray(cho_solve(self.factor, self.x.T @ targets))
+            return np.asarray(self.x.T @ self._solved(targets))
+        return self._solved(self.x.T @ targets)
 
     def solve(self, sides: np.ndarray) -> np.ndarray:
         """Return the product of the inverse Hessian with vectors, dims ``(hidden, vector)``."""
         if self.is_dual:
-            inner = self.x.T @ cho_solve(self.factor, self.x @ sides)
+            inner = self.x.T @ self._solved(self.x @ sides)
             return np.asarray((sides - inner) / self.penalty)
-        return np.asarray(cho_solve(self.factor, sides))
+        return self._solved(sides)
+
+    def _solved(self, sides: np.ndarray) -> np.ndarray:
+        return np.asarray(cho_solve(self.factor, sides, check_finite=False))

@@ -37,6 +37,15 @@ def influence_of(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> 
     return testing
 
 
+def test_columns_with_ties_nan_or_one_label() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.standard_normal((50, 4)), rng.random((50, 4)) < 0.4
+    scores[:, 1] = np.round(scores[:, 1])
+    scores[3, 2], labels[:, 3] = np.nan, True
+    wanted = [roc_auc_score(labels[:, column], scores[:, column]) for column in (0, 1)]
+    np.testing.assert_allclose(column_aurocs(scores, labels), [*wanted, np.nan, np.nan])
+
+
 def test_aurocs_are_scikit_learns() -> None:
     scores, labels, _ = draw()
     for row, found in zip(scores, fold_aurocs(scores, labels), strict=True):

@@ -26,6 +26,7 @@ from actkit.stats.kernels.probes import (
     standardized,
     transfer_probe,
 )
+from actkit.stats.kernels.shared_products import Scaling, SharedProducts
 
 
 def data(shift: float = 0.8, n: int = 120, hidden: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,6 +93,26 @@ def test_permutations_use_the_probe_of_the_curve(estimator: Estimator) -> None:
     held_out, none = probe(vectors, labels, folds, estimator=estimator)
     assert not len(none)
     assert fold_aurocs(held_out.scores, labels).mean() == pytest.approx(found[0])
+
+
+def test_training_parts_that_share_products_are_fitted_exactly() -> None:
+    vectors, labels, groups = data()
+    vectors[:, 1] *= 1e3
+    vectors[:, 2] = 5
+    vectors[groups == 0, 3] = 1e8  # where it is left out, hardly any variance remains
+    exact = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    targets = np.vstack([labels, permuted(labels, groups, 2, seed=0)])
+    shared = SharedProducts.of(exact, np.where(targets, 1.0, -1.0).T)
+    n_shared = 0
+    for train, _ in grouped_folds(labels, groups, folds=5, seeds=2):
+        scaling = Scaling.of(exact[train])
+        x = scaling.apply(exact[train])
+        products = shared.of_training(train, scaling)
+        if products is not None:
+            found, wanted = fit_ridge(x, targets[:1, train], products), fit_ridge(x, targets[:, train])
+            np.testing.assert_allclose(found.weights, wanted.weights, rtol=1e-8, atol=1e-12)
+            n_shared += 1
+    assert n_shared == 8
 
 
 def test_held_out_samples_do_not_affect_the_scaling() -> None:
