@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from actkit.features.holdout import held_out
 
 import actkit
 from actkit.canonical import as_cube
