@@ -17,7 +17,7 @@ export HF_HUB_OFFLINE ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo app test test-fast test-core test-saelens test-nightly coverage check docs dist dist-check format bench matrix \
+.PHONY: install demo app test test-fast test-core test-saelens test-saelens-training test-nightly coverage check docs dist dist-check format bench matrix \
 	gpu-wheels gpu-check clean
 
 install: $(VENV)/.installed
@@ -69,6 +69,10 @@ $(CORE)/.installed: pyproject.toml constraints.txt
 # plain SAELens reads our autoencoders, and we read its
 test-saelens: $(SAELENS)/.installed
 	TQDM_DISABLE=1 $(SAELENS)/bin/python tests/saelens_check.py
+
+# our training reaches what SAELens' does, on the same tokens
+test-saelens-training: $(SAELENS)/.installed
+	TQDM_DISABLE=1 $(SAELENS)/bin/python -m tests.saelens_training_check
 
 # the packages of $(VENV) and, over them, those of SAELens, whose TransformerLens is older than that of the benchmarks
 $(SAELENS)/.installed: $(VENV)/.installed tests/saelens_requirements.txt

@@ -90,8 +90,7 @@ def _remedy(cube: xr.Dataset, name: str) -> str:
     """Return a hint at how to obtain a missing variable."""
     declared = VARIABLES.get(name)
     if FEATURE_VALUE in cube and name in OF_CAPTURE:
-        source = "the cube that was encoded"
-        return f"it holds features of autoencoders: pass {source}, or compute with actkit.dense_vectors(cube)"
+        return "it holds features of autoencoders: pass the cube that was encoded"
     if name in SPARSABLE and sparse_names(name)[1] in cube:
         kept = f"it holds only the {cube.sizes[K]} largest entries of each of its vectors"
         return f"{kept}; extract it again without `sparse`, or compute with actkit.dense_vectors(cube)"

@@ -12,10 +12,12 @@ import numpy as np
 
 from .batch_plan import Plan, Shape, make_plan
 from .config import Config
-from .schema import GIVEN_IDS, VARIABLES, TokenKind
+from .schema import GIVEN_IDS, SPARSABLE, VARIABLES, TokenKind, component_of, sparse_names
 from .store.layout import CUBE
 from .store.ragged import Ragged
 from .store.writer import CubeWriter, create_cube
+
+_ENTRIES = 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class Synthetic:
             if VARIABLES[name].is_full:
                 group = VARIABLES[name].group
                 lengths = self.values[f"{group}/n_tokens" if group else "n_tokens"][rows.start : rows.stop]
-                has = np.flatnonzero(self.coords.get(f"has_{name}", np.ones(len(values)))).tolist()
+                has = np.flatnonzero(
+                    self.coords.get(f"has_{component_of(name)}", np.ones(len(values)))
+                ).tolist()
                 part[name] = Ragged.of(values, lengths, has if values.ndim == 4 else None)
         return part
 
@@ -108,8 +112,8 @@ def synthetic(
         Languages of the samples, in turn; each ``len(languages)`` successive samples share an ``image_id``,
         and genders alternate.
     everything
-        Whether to include every variable that a cube with dense vectors may have, with a vision tower of two
-        blocks.
+        Whether to include every variable that a cube may have, with a vision tower of two blocks, and with
+        sparse variables of three entries, although a cube holds either vectors or these.
     model
         Name of the model.
     seed
@@ -120,9 +124,8 @@ def synthetic(
     lengths[-1] = n_tokens
     config = Config(model="synthetic", data="synthetic", out="synthetic", window_samples=window)
     vision = Shape(2, n_samples, 7, hidden // 2) if everything else None
-    plan = make_plan(
-        config, lengths, layers=n_layers, hidden=hidden, token_bytes=4 * n_layers * hidden, vision=vision
-    )
+    sizes: dict[str, Any] = {"layers": n_layers, "hidden": hidden, "k": _ENTRIES if everything else 0}
+    plan = make_plan(config, lengths, **sizes, token_bytes=4 * n_layers * hidden, vision=vision)
     real = np.arange(n_tokens)[None, :] < lengths[:, None]
     kinds = np.where(real, TokenKind.TEXT, TokenKind.PAD).astype(np.int8)
     kinds[:, 0] = TokenKind.SPECIAL
@@ -139,6 +142,8 @@ def synthetic(
         coords |= {"has_attention": coords["has_residual"], "has_mlp": np.arange(n_layers) > 0}
         coords |= {f"vision/{dim}": np.arange(vision[dim]) for dim in ("layer", "sample", "token")}
         values |= _optional_values(values["residual"], real) | _vision_values(vision, rng)
+        values |= _largest_entries(values)
+        values |= _features(n_layers, real, hidden, _ENTRIES, np.random.default_rng(seed))
     labels = _labels(n_samples, len(languages))
     rows = {
         "sample_id": labels["image_id"],
@@ -353,6 +358,18 @@ def _optional_values(residual: np.ndarray, real: np.ndarray) -> dict[str, np.nda
         "position": np.where(real, np.arange(real.shape[1]), -1).astype(np.int32),
         "generated": _strings(f"جواب {i}" for i in range(len(real))),
     }
+
+
+def _largest_entries(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the largest entries of all vectors; NaN vectors have the index 0."""
+    entries: dict[str, np.ndarray] = {}
+    for name in SPARSABLE:
+        index = np.argsort(-np.abs(values[name]), axis=-1, kind="stable")[..., :_ENTRIES].astype(np.uint16)
+        value = np.take_along_axis(values[name], index, axis=-1)
+        entries |= zip(
+            sparse_names(name), (np.where(np.isnan(value), 0, index).astype(np.uint16), value), strict=True
+        )
+    return entries
 
 
 def _vision_values(vision: Shape, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from actkit import plan
 
-from .subjects import MODELS, SENTENCES, model_folder
+from .subjects import SENTENCES, model_folder
 from .timing import parser, print_table
 
 WINDOWS = (32, 128, 512, 2048)
@@ -69,7 +69,7 @@ def main() -> None:
     limit = parser(__doc__, limit=6000).parse_args().limit
     print(f"\n### Padding: positions computed per real token, {limit:,} sentences")
     with tempfile.TemporaryDirectory() as temporary:
-        models = {name: model_folder(name, Path(temporary)) for name in MODELS if name != "gemma"}
+        models = {name: model_folder(name, Path(temporary)) for name in ("demo", "minilm")}
         print_table([row(models[name], name, size, limit) for name in models for size in (*BATCHES, "auto")])
 
 

@@ -1,6 +1,6 @@
 """Benchmark against transformers' `output_hidden_states`, nnsight and TransformerLens, on the same values.
 
-python -m benchmarks.peers [--models demo,minilm] [--limit 600] [--rounds 3]
+python -m benchmarks.peers [--models demo,minilm,smollm] [--limit 600] [--rounds 3]
 
 The peers receive the tokenized and collated batches of our plan at no cost; they load the model, run it and
 save each batch with torch in the dtype of the model, without waiting for the disk. actkit does all of its
@@ -168,7 +168,7 @@ def compare(name: str, limit: int, rounds: int, folder: Path) -> None:
 
 def main() -> None:
     options = parser(__doc__, limit=600, rounds=3)
-    options.add_argument("--models", default="demo,minilm")
+    options.add_argument("--models", default="demo,minilm,smollm")
     chosen = options.parse_args()
     for name in chosen.models.split(","):
         print(f"\n### Against peers: {TITLES[name]}; {chosen.limit:,} sentences", flush=True)

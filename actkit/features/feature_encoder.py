@@ -23,13 +23,14 @@ from ..extraction.monitoring.run_log import log_file, logger
 from ..object_urls import is_url
 from ..schema import FEATURE_INDEX, FEATURE_VALUE, VARIABLES, K, index_dtype
 from ..stats.finiteness import finite_cube
-from ..stats.selection import TokenSelection, captured, label_names
+from ..stats.selection import TokenSelection, label_names
 from ..store.folders import Folder
 from ..store.layout import CUBE, array_of, open_group
 from ..store.reader import open_cube
 from ..store.run_folder import check_folder, locked
 from ..store.settings import check_unchanged
 from ..store.writer import CubeWriter, create_cube, storage_errors
+from .cube_checks import check_saes
 from .largest_features import LargestFeatures, count_active, largest_features, on_device, weights_digest
 from .sae import Sae
 from .sae_loader import load_saes
@@ -102,9 +103,9 @@ def encode(
     source = finite_cube(as_cube(run_or_cube))
     chosen = saes if isinstance(saes, SaeSet) else load_saes(saes)
     folder = Path(out)
-    faults = _option_faults(source, out, top, dtype, device, resume) + _site_faults(source, chosen)
-    if faults:
+    if faults := _option_faults(source, out, top, dtype, device, resume):
         raise InputError(faults, "cannot encode")
+    check_saes(source, chosen)
     require(source, chosen.component, "n_tokens", "token_kind", "sample_id", "text")
     source = source.isel(token=slice(0, max(1, int(source.n_tokens.max()))))
     autoencoders = _Autoencoders(chosen, pick_device(device))
@@ -248,7 +249,7 @@ def _encoded(sae: Sae, activations: np.ndarray, cube: SparseCube, layer: int) ->
     features = largest_features(
         sae, activations, cube.k, cube.dtypes[FEATURE_VALUE], cube.dtypes[FEATURE_INDEX]
     )
-    if not np.isfinite(features.value).all():
+    if not np.isfinite(features.values).all():
         what = f"features of layer {layer} exceed 65,504, the largest float16"
         raise InputError([Fault("dtype", what, "encode into another folder with dtype=float32")])
     return features
@@ -281,24 +282,4 @@ def _option_faults(
         Fault("cube", f"its label `{name}` has the name of a variable of sparse cubes", "rename the label")
         for name in taken
     ]
-    return faults
-
-
-def _site_faults(cube: xr.Dataset, saes: SaeSet) -> list[Fault]:
-    """Find reasons why autoencoders do not fit the activations of a cube."""
-    faults = []
-    if not len(saes):
-        faults.append(Fault("saes", "hold no layer", "name layers that the files have"))
-    has = captured(cube, saes.component) if saes.component in cube else cube.isel(layer=slice(0))
-    missing = sorted(set(saes.layers) - set(has.layer.values.tolist()))
-    if missing:
-        what = f"`{saes.component}` of layers {', '.join(map(str, missing))} is not in the cube"
-        hint = f"load those of layers {', '.join(map(str, has.layer.values.tolist())) or '(none)'} only"
-        faults.append(Fault("saes", what, hint))
-    for layer in saes if not missing else ():
-        if (hidden := saes[layer].hidden) != cube.sizes["hidden"]:
-            what = (
-                f"that of layer {layer} has {hidden} inputs, but the cube's width is {cube.sizes['hidden']}"
-            )
-            faults.append(Fault("saes", what, "use those of the same model"))
     return faults

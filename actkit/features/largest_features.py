@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,15 +20,15 @@ class LargestFeatures(NamedTuple):
 
     Attributes
     ----------
-    index, value
+    indices, values
         Indices and values of active features, largest first, dims ``(token, k)``; both 0 where there are
         fewer.
     n_active, total
         Number of active features and sum of their values, including those beyond k, dims ``(token,)``.
     """
 
-    index: np.ndarray
-    value: np.ndarray
+    indices: np.ndarray
+    values: np.ndarray
     n_active: np.ndarray
     total: np.ndarray
 
@@ -36,7 +36,7 @@ class LargestFeatures(NamedTuple):
 def on_device(sae: Sae, device: torch.device) -> Sae:
     """Return an autoencoder whose weights are on a device."""
     weights = {name: getattr(sae, name) for name in _WEIGHTS}
-    moved = {name: None if tensor is None else tensor.to(device) for name, tensor in weights.items()}
+    moved: dict[str, Any] = {name: None if w is None else w.to(device) for name, w in weights.items()}
     return replace(sae, **moved)
 
 
@@ -101,9 +101,9 @@ def largest_features(
         rows = slice(start, start + len(features))
         value, index = features.topk(kept, dim=-1)
         with np.errstate(over="ignore"):  # the caller looks for values beyond float16
-            result.value[rows, :kept] = value.cpu().numpy()
-        is_entry = result.value[rows, :kept] != 0  # small values are 0 in float16
-        result.index[rows, :kept] = np.where(is_entry, index.cpu().numpy(), 0)
+            result.values[rows, :kept] = value.cpu().numpy()
+        is_entry = result.values[rows, :kept] != 0  # small values are 0 in float16
+        result.indices[rows, :kept] = np.where(is_entry, index.cpu().numpy(), 0)
         result.n_active[rows] = (features != 0).sum(dim=-1).cpu().numpy()
         result.total[rows] = features.sum(dim=-1, dtype=_sum_dtype(features)).cpu().numpy()
         start = rows.stop

@@ -87,8 +87,8 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
     if quality.ce_recovered.notnull().any():
         low, high = float(quality.ce_recovered.min()), float(quality.ce_recovered.max())
         yield (
-            f"With the reconstruction in place of the output, the model keeps {_span(low, high)} of what it "
-            f"loses by zero ablation ({quality.attrs['n_predictions']:,} predicted tokens)."
+            f"With the reconstruction in place of the output, the model recovers {_span(low, high)} of the "
+            f"loss added by zero ablation ({quality.attrs['n_predictions']:,} predicted tokens)."
         )
     tokens = quality.tokens_per_feature
     if bool((tokens < _FEW_TOKENS).any()):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from ..errors import Fault, InputError
 from .group_comparison import Contrast
@@ -59,6 +59,12 @@ class FeatureContrast:
         """Return the matrices that average the samples of each label by cluster."""
         first, second = (averages(self.groups, kept, self.n_units) for kept in (~self.labels, self.labels))
         return first, second
+
+    def label_averages(self) -> tuple[csr_array, np.ndarray, np.ndarray]:
+        """Return the matrix that averages by cluster and label, with the label and cluster of each row."""
+        both = vstack(self.averages()).tocsr()
+        rows = np.flatnonzero(np.diff(both.indptr))
+        return both[rows], rows >= self.n_units, rows % self.n_units
 
 
 def feature_contrast(language: str, names: tuple[str, str], contrast: Contrast) -> FeatureContrast:

@@ -81,9 +81,9 @@ def feature_differential(
 
         AUROCs on the half of the clusters that was not used to choose, the mean over both halves of all
         ``splits``, each with its 95% interval ``_low`` and ``_high``: with dims ``(language, layer)``,
-        ``auroc_feature`` of the feature with the largest absolute t, and ``auroc_residual`` of the projection
-        on the difference of means of `pooled`; with dims ``(language,)``, ``auroc_best`` of the best feature
-        of all layers, and ``auroc_tfidf`` of the text. ``chosen_feature``, dims
+        ``auroc_feature`` of the feature with the largest absolute value of Welch's t, and ``auroc_residual``
+        of the projection on the difference of means of `pooled`; with dims ``(language,)``, ``auroc_best`` of
+        the best feature of all layers, and ``auroc_tfidf`` of the text. ``chosen_feature``, dims
         ``(language, layer, split)``, is the feature chosen on each half, -1 for none. Lazy if the cube is.
 
     Raises

@@ -59,16 +59,14 @@ def _of_features(
     features: Features, contrast: FeatureContrast, summary: Summary, folds: list[Fold]
 ) -> xr.Dataset:
     """Return the AUROC of the feature chosen on the training half, in each layer and over all layers."""
-    first, second = contrast.averages()
-    train = np.zeros((len(folds), contrast.n_units), dtype=bool)
+    averages, labels, units = contrast.label_averages()
+    train = np.zeros((len(folds), len(units)), dtype=bool)
     for row, (samples, _) in zip(train, folds, strict=True):
-        row[contrast.groups[samples]] = True
+        row[:] = np.isin(units, contrast.groups[samples])
 
     def kernel(index: np.ndarray, value: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         x = sample_features(index, value, mask, features.n_features, summary)
-        values = second @ x - first @ x if contrast.is_paired else second @ x + first @ x
-        labels = None if contrast.is_paired else contrast.unit_labels
-        chosen, statistic = best_features(values, labels, train)
+        chosen, statistic = best_features(averages @ x, labels, train)
         columns = x[:, np.maximum(chosen, 0)].toarray() * np.sign(statistic)
         scores = np.full((len(folds), len(contrast.places)), np.nan)
         for split, (_, test) in enumerate(folds):

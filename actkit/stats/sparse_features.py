@@ -81,11 +81,7 @@ def require_features(cube: xr.Dataset) -> None:
         if name not in cube:
             remedy = "compute the features of this cube with actkit.encode"
             raise MissingError(f"the cube has no `{name}`; {remedy}")
-        if lost := [dim for dim in _DIMS if dim not in cube[name].dims]:
-            raise MissingError(
-                f"`{name}` has no dimension `{lost[0]}`; keep it when selecting, as cube.isel({lost[0]}=[0]) "
-                "does"
-            )
+        selection.require(cube, name)
     count = cube.attrs.get("n_features")
     if not isinstance(count, numbers.Integral) or count < 1:
         raise MissingError(

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 from ..errors import StorageError
-from .folders import Folder, Partial
+from .folders import Folder
 from .object_folder import ObjectFolder, Upload
+from .partial_files import Partial
 
 
 class ConflictError(StorageError):

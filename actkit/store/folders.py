@@ -2,9 +2,7 @@
 
 import errno
 import fcntl
-import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -16,10 +14,8 @@ from uuid import uuid4
 
 from ..errors import StorageError
 from ..regular_files import IrregularError, open_descriptor
+from .partial_files import BUFFER, PARTIAL, Partial, finished_name
 
-PARTIAL = ".partial"
-_UNFINISHED = re.compile(rf"(.+?)(\.[0-9a-f]{{32}})?{re.escape(PARTIAL)}", re.DOTALL)
-BUFFER = 2**20
 LOCK_SECONDS = 120  # far longer than a commit, which takes a few fsyncs
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _DEPTH = 2  # of array folders in a cube: group/array
@@ -87,7 +83,7 @@ class Folder:
         descriptor_path = Path(f"/proc/self/fd/{self._descriptor}")
         return (descriptor_path if descriptor_path.exists() else self.path) / name
 
-    def partial(self, name: str) -> "Partial":
+    def partial(self, name: str) -> Partial:
         """Create a file under a temporary name; :meth:`Partial.place` renames it.
 
         The kernel locks the file for this process, so :meth:`sweep` leaves it alone until the process ends.
@@ -262,88 +258,6 @@ class Folder:
         except OSError as error:
             error.filename, error.filename2 = str(self.path / name), None
             raise
-
-
-class Partial:
-    """A file that is being written under a temporary name.
-
-    Parameters
-    ----------
-    folder
-        Folder of the file.
-    name
-        Final name.
-    unfinished
-        Temporary name.
-    file
-        The open file.
-    """
-
-    def __init__(self, folder: Folder, name: str, unfinished: str, file: IO[bytes]) -> None:
-        self.name = name
-        self.size = 0
-        self._folder, self._unfinished, self._file = folder, unfinished, file
-        self._sha256 = hashlib.sha256()
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the bytes written, as hexadecimal digits."""
-        return self._sha256.hexdigest()
-
-    def write(self, content: bytes) -> int:
-        """Append bytes."""
-        self._sha256.update(content)
-        self.size += len(content)
-        with self._folder.writing(self.name, self.size):
-            return self._file.write(content)
-
-    def lock(self) -> bool:
-        """Lock the file for this process, and return whether it still exists; on an error, remove it."""
-        try:
-            with self._folder.writing(self.name):
-                fcntl.flock(self._file.fileno(), fcntl.LOCK_EX)
-        except OSError:
-            if not self._folder.must_lock:
-                return True
-            self.close()
-            raise
-        return os.fstat(self._file.fileno()).st_nlink > 0
-
-    def sync(self) -> None:
-        """Flush the file to disk."""
-        with self._folder.writing(self.name, self.size):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def place(self) -> None:
-        """Rename the file to its final name, replacing any file of that name."""
-        with self._folder.writing(self.name, self.size):
-            self._file.flush()
-            self._folder.rename(self._unfinished, self.name)
-        self._unfinished = ""
-
-    def place_new(self) -> bool:
-        """Give the file its final name, unless a file of that name exists; return whether it was given."""
-        with self._folder.writing(self.name, self.size), suppress(FileExistsError):
-            self._file.flush()
-            # unlike a rename, a link never replaces a file
-            os.link(self._folder.path_to(self._unfinished), self._folder.path_to(self.name))
-            return True
-        return False
-
-    def close(self) -> None:
-        """Close the file, and remove its temporary name unless it was placed."""
-        with suppress(OSError):  # on a full disk, flushing the buffer fails
-            self._file.close()
-        if self._unfinished:
-            with suppress(OSError):
-                self._folder.remove(self._unfinished)
-
-
-def finished_name(name: str) -> str:
-    """Return the final name of an unfinished file; empty for any other file."""
-    match = _UNFINISHED.fullmatch(name)
-    return match[1] if match else ""
 
 
 def _empty(root: int) -> None:

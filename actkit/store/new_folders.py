@@ -8,7 +8,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..errors import Fault, InputError
-from .folders import PARTIAL, Folder, finished_name
+from .folders import Folder
+from .partial_files import PARTIAL, finished_name
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 

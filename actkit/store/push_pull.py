@@ -17,11 +17,12 @@ from ..schema import MOMENTS, VARIABLES
 from .byte_ranges import ByteRanges
 from .commits import ConflictError, place_files, written
 from .cube_files import LocalCube, RemoteCube
-from .folders import Folder, Partial
+from .folders import Folder
 from .layout import CUBE, array_names, array_of, find_cube, open_group, shards
 from .metadata import CHECKSUM, CHUNK_LIMIT, METADATA, METADATA_BYTES, listed_nodes
 from .object_clients import StorageOptions
 from .object_folder import WRITE_PATIENCE, ObjectFolder, Upload
+from .partial_files import Partial
 from .plain_store import CheckedStore
 from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .remote_creation import check_digest, checked_coordinates, create_remote

@@ -58,6 +58,10 @@ class Ragged:
         else:
             out[...] = vectors
 
+    def take_bits(self, row: int, positions: np.ndarray, out: np.ndarray) -> None:
+        """Copy the bits of bfloat16 values at positions, as :meth:`take` copies their values."""
+        np.take(self.values[row], positions, axis=0, out=out, mode="clip")
+
     def dense(self, n_layers: int, n_tokens: int) -> np.ndarray:
         """Return padded float32 values, dims ``(layer, sample, token, …)``, unless they are bfloat16 bits."""
         shape = (n_layers, len(self.starts), n_tokens, *self.values.shape[2:])

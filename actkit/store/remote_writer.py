@@ -8,9 +8,9 @@ import numpy as np
 from ..batch_plan import Plan
 from .commits import ConflictError, written
 from .cube_files import RemoteCube
-from .folders import Partial
 from .layout import Array, shards
 from .object_folder import Entry, Upload
+from .partial_files import Partial
 from .receipts import Receipt, receipt_name
 from .writer import CubeWriter, storage_errors
 

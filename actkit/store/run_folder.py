@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ..errors import Fault, LockedError
 from ..regular_files import MB, IrregularError, open_descriptor, read_regular
 from ..schema import MOMENTS
-from .folders import Folder, finished_name
+from .folders import Folder
 from .layout import CUBE
+from .partial_files import finished_name
 from .writer import CREATING, storage_errors
 
 CONFIG = "config.yaml"

@@ -13,11 +13,11 @@ from zarr.storage import MemoryStore
 
 from ..batch_plan import Plan
 from ..schema import VARIABLES
-from .folders import BUFFER
 from .layout import Array, create_array
+from .partial_files import BUFFER, fsync
 from .ragged import Ragged
 from .shard_files import ShardWriter, encoded
-from .writer import fsync, storage_errors
+from .writer import storage_errors
 
 
 @dataclass(frozen=True)

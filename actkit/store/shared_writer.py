@@ -10,9 +10,10 @@ import numpy as np
 from ..batch_plan import Plan
 from ..errors import StorageError
 from .commits import ConflictError, written
-from .folders import PARTIAL, Folder, Partial
+from .folders import Folder
 from .layout import CUBE
 from .object_folder import Upload
+from .partial_files import PARTIAL, Partial
 from .ragged import Ragged
 from .receipts import Receipt, receipt_name
 from .writer import CREATING, CubeWriter, storage_errors

@@ -15,10 +15,11 @@ from ..errors import Fault, StorageError
 from ..schema import DIMS, FORMAT, VARIABLES, Variable, label, label_attrs, with_dtype
 from .commits import place_files, written
 from .cube_files import RemoteCube, file_entry, files_of
-from .folders import Folder, Partial
-from .layout import CUBE, Array, array_of, create_array, open_group, seal, shards
+from .folders import Folder
+from .layout import CUBE, Array, array_names, array_of, create_array, open_group, seal, shards
 from .metadata import CHECKSUM, METADATA
 from .object_folder import Upload
+from .partial_files import Partial, fsync
 from .ragged import Ragged
 from .receipts import RECEIPTS, Receipt, read_receipt, receipt_name
 from .shard_files import PIPELINE, ShardWriter, encoded, in_memory, storable
@@ -211,10 +212,11 @@ class CubeWriter:
         self.seal = str(self._group.attrs[CHECKSUM])
         self._root = self._folder.read(METADATA, -1)
         self._check()
+        present = {*array_names(self._group)}
         self._arrays = {
             name: array_of(self._group, name)
             for name, variable in VARIABLES.items()
-            if variable.by_window and name in self._group
+            if variable.by_window and name in present
         }
         self._files = {
             name: [str(shard) for shard in shards(root, array)] for name, array in self._arrays.items()
@@ -327,6 +329,7 @@ class CubeWriter:
                         self._shards.write_to(file, array, part)
                     else:
                         file.write(encoded(array, window, part))
+                for file in files:  # not one by one: the disk stores one while the next is compressed
                     file.sync()
                 return self._commit(window, files)
 
@@ -390,12 +393,3 @@ class CubeWriter:
         if receipt is None:
             return min(sizes.values()) > 0
         return sizes == {name: size for name, (size, _) in receipt.files.items()}
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

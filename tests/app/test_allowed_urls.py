@@ -1,9 +1,16 @@
 """Which URLs a browser may open."""
 
+from pathlib import Path
+
 import pytest
 
+import actkit
 from actkit.errors import InputError
+from actkit.testing import write_cube
+from app import services
 from app.allowed_urls import allowed, has_folders, named
+from app.jobs import Jobs
+from app.page import Page
 from app.settings import Settings
 
 URLS = ("s3://bucket/runs/x", "s3://bucket/shared/", "az://open/")
@@ -49,3 +56,36 @@ def test_the_setting() -> None:
     for wrong in ("runs/x", "http://host/runs", "s3://key:secret@bucket/x"):
         with pytest.raises(InputError, match="ACTKIT_URLS"):
             Settings.of({"ACTKIT_URLS": wrong})
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
+    """A page on a server that allows a run, and all runs of a folder, in the memory of this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = f"memory://{tmp_path.name}"
+    for name in ("runs/x", "shared/y"):
+        actkit.push(write_cube(tmp_path / name, n_layers=3, n_samples=8), f"{store}/{name}")
+    settings = Settings(workspace=tmp_path / "app", urls=(f"{store}/runs/x", f"{store}/shared/"))
+    monkeypatch.setattr(services, "settings", lambda: settings)
+    jobs = Jobs(settings)
+    monkeypatch.setattr(services, "jobs", lambda: jobs)
+    monkeypatch.setattr(Page, "_fill_tab", lambda page: page._list_runs())  # without the form
+    return Page()
+
+
+def test_a_run_is_chosen_or_typed(page: Page, tmp_path: Path) -> None:
+    store = f"memory://{tmp_path.name}"
+    assert page._url.visible
+    assert page._first.options == ["", f"{store}/runs/x"]
+    page._first.value = f"{store}/runs/x"
+    page._url.value = f"{store}/private/z"
+    assert page._said.visible
+    assert "may not be opened here" in page._said.title
+    assert page._first.value == f"{store}/runs/x"
+    page._url.value = f"{store}/shared/y/"
+    assert page._first.value == f"{store}/shared/y"
+    assert not page._said.visible
+    (explorer,) = page._explorers
+    assert explorer.path == f"{store}/shared/y"
+    page._url.value = f"{store}/shared/none"
+    assert "holds no cube" in page._said.title

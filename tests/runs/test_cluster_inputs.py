@@ -52,7 +52,8 @@ def asked(request: pytest.FixtureRequest, options: Options, model_copy: Path, tm
     rows = [{"id": f"c{n}", "messages": [*turns[:1], *(turns[1:] + turns[:1]) * (n % 3)]} for n in range(10)]
     table = tmp_path / "chats.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {"model": str(model_copy), "data": str(table), "window_samples": 3, "device": "cpu"}
+    of_chats = {"text_column": "messages", "window_samples": 3}
+    return {"model": str(model_copy), "data": str(table), "device": "cpu", **of_chats}
 
 
 @pytest.mark.parametrize("asked", ["images", "chats", "generation"], indirect=True)

@@ -64,6 +64,11 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "cluster_samples": lambda cube: actkit.cluster_samples(cube, k=2, by="gender", **FEW_FITS),
     "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, k=2, **FEW_FITS),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
+    "feature_differential": lambda cube: actkit.feature_differential(
+        cube, by="gender", permutations=9, splits=0
+    ),
+    "feature_map": lambda cube: actkit.feature_map(cube, layer=3, n_clusters=2),
+    "feature_rates": lambda cube: actkit.feature_rates(cube, by="gender"),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
     "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),
     "language_cka": actkit.language_cka,
@@ -92,7 +97,6 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "transitions": actkit.transitions,
 }
 NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "holm", "import_files", "open_cube"}
-NO_CUBE |= {"feature_differential", "feature_map", "feature_rates"}  # of sparse cubes
 NO_CUBE |= {"extend", "join", "plan", "pull", "push", "report", "seal", "verify"}
 
 # selections by one label, and the same by a list of it
@@ -120,7 +124,7 @@ SINGLE: dict[str, tuple[Change, Change]] = {
 }
 # what changes nothing that is computed
 SAME: dict[str, Change] = {
-    "transposed": lambda cube: cube.transpose("hidden", "token", "sample", "layer"),
+    "transposed": lambda cube: cube.transpose("hidden", "token", "sample", "layer", ...),
     "chunked": lambda cube: cube.chunk(sample=7, layer=2),
     "fixed strings": lambda cube: cube.assign_coords(
         {name: cube[name].astype("U") for name in ("language", "sample_id", "text", "gender", "token_text")}
@@ -197,7 +201,11 @@ ODD: dict[str, Change] = {
 
 @pytest.fixture(scope="module")
 def whole(planted_run: Path) -> xr.Dataset:
-    return actkit.open_cube(planted_run).load()
+    """The cube in memory, with features, which are the positive dimensions of the residual stream."""
+    cube = actkit.open_cube(planted_run).load()
+    value = cube.residual.rename(hidden="k").clip(min=0).fillna(0).astype(np.float32)
+    index = xr.zeros_like(value, dtype=np.uint16) + xr.DataArray(np.arange(12, dtype=np.uint16), dims="k")
+    return cube.assign(feature_value=value, feature_index=index).assign_attrs(n_features=12)
 
 
 def outcome(name: str, cube: xr.Dataset) -> Any:

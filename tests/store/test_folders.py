@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actkit.store.folders import Folder, finished_name
+from actkit.store import partial_files
+from actkit.store.folders import Folder
+from actkit.store.partial_files import finished_name
 
 
 @pytest.fixture
@@ -131,3 +134,22 @@ def test_a_folder_that_is_open_at_the_end_of_the_interpreter(
         ended.setattr("actkit.store.folders.os", None)
         folder.__del__()
     folder.check()
+
+
+def test_the_disk_is_asked_early_to_store_a_large_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, ranges = partial_files._start_writeback, []
+
+    def recorded(descriptor: int, first: int, last: int) -> None:
+        ranges.append((first, last))
+        start(descriptor, first, last)
+
+    monkeypatch.setattr(partial_files, "_start_writeback", recorded)
+    blocks = [bytes([number]) * 3 * 2**20 for number in range(7)]
+    with closing(Folder(tmp_path)) as folder, closing(folder.partial("x")) as file:
+        for block in blocks:
+            file.write(block)
+        file.place()
+    assert ranges == [(0, 9 * 2**20), (9 * 2**20, 18 * 2**20)]
+    assert (tmp_path / "x").read_bytes() == b"".join(blocks)

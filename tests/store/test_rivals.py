@@ -17,6 +17,7 @@ from actkit import open_cube, verify
 from actkit.errors import CubeError, StorageError
 from actkit.store import folders
 from actkit.store.layout import CUBE
+from actkit.store.partial_files import PARTIAL
 from actkit.store.writer import CubeWriter
 from actkit.testing import contents, synthetic
 from tests.store.subject import SIZES, Subject, subject
@@ -115,7 +116,7 @@ def test_a_file_whose_writer_cannot_be_asked_for_is_left_alone(
     opened = os.open
 
     def refuses(path: str, flags: int, *args: int, dir_fd: int | None = None) -> int:
-        if str(path).endswith(folders.PARTIAL) and not flags & os.O_CREAT:
+        if str(path).endswith(PARTIAL) and not flags & os.O_CREAT:
             raise OSError(why, os.strerror(why), path)
         return opened(path, flags, *args, dir_fd=dir_fd)
 

@@ -1,6 +1,7 @@
 """The shards that we write ourselves are zarr's, to the last bit."""
 
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from actkit import verify
 from actkit.schema import VARIABLES
-from actkit.store.layout import CUBE, Array, array_of, create_array, open_group, shards
+from actkit.store.layout import CUBE, Array, array_of, create_array, open_group, shard_region, shards
 from actkit.store.ragged import Ragged
-from actkit.store.shard_files import ShardWriter
+from actkit.store.shard_files import ShardWriter, encoded, in_memory, storable
 from actkit.testing import flip_bit, synthetic
 from tests.store.test_ragged import KINDS, PAYLOAD, bits, drawn
 
@@ -289,3 +290,35 @@ def test_what_a_compressing_thread_raises_is_raised(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"shape|out"):
             write(path, array, values, writer)
         writer.close()
+
+
+def encoded_by_zarr(array: Array, window: int, values: np.ndarray) -> bytes:
+    twin, stored = in_memory(array)
+    twin[shard_region(array, window)] = storable(values)
+    (content,) = stored.values()
+    return content.to_bytes()
+
+
+def test_small_variables_are_encoded_as_zarr_does(tmp_path: Path) -> None:
+    cube = synthetic(n_samples=6, window=4, everything=True)  # the last window is smaller
+    cube.create(tmp_path).close()
+    group = open_group(tmp_path / CUBE)
+    compared = set()
+    for window in range(cube.plan.n_windows):
+        for name, values in cube.part(window).items():
+            if isinstance(values, Ragged):
+                continue
+            array = array_of(group, name)
+            assert encoded(array, window, values) == encoded_by_zarr(array, window, values), name
+            compared.add(name)
+    assert {"norm", "pooled", "last", "nonfinite", "n_tokens", "token_id", "token_text"} <= compared
+
+
+def test_large_chunks_are_encoded_in_one_order_by_any_thread(tmp_path: Path) -> None:
+    array = array_in(tmp_path, name="pooled", n_samples=64, hidden=8192, window=64)
+    values = np.random.default_rng(0).standard_normal(array.shape).astype(np.float32)
+    expected, found = encoded_by_zarr(array, 0, values), []
+    thread = threading.Thread(target=lambda: found.append(encoded(array, 0, values)))
+    thread.start()
+    thread.join()
+    assert [*found, encoded(array, 0, values)] == [expected, expected]

@@ -16,8 +16,8 @@ import pytest
 from actkit import open_cube, verify
 from actkit.errors import StorageError
 from actkit.schema import VARIABLES
-from actkit.store.folders import PARTIAL
 from actkit.store.layout import CUBE, array_of, open_group, shards
+from actkit.store.partial_files import PARTIAL
 from actkit.store.ragged import Ragged
 from actkit.store.writer import CREATING, CubeWriter
 from actkit.testing import Synthetic, contents, flip_bit

@@ -171,25 +171,23 @@ def welch(values: np.ndarray, labels: np.ndarray, counted: np.ndarray | None = N
         return np.asarray(np.where(is_zero, 0.0, difference / np.sqrt(error)))
 
 
-def best_features(
-    values: csr_array, labels: np.ndarray | None, train: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the feature with the largest absolute t in each training part.
+def best_features(values: csr_array, labels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the feature with the largest absolute value of Welch's t in each training part.
 
     Parameters
     ----------
     values
-        Differences of pairs, or values of units, dims ``(unit, feature)``.
+        Value of each unit, dims ``(unit, feature)``.
     labels
-        Whether each unit has the second label, dims ``(unit,)``; None for pairs.
+        Whether each unit has the second label, dims ``(unit,)``.
     train
         Which units are used to choose, dims ``(split, unit)``.
 
     Returns
     -------
     tuple of numpy.ndarray
-        Index of the feature and its signed statistic (t, or a monotone function of it for pairs), dims
-        ``(split,)``; -1 and 0 where no feature is live.
+        Index of the feature and its signed t, dims ``(split,)``; -1 and 0 where no feature is active in 10
+        units.
     """
     chosen, statistic = np.full(len(train), -1), np.zeros(len(train))
     weights, by_column = train.astype(np.float64), values.tocsc()
@@ -197,11 +195,7 @@ def best_features(
     best = np.zeros(len(train))
     for columns in _blocks_of(live, values.shape[0] + len(train)):
         block = by_column[:, columns].toarray()
-        if labels is None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                scores = (weights @ block) / np.sqrt(weights @ block**2)
-        else:
-            scores = welch(block, np.broadcast_to(labels, train.shape), train)
+        scores = welch(block, np.broadcast_to(labels, train.shape), train)
         is_live = (weights @ (block != 0)) >= LIVE
         size = np.where(is_live, np.nan_to_num(np.abs(scores), posinf=np.finfo(float).max), 0)
         at = size.argmax(axis=1)
