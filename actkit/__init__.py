@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .features.cube_checks import check_saes
     from .features.feature_matches import match_features
     from .features.quality import sae_quality
+    from .features.quality_result import best_layers
     from .features.sae_loader import load_saes
     from .features.sae_set import SaeSet
     from .features.training import train_saes
@@ -60,6 +61,7 @@ __all__ = [
     "Whitener",
     "adjacent_cka",
     "anisotropy",
+    "best_layers",
     "check_saes",
     "cka",
     "classification_probe",
@@ -122,6 +124,7 @@ _MODULES = {
     "Whitener": ".stats.whitening",
     "adjacent_cka": ".stats.cka",
     "anisotropy": ".stats.geometry",
+    "best_layers": ".features.quality_result",
     "check_saes": ".features.cube_checks",
     "cka": ".stats.cka",
     "classification_probe": ".stats.classification_probe",

@@ -1,7 +1,7 @@
 """Text that the command line prints about cubes: names with values, and tables."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -146,3 +146,20 @@ def print_table(values: xr.DataArray) -> None:
     print(printable("  ".join(["layer", *(f"{name:>12}" for name in languages)])))
     for layer, row in zip(values.layer.values, values.transpose("layer", "language").values, strict=True):
         print("  ".join([f"{layer:>5}", *(f"{value:>12,.2f}" for value in row)]))
+
+
+def print_measures(result: xr.Dataset, columns: Mapping[str, str]) -> None:
+    """Print measures by layer as a table; columns without any value are left out.
+
+    Parameters
+    ----------
+    result
+        Variables with dims ``(layer,)``.
+    columns
+        Variables to print, with their headings.
+    """
+    shown = {name: heading for name, heading in columns.items() if bool(result[name].notnull().any())}
+    print(printable("  ".join(["layer", *(f"{heading:>10}" for heading in shown.values())])))
+    for row, layer in enumerate(result.layer.values.tolist()):
+        cells = [f"{float(result[name][row]):>10.4g}" for name in shown]
+        print(printable("  ".join([f"{layer:>5}", *cells])))

@@ -4,8 +4,9 @@ import os
 from typing import Any
 
 from .cli_cubes import Subparsers, add_command, terminable
-from .cli_output import print_cube, print_pairs
+from .cli_output import print_cube, print_measures, print_pairs
 from .errors import Fault, InputError
+from .features.quality_result import COLUMNS
 
 
 def add_saes(commands: Subparsers) -> None:
@@ -13,7 +14,7 @@ def add_saes(commands: Subparsers) -> None:
     purpose = "train and apply sparse autoencoders of the layers of a run"
     parser = commands.add_parser("saes", help=purpose, description=purpose)
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_encode):
+    for add in (_add_train, _add_encode, _add_quality):
         add(subcommands)
 
 
@@ -124,4 +125,33 @@ def _encode(run: str, saes: str, **options: object) -> int:
     layers = zip(share.layer.values.tolist(), share.values.tolist(), strict=True)
     cut = ", ".join(f"{part:.1%} at layer {layer}" for layer, part in layers)
     print_cube(features, [("cut off", cut)] if options["top"] is not None else [])
+    return 0
+
+
+def _add_quality(commands: Subparsers) -> None:
+    purpose = "measure autoencoders on held-out samples, beside baselines; `actkit report` shows the result"
+    parser = add_command(commands, "quality", _quality, purpose)
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("saes", help="folder of the autoencoders, into which the result is written")
+    parser.add_argument(
+        "--other", metavar="FOLDER", help="autoencoders of another seed: how many features are found again"
+    )
+    parser.add_argument(
+        "--model", help="model of the run, to measure its next-token loss with the reconstructions"
+    )
+    parser.add_argument(
+        "--model-samples",
+        type=int,
+        default=200,
+        help="most held-out samples that the model runs on (default: %(default)s)",
+    )
+    parser.add_argument("--tokens", default="content", help="kind of token (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="device to compute on (default: %(default)s)")
+
+
+def _quality(run: str, saes: str, **options: object) -> int:
+    from .features.quality import sae_quality
+
+    quality = sae_quality(run, saes, out=saes, **options)  # type: ignore[arg-type]
+    print_measures(quality, COLUMNS)
     return 0

@@ -1,5 +1,6 @@
 """Quality of sparse autoencoders on tokens that they were not trained on, and what it is worth."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -11,7 +12,7 @@ import torch
 import xarray as xr
 
 from ..canonical import Cube, as_cube
-from ..errors import Fault, InputError, MissingError, NonfiniteError
+from ..errors import Fault, InputError, NonfiniteError
 from ..exporters.cube_blocks import where_labels
 from ..exporters.torch_dataset import LayerTokens
 from ..extraction.models.devices import check_device, pick_device
@@ -21,7 +22,9 @@ from ..stats.holdout import SHARE, held_out
 from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
 from ..store.reader import read_cube
+from .cube_checks import check_saes
 from .language_loss import LanguageLoss, load_language_loss
+from .largest_features import weights_digest
 from .quality_baselines import Baselines
 from .quality_result import QUALITY, quality_dataset, write_quality
 from .quality_sums import QualitySums
@@ -87,15 +90,16 @@ def sae_quality(
         FVU of baselines with the same number of active coefficients: ``fvu_pca`` (the first components),
         ``fvu_pca_top`` (the largest coefficients of the PCA) and ``fvu_random`` (features that were not
         trained); ``n_features``; ``n_never_active`` on the held-out tokens; ``n_dead`` at the end of
-        training; ``tokens_per_latent``; ``share_of_extreme_norms`` (above 10 times the median). Dims
+        training; ``tokens_per_feature``; ``share_of_extreme_norms`` (above 10 times the median). Dims
         ``(layer, feature)``: ``frequency`` (share of tokens), ``mean`` (where active) and ``max``. With
-        ``other``: ``matched`` and ``matched_random``, the shares of features that have a counterpart. With
-        ``model``, in nats per token: ``ce``, ``ce_sae``, ``ce_zero``, ``ce_mean``; ``ce_recovered`` and
-        ``ce_recovered_from_mean``, of the loss that zero or mean ablation adds. What is unknown is NaN.
+        ``other``: ``found_again`` and ``found_again_random``, the shares of active features that have a
+        counterpart there, and among random directions. With ``model``, in nats per token: ``ce``,
+        ``ce_sae``, ``ce_zero``, ``ce_mean``; ``ce_recovered`` and ``ce_recovered_from_mean``, of the loss
+        that zero or mean ablation adds. What is unknown is NaN.
 
     Raises
     ------
-    InputError, MissingError
+    InputError
         If the autoencoders do not fit the cube, or the loss of the model cannot be measured.
     ModelError
         If the model is not that of the cube.
@@ -109,7 +113,7 @@ def sae_quality(
     """
     saes, other = _loaded(saes), _loaded(other) if other is not None else None
     cube = _open(run, tokens)
-    _check(cube, saes, device)
+    _check(cube, saes, other, device)
     selection.check_counts(model_samples=model_samples)
     chosen = where_labels(cube, where)
     is_held, holdout = _held_out(cube, saes, cluster)
@@ -124,9 +128,12 @@ def sae_quality(
         loss = load_language_loss(cube, os.fspath(model), rows=np.sort(drawn), device=device)
         loss.check(cube, saes.component, saes.layers)
     measured: dict[int, dict[str, Any]] = {}
+    digests: dict[str, str] = {}
     intact = float("nan") if loss is None else loss.mean()
     for layer in saes.layers:
-        sae = _on(saes[layer], target)
+        sae = saes[layer]
+        digests[str(layer)] = weights_digest(sae)
+        sae = _on(sae, target)
         sums, measures = _measure(cube, sae, evaluated, fitted, seed)
         if loss is not None:
             measures |= _losses(loss, sae, sums.mean.float(), intact)
@@ -139,6 +146,7 @@ def sae_quality(
         **holdout,
         "saes": str(saes.path),
         "other": "" if other is None else str(other.path),
+        "weights": json.dumps(digests),
         "n_tokens": next(iter(measured.values()))["n_tokens"],
         "n_predictions": 0 if loss is None else loss.n_predictions,
         "seed": seed,
@@ -164,29 +172,12 @@ def _open(run: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
     return cube.assign_coords({SELECTED: selected[SELECTED]}).assign_attrs(selected.attrs)
 
 
-def _check(cube: xr.Dataset, saes: SaeSet, device: str) -> None:
-    faults = check_device(device)
-    if not saes.layers:
-        faults.append(Fault("saes", "has no layers", "train or load at least one"))
-    if faults:
+def _check(cube: xr.Dataset, saes: SaeSet, other: SaeSet | None, device: str) -> None:
+    if faults := check_device(device):
         raise InputError(faults)
-    selection.require(cube, saes.component)
-    captured = selection.captured(cube, saes.component).layer.values.tolist()
-    if missing := [layer for layer in saes.layers if layer not in captured]:
-        raise MissingError(f"the cube has no {saes.component} of layers {missing}; it has {captured}")
-    width = cube.sizes["hidden"]
-    hidden = {layer: size.hidden for layer, size in saes.sizes.items()} or {
-        layer: saes[layer].hidden for layer in saes.layers
-    }
-    faults = [
-        Fault(
-            f"layer {layer}", f"the autoencoder has width {its}, the cube {width}", "use those of its model"
-        )
-        for layer, its in hidden.items()
-        if its != width
-    ]
-    if faults:
-        raise InputError(faults, "the autoencoders do not fit the cube")
+    check_saes(cube, saes)
+    if other is not None:
+        check_saes(cube, other)
 
 
 def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -237,7 +228,7 @@ def _measure(
         "n_features": sae.n_features,
         "n_never_active": int((sums.frequency == 0).sum()),
         "n_dead": sae.metadata.get("n_dead", np.nan),
-        "tokens_per_latent": np.nan if training is None else training / sae.n_features,
+        "tokens_per_feature": np.nan if training is None else training / sae.n_features,
         "share_of_extreme_norms": sums.share_of_extreme_norms,
         "n_tokens": sums.n_tokens,
         "frequency": sums.frequency.numpy(),

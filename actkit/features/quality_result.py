@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..errors import CorruptError
 from ..regular_files import read_regular
+from ..stats.selection import check_counts
 from ..store.result_files import read_result, write_result
 from ..store.writer import storage_errors
 
@@ -28,16 +29,31 @@ MEASURES: Mapping[str, str] = {
     "n_features": "Number of features.",
     "n_never_active": "Number of features that are active in no held-out token.",
     "n_dead": "Number of features that were dead at the end of training.",
-    "tokens_per_latent": "Training tokens per feature.",
+    "tokens_per_feature": "Training tokens per feature.",
     "share_of_extreme_norms": "Share of tokens whose norm exceeds 10 times the median.",
-    "matched": "Share of live features with a counterpart in the autoencoder of another seed.",
-    "matched_random": "The same share for a random dictionary.",
+    "found_again": "Share of active features with a counterpart in the autoencoder of another seed.",
+    "found_again_random": "The same share for a random dictionary.",
     "ce": "Next-token cross-entropy of the intact model, in nats.",
     "ce_sae": "Cross-entropy with the reconstruction in place of the output.",
     "ce_zero": "Cross-entropy with zero in place of the output.",
     "ce_mean": "Cross-entropy with the mean in place of the output.",
     "ce_recovered": "Share of the loss added by zero ablation that the reconstruction avoids.",
     "ce_recovered_from_mean": "Share of the loss added by mean ablation that the reconstruction avoids.",
+}
+# headings of tables that show the most important measures
+COLUMNS: Mapping[str, str] = {
+    "fvu": "FVU",
+    "fvu_pca": "PCA",
+    "fvu_pca_top": "PCA top",
+    "fvu_random": "random",
+    "l0": "L0",
+    "n_features": "features",
+    "n_dead": "dead",
+    "n_never_active": "never",
+    "tokens_per_feature": "tokens/f",
+    "found_again": "again",
+    "ce_recovered": "CE zero",
+    "ce_recovered_from_mean": "CE mean",
 }
 OF_FEATURES: Mapping[str, str] = {
     "frequency": "Share of held-out tokens in which the feature is active.",
@@ -70,6 +86,20 @@ def quality_dataset(measured: Mapping[int, Mapping[str, Any]], settings: Mapping
     return result
 
 
+def best_layers(quality: xr.Dataset, count: int = 3) -> list[int]:
+    """Return the layers with the lowest FVU, in ascending order, for the option `layers` of the next run.
+
+    Parameters
+    ----------
+    quality
+        From :func:`actkit.sae_quality`.
+    count
+        Number of layers, if there are as many.
+    """
+    check_counts(count=count)
+    return sorted(quality.layer.values[np.argsort(quality.fvu.values, kind="stable")[:count]].tolist())
+
+
 def write_quality(folder: Path, quality: xr.Dataset) -> None:
     """Write a result into the folder of its autoencoders; it is valid as long as they stay the same.
 
@@ -99,7 +129,11 @@ def read_quality(folder: Path) -> xr.Dataset | None:
 def weights_key(folder: Path) -> str:
     """Return a digest of the descriptions of the autoencoders, which contain that of their weights."""
     hashed = hashlib.sha256()
-    for path in sorted(folder.glob(f"*/{_CFG}")):
-        content = json.loads(read_regular(path, _MOST_CFG))
-        hashed.update(json.dumps([path.parent.name, content], sort_keys=True).encode())
+    for name, cfg in _cfgs(folder).items():
+        hashed.update(json.dumps([name, cfg], sort_keys=True).encode())
     return hashed.hexdigest()
+
+
+def _cfgs(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(folder.glob(f"*/{_CFG}"))
+    return {path.parent.name: json.loads(read_regular(path, _MOST_CFG)) for path in paths}

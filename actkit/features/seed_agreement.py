@@ -10,29 +10,29 @@ _ROWS = 2048
 
 
 @torch.inference_mode()
-def seed_agreement(sae: Sae, other: Sae, is_live: torch.Tensor) -> dict[str, float]:
-    """Return the share of live features with a counterpart, and that of random directions.
+def seed_agreement(sae: Sae, other: Sae, is_active: torch.Tensor) -> dict[str, float]:
+    """Return the share of active features with a counterpart, and that of random directions.
 
     Parameters
     ----------
     sae, other
         Autoencoders of the same activations.
-    is_live
+    is_active
         Which features of the first are ever active, dims ``(feature,)``.
 
     Returns
     -------
     dict
-        ``matched``: share of live features whose decoder direction and that of some feature of the other
-        are the most similar to each other, with a cosine of at least 0.7. ``matched_random``: the same for
-        random directions in place of the other's.
+        ``found_again``: share of active features whose decoder direction and that of some feature of the
+        other are the most similar to each other, with a cosine of at least 0.7. ``found_again_random``: the
+        same for random directions in place of the other's.
     """
-    ours = _unit(sae.w_dec[is_live.to(sae.w_dec.device)])
+    ours = _unit(sae.w_dec[is_active.to(sae.w_dec.device)])
     if not len(ours):
-        return {"matched": float("nan"), "matched_random": float("nan")}
+        return {"found_again": float("nan"), "found_again_random": float("nan")}
     theirs = _unit(other.w_dec)
     random = random_directions(len(theirs), theirs.shape[1], seed=0).to(theirs)
-    return {"matched": _share(ours, theirs), "matched_random": _share(ours, random)}
+    return {"found_again": _share(ours, theirs), "found_again_random": _share(ours, random)}
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from .maps import (
     tokens,
 )
 from .points import projection
+from .saes import sae_frequencies, sae_quality, training_curves
 from .steering import steering
 from .style import figure, load_matplotlib
 
@@ -53,10 +54,13 @@ __all__ = [
     "load_matplotlib",
     "projection",
     "regression_probe",
+    "sae_frequencies",
+    "sae_quality",
     "selectivity",
     "similarity",
     "steering",
     "token_correlation",
     "tokens",
+    "training_curves",
     "transfer",
 ]

@@ -181,10 +181,16 @@ def _page(cube: xr.Dataset, choice: Choice, made: list[Section], noted: list[str
                     "title": section.title,
                     "sentences": section.sentences,
                     "methods": section.methods,
+                    "lead": _html(section.results[section.lead]) if section.lead else "",
                     "divs": [divs[f"{section.name} {name}"] for name in section.pictures],
                     "tables": [
                         {"name": name.replace("_", " "), "html": _html(result)}
                         for name, result in section.results.items()
+                        if name != section.lead
+                    ]
+                    + [
+                        {"name": name.replace("_", " "), "html": _html_of(table)}
+                        for name, table in section.tables.items()
                     ],
                 }
                 for section in made
@@ -232,7 +238,12 @@ def csv_of(result: xr.Dataset) -> str:
     Texts that begin with ``=``, ``+``, ``-``, ``@``, a tab or a line break are prefixed with an apostrophe;
     numbers are unchanged.
     """
-    table = table_of(result)
+    return csv_text(table_of(result))
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """Return a table as CSV in which no text can be read as a formula, as :func:`csv_of` does."""
+    table = table.copy()
     for number, kind in enumerate(table.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             table.isetitem(number, [_escaped(cell) for cell in table.iloc[:, number]])
@@ -249,9 +260,12 @@ def _escaped(cell: Any) -> Any:
 
 
 def _html(result: xr.Dataset) -> str:
-    table = table_of(result).head(_MOST_ROWS)
+    return _html_of(table_of(result))
+
+
+def _html_of(table: pd.DataFrame) -> str:
     return str(
-        table.to_html(
+        table.head(_MOST_ROWS).to_html(
             index=False, escape=True, border=0, float_format=lambda value: f"{value:.4g}", na_rep="–"
         )
     )
@@ -263,6 +277,8 @@ def _write_tables(out: Path, made: list[Section]) -> None:
     for section in made:
         for name, result in section.results.items():
             replace_text(folder / f"{name}.csv", csv_of(result))
+        for name, table in section.tables.items():
+            replace_text(folder / f"{name}.csv", csv_text(table))
 
 
 def _write_figures(out: Path, made: list[Section]) -> None:

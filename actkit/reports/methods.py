@@ -73,6 +73,23 @@ TEXTS = {
         "max-T permutation tests, corrected over layers, with {permutations} permutations that respect the "
         "clusters (seed {seed}). Baselines use the same folds."
     ),
+    "sae_quality": (
+        "Sparse autoencoders of {component}, on {tokens} tokens of held-out samples ({holdout_share:.0%} of "
+        "the clusters, chosen by {holdout_origin}): FVU is the squared error divided by the variance. "
+        "Baselines with as many active coefficients are fitted to the other samples: the first principal "
+        "components (interpolated); the largest coefficients of all components in each batch; and features "
+        "in random directions, scaled by one factor. Found again: active features whose decoder direction "
+        "and that of a feature of another seed are mutual nearest neighbours with a cosine of at least 0.7. "
+        "Cross-entropy (CE) of the tokens that follow the selected ones, at which the output is replaced; "
+        "recovered is the share of the loss added by zero or mean ablation that the reconstruction avoids."
+    ),
+    "feature_differential": (
+        "The value of a feature in a sample is its {summary} over {tokens} tokens. Studentised differences "
+        "between {between} are tested by {permutations} permutations that respect the clusters (sign flips "
+        "within pairs where there are pairs; seed {seed}), for every live feature of every layer: "
+        "Benjamini-Hochberg over all of them (q), and max-T (p_max). AUROCs are of the half of the clusters "
+        "that did not choose the feature ({splits} divisions)."
+    ),
     "transfer": (
         "The same probe, trained in one {across} and tested in each, on clusters held out from training "
         "({folds} folds, 95% intervals by cluster)."

@@ -6,15 +6,29 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import xarray as xr
 
 from .. import plots
 from ..errors import ActkitError
 from ..stats import selection
 from ..stats.control_types import WORD
+from ..store.reader import open_cube
 from . import findings
 from .methods import describe
-from .summaries import Request
+from .sae_section import (
+    FEATURES,
+    check_same_saes,
+    curves_of,
+    found_features,
+    of_differences,
+    of_quality,
+    quality_of,
+    saes_folder,
+    shown_measures,
+    texts_of,
+)
+from .summaries import Request, Summaries
 
 _LEAST = 10  # samples in each of two groups
 _MOST_CLASSES = 10  # distinct numbers that are classes
@@ -42,6 +56,10 @@ class Section:
         Findings.
     methods
         How the results were computed.
+    lead
+        Name of the result whose table is shown before the figures; empty for none.
+    tables
+        Tables of texts by name, with right-to-left texts among them.
     """
 
     name: str
@@ -51,6 +69,8 @@ class Section:
     pictures: dict[str, Any] = field(default_factory=dict)
     sentences: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
+    lead: str = ""
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def add(self, name: str, statistic: str, *, is_described: bool = True, **options: Any) -> xr.Dataset:
         """Compute a statistic and add it with its methods."""
@@ -157,10 +177,12 @@ def titles(cube: xr.Dataset, choice: Choice) -> list[tuple[str, str, Sequence[Ma
         ("geometry", "Geometry", (_dimension, _anisotropy)),
         ("languages", "Language alignment", (_languages,)),
         ("groups", f"Groups: {choice.by}", about_groups),
+        ("saes", "Sparse autoencoders", (_saes, _features)),
         ("samples", "Samples", (_samples,)),
     ]
     left_out = set() if choice.by else {"groups"}
     left_out |= set() if len(_languages_of(cube)) > 1 else {"languages"}
+    left_out |= set() if saes_folder(cube) else {"saes"}
     return [section for section in every if section[0] not in left_out]
 
 
@@ -297,6 +319,38 @@ def _directions(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
     section.sentences += findings.of_directions(cosines)
 
 
+def _saes(cube: xr.Dataset, _choice: Choice, section: Section) -> None:
+    folder = saes_folder(cube)
+    assert folder is not None
+    quality = quality_of(folder)
+    section.lead = "sae_quality"
+    section.results["sae_quality"] = shown_measures(quality)
+    section.methods.append(describe(quality.attrs))
+    section.sentences += of_quality(quality)
+    section.pictures["sae_quality"] = plots.sae_quality(quality)
+    section.pictures["sae_frequencies"] = plots.sae_frequencies(quality)
+    if curves := curves_of(folder):
+        section.pictures["training_curves"] = curves
+
+
+def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    folder = saes_folder(cube)
+    assert folder is not None
+    path = folder.parent / FEATURES
+    if "sae_quality" not in section.results or not path.is_dir() or not _is_binary(cube, choice.by):
+        return
+    features = open_cube(path)
+    check_same_saes(features, quality_of(folder))
+    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
+    (differential,) = Summaries().get_several(features, [("feature_differential", options)])
+    section.methods.append(describe(differential.attrs))
+    section.sentences += of_differences(differential)
+    section.pictures["feature_differential"] = plots.feature_differential(differential)
+    found = found_features(differential)
+    section.tables["feature_differential"] = found
+    section.tables["texts_of_features"] = texts_of(features, found)
+
+
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     captured = selection.captured(cube)
     by = choice.by if choice.by and not _is_numeric(cube, choice.by) else None
@@ -321,6 +375,10 @@ def _is_numeric(cube: xr.Dataset, by: str) -> bool:
     """Return whether a label holds numbers that are not classes."""
     values = selection.column(cube, by, "by").values
     return len(values) > _MOST_CLASSES and values.dtype.kind in "iuf"
+
+
+def _is_binary(cube: xr.Dataset, by: str) -> bool:
+    return bool(by) and len(selection.column(cube, by, "by").values) == 2
 
 
 def _languages_of(cube: xr.Dataset) -> set[str]:

@@ -23,6 +23,7 @@ from ..stats.classification_probe import classification_probe
 from ..stats.cross_language import transfer
 from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
+from ..stats.feature_differential import feature_differential
 from ..stats.geometry import anisotropy, intrinsic_dimension
 from ..stats.norms import layer_norms, layer_updates, massive_activations
 from ..stats.regression_probe import regression_probe
@@ -47,6 +48,7 @@ _STATISTICS: dict[str, Callable[..., xr.Dataset]] = {
         cka,
         classification_probe,
         direction_cosines,
+        feature_differential,
         group_differential,
         intrinsic_dimension,
         language_cka,
