@@ -82,7 +82,7 @@ def encode(
         The sparse cube, as :func:`actkit.open_cube` returns it, with the samples, labels and tokens of the
         cube, and the layers of the autoencoders. For each of ``k`` entries of a token, largest first, it has
         ``feature_index`` and ``feature_value``; entries beyond the active features are 0. ``n_active`` and
-        ``feature_sum`` count and sum all active features of a token; :func:`actkit.features.cut_share`
+        ``feature_sum`` count and sum all active features of a token; :func:`actkit.cut_share`
         compares them with those kept.
 
     Raises
