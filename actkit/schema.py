@@ -1,4 +1,4 @@
-"""Variables of a cube, each declared once, and the token rules that all readers share."""
+"""Variables of a cube, each declared once, and the kinds of tokens."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
-import xarray as xr
 
 FORMAT = 2
 DIMS = ("layer", "sample", "token", "hidden")
@@ -133,13 +132,7 @@ class Variable:
 
 
 def sparse_names(name: str) -> tuple[str, str]:
-    """Return the names of the indices and values that hold the largest entries of a variable's vectors.
-
-    Examples
-    --------
-    >>> sparse_names("residual")
-    ('residual_index', 'residual_value')
-    """
+    """Return the names of the indices and values that hold the largest entries of a variable's vectors."""
     return f"{name}_index", f"{name}_value"
 
 
@@ -388,28 +381,6 @@ def label_attrs(dtype: str) -> dict[str, str | bool]:
     return {"label": True, **({"label_type": dtype.removesuffix("?")} if dtype.endswith("?") else {})}
 
 
-def content_mask(token_kind: xr.DataArray, *, first_is_content: bool) -> xr.DataArray:
-    """Return a mask of content tokens, as opposed to padding, special and template tokens.
-
-    Parameters
-    ----------
-    token_kind
-        Kind of each token, dims ``(sample, token)``.
-    first_is_content
-        Whether position 0 counts. It does not if the tokenizer puts no special token there, because the
-        attention sink is at position 0 nevertheless.
-
-    Returns
-    -------
-    xarray.DataArray
-        Boolean, dims ``(sample, token)``.
-    """
-    mask = token_kind.isin([int(kind) for kind in CONTENT_KINDS])
-    # if only some positions are kept, `position` holds their indices in the prompt
-    position = token_kind.coords.get("position", token_kind.token)
-    return mask if first_is_content else mask & (position != 0)
-
-
 def markdown_table(variables: Iterable[Variable] = VARIABLES.values()) -> str:
     """Return the variables as a Markdown table, for the documentation.
 
@@ -421,7 +392,6 @@ def markdown_table(variables: Iterable[Variable] = VARIABLES.values()) -> str:
     | `batch` | sample | int32 | Index of the batch that computed the sample; -1 if it was imported. |
     """
     rows = ["| variable | dims | dtype | meaning |", "|---|---|---|---|"]
-    rows += [
-        f"| `{v.name}` | {', '.join(v.dims)} | {' or '.join(v.dtypes)} | {v.meaning} |" for v in variables
-    ]
+    for v in variables:
+        rows.append(f"| `{v.name}` | {', '.join(v.dims)} | {' or '.join(v.dtypes)} | {v.meaning} |")
     return "\n".join(rows)

@@ -17,10 +17,10 @@ from actkit.schema import (
     K,
     TokenKind,
     Variable,
-    content_mask,
     label,
     markdown_table,
 )
+from actkit.stats.token_masks import content_mask
 
 ALL = list(VARIABLES.values())
 

@@ -7,7 +7,8 @@ import pytest
 import xarray as xr
 
 from actkit import open_cube, verify
-from actkit.schema import VARIABLES, VISION, TokenKind, content_mask
+from actkit.schema import VARIABLES, VISION, TokenKind
+from actkit.stats.token_masks import content_mask
 from actkit.store.ragged import Ragged
 from actkit.testing import contents, flip_bit, synthetic, write_cube, write_features
 

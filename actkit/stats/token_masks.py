@@ -7,7 +7,7 @@ import xarray as xr
 
 from ..canonical import require
 from ..errors import Fault, InputError, MissingError
-from ..schema import TokenKind, content_mask
+from ..schema import CONTENT_KINDS, TokenKind
 
 Tokens = Literal["content", "all", "first", "special", "template", "text", "image", "generated"]
 TOKENS: tuple[str, ...] = get_args(Tokens)
@@ -88,3 +88,25 @@ def counted(cube: xr.Dataset, tokens: str) -> str:
 def holds_all_tokens(cube: xr.Dataset) -> np.ndarray:
     """Return which samples still have all of their tokens, dims ``(sample,)``."""
     return np.asarray((token_mask(cube, "all").sum("token") == cube.n_tokens).values)
+
+
+def content_mask(token_kind: xr.DataArray, *, first_is_content: bool) -> xr.DataArray:
+    """Return a mask of content tokens, as opposed to padding, special and template tokens.
+
+    Parameters
+    ----------
+    token_kind
+        Kind of each token, dims ``(sample, token)``.
+    first_is_content
+        Whether position 0 counts. It does not if the tokenizer puts no special token there, because the
+        attention sink is at position 0 nevertheless.
+
+    Returns
+    -------
+    xarray.DataArray
+        Boolean, dims ``(sample, token)``.
+    """
+    mask = token_kind.isin([int(kind) for kind in CONTENT_KINDS])
+    # if only some positions are kept, `position` holds their indices in the prompt
+    position = token_kind.coords.get("position", token_kind.token)
+    return mask if first_is_content else mask & (position != 0)

@@ -20,7 +20,7 @@ from actkit.errors import ChangedError, InputError, MissingError, NonfiniteError
 from actkit.features.sae import Sae
 from actkit.features.sae_files import layer_folder, write_manifest, write_sae
 from actkit.features.sae_set import SaeSet
-from actkit.schema import content_mask
+from actkit.stats.token_masks import content_mask
 from actkit.store.writer import CubeWriter
 from actkit.testing import contents, write_cube
 
