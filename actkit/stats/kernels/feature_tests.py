@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 LIVE = 10  # units in which a feature has to differ, or to be active, to be tested
 _TIES = 1 - 1e-9  # statistics that differ by rounding errors are equal
+_ROUNDING = 1e-12  # relative difference between averages of equal values
 _CELLS = 2**23  # of the matrices of permuted statistics held at once
 _MORE = 99  # further rounds of permutations for features that no permutation of the first round exceeds
 _TIGHT = 1 / (4 * norm.sf(np.sqrt(2)))
@@ -57,7 +58,8 @@ def paired_test(first: csr_array, second: csr_array, signs: np.ndarray) -> Layer
     holds for any differences whose signs are exchangeable: Bentkus, Dzindzalieta, A tight Gaussian bound for
     weighted sums of Rademacher random variables, Bernoulli 2015.
     """
-    differences = (second - first).tocsc()
+    differences, size = (second - first).tocsc(), (abs(first) + abs(second)).tocsc()
+    differences = differences.multiply(abs(differences) > _ROUNDING * size).tocsc()
     differences.eliminate_zeros()
     n_pairs, n_features = differences.shape
     sums, squares = differences.sum(axis=0), differences.power(2).sum(axis=0)
@@ -111,7 +113,7 @@ def label_test(values: csr_array, labels: np.ndarray, permuted: np.ndarray, *, s
     largest = np.zeros(len(permuted))
     for columns in _blocks(live, len(permuted) + len(labels)):
         block = columns_of[:, columns].toarray()
-        varies = np.ptp(block, axis=0) > 0
+        varies = _varies(block)
         live[columns[~varies]] = False
         columns, block = columns[varies], block[:, varies]
         if not len(columns):
@@ -196,13 +198,18 @@ def best_features(values: csr_array, labels: np.ndarray, train: np.ndarray) -> t
     for columns in _blocks_of(live, values.shape[0] + len(train)):
         block = by_column[:, columns].toarray()
         scores = welch(block, np.broadcast_to(labels, train.shape), train)
-        is_live = (weights @ (block != 0)) >= LIVE
+        is_live = ((weights @ (block != 0)) >= LIVE) & _varies(block)
         size = np.where(is_live, np.nan_to_num(np.abs(scores), posinf=np.finfo(float).max), 0)
         at = size.argmax(axis=1)
         rows = np.flatnonzero(size.max(axis=1) > best)
         best[rows] = size[rows, at[rows]]
         chosen[rows], statistic[rows] = columns[at[rows]], scores[rows, at[rows]]
     return chosen, statistic
+
+
+def _varies(values: np.ndarray) -> np.ndarray:
+    """Return which features differ between units by more than rounding errors."""
+    return np.asarray(np.ptp(values, axis=0) > _ROUNDING * np.abs(values).max(axis=0))
 
 
 def _mean_variance(sums: np.ndarray, squares: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -145,6 +145,23 @@ def test_rare_and_equal_features_are_not_tested() -> None:
     assert units.t[3] == 0
 
 
+def test_averages_of_equal_values_are_equal() -> None:
+    """The average of six ones is 1 - 1e-16, that of five ones is 1."""
+    sizes = np.where(np.arange(40) < 20, 6, 5)
+    samples = np.repeat(np.arange(40), sizes)
+    x = averages(samples, np.ones(len(samples), dtype=bool), 40) @ csr_array(np.ones((len(samples), 1)))
+    labels = np.arange(40) < 20
+    assert np.ptp(x.toarray()) > 0
+    rng = np.random.default_rng(0)
+    units = label_test(x, labels, rng.permuted(np.tile(labels, (99, 1)), axis=1))
+    pairs = paired_test(x[:20], x[20:], rng.choice([-1.0, 1.0], (99, 20)))
+    assert not units.live.any()
+    assert not pairs.live.any()
+    assert pairs.difference == 0
+    chosen, statistic = best_features(x, labels, np.ones((1, 40), dtype=bool))
+    assert (chosen, statistic) == (-1, 0)
+
+
 def test_the_best_feature_is_that_with_the_largest_t() -> None:
     x = values(60, 12)
     x[:30, 4] += 0.3
