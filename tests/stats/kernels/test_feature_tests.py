@@ -84,6 +84,16 @@ def test_p_of_pairs_is_that_of_all_sign_flips_or_above() -> None:
     assert stats.norm.sf(t) * 2 < p < stats.norm.sf(t) * 6.4  # no lower limit of 1 in 1,000
 
 
+def test_the_bound_replaces_only_the_smallest_p() -> None:
+    """Drawn flips that include the observed signs reach the statistic, whatever the bound."""
+    strong = np.random.default_rng(0).exponential(size=(40, 1)) + 1
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], (99, 40))
+    zeros = csr_array((40, 1))
+    assert paired_test(zeros, csr_array(strong), signs).p < 1e-6
+    signs[:3] = 1
+    assert paired_test(zeros, csr_array(strong), signs).p == 4 / 100
+
+
 def test_units_have_the_t_of_scipy_and_the_p_of_permutations() -> None:
     x = values(40, 8)
     labels = np.arange(40) % 3 == 0
