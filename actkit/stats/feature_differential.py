@@ -66,7 +66,8 @@ def feature_differential(
         Dims ``(language, layer, feature)``:
 
         - ``difference``, the mean over pairs (or clusters) of the second label minus the first, in the units
-          of the summary, and ``effect``, this over the pooled standard deviation within labels;
+          of the summary, and ``effect``, this over the pooled standard deviation within labels: infinite if
+          the feature separates the labels but varies within neither;
         - ``live``: whether the feature is tested, which requires that it differs in at least 10 pairs, or
           that it is active in at least 10 clusters and not constant;
         - ``t``, the mean difference over its standard error (paired; without pairs, Welch's); ``p``, its

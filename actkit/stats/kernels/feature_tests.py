@@ -54,9 +54,10 @@ def paired_test(first: csr_array, second: csr_array, signs: np.ndarray) -> Layer
     -----
     t is that of a paired t-test. With the signs flipped, the sum of squares of the differences stays the
     same, so that t increases with ``|sum| / sqrt(sum of squares)``, which is what is compared. If no flip
-    reaches the observed statistic and the bound is below 1 / (permutations + 1), p is the bound ``2 c P(N >= |sum| / sqrt(sum of squares))`` with c = 3.18, which
-    holds for any differences whose signs are exchangeable: Bentkus, Dzindzalieta, A tight Gaussian bound for
-    weighted sums of Rademacher random variables, Bernoulli 2015.
+    reaches the observed statistic, p is the bound ``2 c P(N >= |sum| / sqrt(sum of squares))`` with c = 3.18
+    where this is below 1 / (permutations + 1). It holds for any differences whose signs are exchangeable:
+    Bentkus, Dzindzalieta, A tight Gaussian bound for weighted sums of Rademacher random variables, Bernoulli
+    2015.
     """
     differences, size = (second - first).tocsc(), (abs(first) + abs(second)).tocsc()
     differences = differences.multiply(abs(differences) > _ROUNDING * size).tocsc()
@@ -220,15 +221,20 @@ def _mean_variance(sums: np.ndarray, squares: np.ndarray, count: np.ndarray) -> 
 
 
 def _effect(first: csr_array, second: csr_array, difference: np.ndarray) -> np.ndarray:
-    """Return the difference over the pooled standard deviation within labels; NaN if neither varies."""
-    within, freedom = np.zeros(len(difference)), 0
+    """Return the difference over the pooled standard deviation within labels.
+
+    If neither label varies, it is infinite if they differ, NaN if they do not.
+    """
+    within, size, freedom = np.zeros(len(difference)), np.zeros(len(difference)), 0
     for values in (first, second):
         count, squares = values.shape[0], values.power(2).sum(axis=0)
+        size += np.sqrt(squares / count)
         around = squares - values.sum(axis=0) ** 2 / count
         within += np.where(around > 1e-12 * squares, around, 0)
         freedom += count - 1
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(within > 0, difference / np.sqrt(within / freedom), np.nan))
+        difference = np.where(np.abs(difference) > _ROUNDING * size, difference, 0)
+        return np.asarray(difference / np.sqrt(within / freedom))
 
 
 def _monte_carlo(drawn: np.ndarray, observed: np.ndarray) -> np.ndarray:

@@ -155,6 +155,15 @@ def test_rare_and_equal_features_are_not_tested() -> None:
     assert units.t[3] == 0
 
 
+def test_effects_of_perfect_separation_are_infinite() -> None:
+    labels = np.arange(40) < 20
+    x = np.stack([labels * 1.0, ~labels * 1.0, np.full(40, 0.1), np.zeros(40)], axis=1)
+    units = label_test(csr_array(x), labels, np.tile(labels, (9, 1)))
+    pairs = paired_test(csr_array(x[20:]), csr_array(x[:20]), np.ones((9, 20)))
+    for found in (units, pairs):
+        np.testing.assert_array_equal(found.effect, [np.inf, -np.inf, np.nan, np.nan])
+
+
 def test_averages_of_equal_values_are_equal() -> None:
     """The average of six ones is 1 - 1e-16, that of five ones is 1."""
     sizes = np.where(np.arange(40) < 20, 6, 5)
