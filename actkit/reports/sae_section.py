@@ -135,12 +135,12 @@ def check_same_saes(features: xr.Dataset, quality: xr.Dataset) -> None:
 
 
 def found_features(differential: xr.Dataset) -> pd.DataFrame:
-    """Return the features with the largest absolute t that differ between the groups, a few per language."""
+    """Return the features with the largest effects of those that differ, a few per language."""
     rows = []
     for name in differential.language.values.tolist():
         here = differential.sel(language=name).stack(place=("layer", "feature"), create_index=False)
         is_found = (here["q"] <= differential.attrs["q"]).values
-        order = np.argsort(-np.where(is_found, np.abs(here.t.values), -np.inf), kind="stable")
+        order = np.argsort(-np.where(is_found, np.abs(here.effect.values), -np.inf), kind="stable")
         for place in order[: min(_SHOWN, int(is_found.sum()))]:
             row = here.isel(place=place)
             numbers = {key: float(row[key]) for key in ("difference", "effect", "t", "q", "p_max")}

@@ -11,7 +11,7 @@ import actkit
 from actkit.errors import MissingError
 from actkit.features.sae_files import write_sae
 from actkit.reports import sections, summaries
-from actkit.reports.sae_section import of_quality, saes_folder, texts_of
+from actkit.reports.sae_section import found_features, of_quality, saes_folder, texts_of
 from actkit.testing import write_cube, write_features
 from tests.features.autoencoders import random
 from tests.plots.test_saes import quality
@@ -98,6 +98,20 @@ def test_features_are_compared_beside_their_quality(run: Path) -> None:
     actkit.sae_quality(run, run / "saes", out=run / "saes")
     with pytest.raises(MissingError, match="computed by other autoencoders"):
         sections._features(cube, choice, section)
+
+
+def test_the_features_shown_are_those_with_the_largest_effects() -> None:
+    dims = ("language", "layer", "feature")
+    effect = np.array([[[0.2, -3.0, 9.0], [np.inf, 0.5, np.nan]]])
+    q = np.array([[[0.01, 0.02, 0.2], [0.03, 0.001, np.nan]]])
+    numbers = dict.fromkeys(("difference", "t", "p_max"), (dims, np.zeros((1, 2, 3))))
+    tested = xr.Dataset(
+        {"effect": (dims, effect), "q": (dims, q), **numbers},
+        {"language": ["english"], "layer": [4, 7], "feature": [0, 1, 2]},
+        {"q": 0.05},
+    )
+    found = found_features(tested)
+    assert list(zip(found.layer, found.feature, strict=True)) == [(7, 0), (4, 1), (7, 1), (4, 0)]
 
 
 def test_the_texts_of_a_feature_are_those_of_its_largest_values(tmp_path: Path) -> None:
