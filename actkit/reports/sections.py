@@ -20,6 +20,7 @@ from .sae_section import (
     FEATURES,
     check_same_saes,
     curves_of,
+    differences,
     found_features,
     of_differences,
     of_quality,
@@ -28,7 +29,7 @@ from .sae_section import (
     shown_measures,
     texts_of,
 )
-from .summaries import Request, Summaries
+from .summaries import Request
 
 _LEAST = 10  # samples in each of two groups
 _MOST_CLASSES = 10  # distinct numbers that are classes
@@ -341,8 +342,8 @@ def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
         return
     features = open_cube(path)
     check_same_saes(features, quality_of(folder))
-    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
-    (differential,) = Summaries().get_several(features, [("feature_differential", options)])
+    whole = open_cube(folder.parent, partial=True)
+    differential = differences(features, whole, by=choice.by, cluster=choice.cluster)
     section.methods.append(describe(differential.attrs))
     section.sentences += of_differences(differential)
     section.pictures["feature_differential"] = plots.feature_differential(differential)

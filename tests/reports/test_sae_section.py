@@ -11,7 +11,7 @@ import actkit
 from actkit.errors import MissingError
 from actkit.features.sae_files import write_sae
 from actkit.reports import sections, summaries
-from actkit.reports.sae_section import found_features, of_quality, saes_folder, texts_of
+from actkit.reports.sae_section import differences, found_features, of_quality, saes_folder, texts_of
 from actkit.testing import write_cube, write_features
 from tests.features.autoencoders import random
 from tests.plots.test_saes import quality
@@ -93,11 +93,34 @@ def test_features_are_compared_beside_their_quality(run: Path) -> None:
     sections._features(cube, choice, section)
     assert set(section.pictures) == {"sae_quality", "sae_frequencies", "feature_differential"}
     assert any("live features differ (female to male)" in sentence for sentence in section.sentences)
+    features = actkit.open_cube(run / "features")
+    wanted = actkit.feature_differential(features, by="gender", cluster="image_id", cube=cube).auroc_residual
+    low, high = float(wanted[0].min()), float(wanted[0].max())
+    said = f"difference of means: {low:.2f} to {high:.2f} over layers, TF-IDF: "
+    assert any(said in sentence for sentence in section.sentences)
     assert list(section.tables) == ["feature_differential", "texts_of_features"]
     write_sae(run / "saes" / "residual_0", random(16, seed=5, hook_name="blocks.0.hook_resid_post"))
     actkit.sae_quality(run, run / "saes", out=run / "saes")
     with pytest.raises(MissingError, match="computed by other autoencoders"):
         sections._features(cube, choice, section)
+
+
+def test_a_cube_that_is_an_option_is_part_of_the_key(tmp_path: Path) -> None:
+    asked = []
+    for seed in (0, 1):
+        cube = actkit.open_cube(write_cube(tmp_path / f"{seed}", n_samples=40, seed=seed))
+        asked.append(("layer_norms", {"cube": cube}))
+    digests = [summaries._digest(asked[0][1]["cube"], *request) for request in (*asked, asked[0])]
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]
+
+
+def test_without_vectors_features_are_compared_all_the_same(tmp_path: Path) -> None:
+    features = actkit.open_cube(write_features(tmp_path / "features", n_samples=80))
+    with pytest.warns(UserWarning, match="not compared with the difference of means"):
+        found = differences(features, features, by="gender", cluster=None)
+    assert "auroc_residual" not in found
+    assert "auroc_best" in found
 
 
 def test_the_features_shown_are_those_with_the_largest_effects() -> None:
