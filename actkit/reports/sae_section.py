@@ -87,10 +87,14 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
             "that folder as --other."
         )
     if quality.ce_recovered.notnull().any():
-        low, high = float(quality.ce_recovered.min()), float(quality.ce_recovered.max())
+        zero, mean = (
+            _span(float(quality[name].min()), float(quality[name].max()))
+            for name in ("ce_recovered", "ce_recovered_from_mean")
+        )
         yield (
-            f"With the reconstruction in place of the output, the model recovers {_span(low, high)} of the "
-            f"loss added by zero ablation ({quality.attrs['n_predictions']:,} predicted tokens)."
+            f"With the reconstruction in place of the output, the model recovers {zero} of the loss added by "
+            f"zero ablation and {mean} of that added by mean ablation "
+            f"({quality.attrs['n_predictions']:,} predicted tokens)."
         )
     tokens = quality.tokens_per_feature
     if bool((tokens < _FEW_TOKENS).any()):

@@ -338,7 +338,11 @@ def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     folder = saes_folder(cube)
     assert folder is not None
     path = folder.parent / FEATURES
-    if "sae_quality" not in section.results or not path.is_dir() or not _is_binary(cube, choice.by):
+    if "sae_quality" not in section.results or not path.is_dir():
+        return
+    if not _is_binary(cube, choice.by):
+        label = f"`{choice.by}` does not have exactly two values" if choice.by else "no label was chosen"
+        section.sentences.append(f"Features were not compared between groups: {label}.")
         return
     features = open_cube(path)
     check_same_saes(features, quality_of(folder))

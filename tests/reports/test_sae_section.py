@@ -1,5 +1,6 @@
 """The section of a report about autoencoders: quality first, and no features without it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,9 @@ def test_sentences_say_what_is_better() -> None:
     better = list(of_quality(quality(fvu=0.1)))
     assert "unexplained, less than" in better[0]
     assert any("Not measured" in text for text in better)
+    recovered = quality(ce_recovered=0.97, ce_recovered_from_mean=0.8).assign_attrs(n_predictions=500)
+    said = "97% of the loss added by zero ablation and 80% of that added by mean ablation (500 predicted"
+    assert any(said in text for text in of_quality(recovered))
 
 
 def test_the_best_layers_have_the_lowest_fvu() -> None:
@@ -90,6 +94,9 @@ def test_features_are_compared_beside_their_quality(run: Path) -> None:
     assert not section.pictures  # nothing without the quality
     actkit.sae_quality(run, run / "saes", out=run / "saes")
     sections._saes(cube, choice, section)
+    for by, reason in (("image_id", "`image_id` does not have exactly two values"), ("", "no label")):
+        sections._features(cube, replace(choice, by=by), section)
+        assert f"Features were not compared between groups: {reason}" in section.sentences.pop()
     sections._features(cube, choice, section)
     assert set(section.pictures) == {"sae_quality", "sae_frequencies", "feature_differential"}
     assert any("live features differ (female to male)" in sentence for sentence in section.sentences)
