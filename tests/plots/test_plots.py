@@ -97,9 +97,7 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "numbers of features": lambda cube: plots.feature_counts(compared(cube)),
     "frequency of features": lambda cube: plots.feature_frequency(rates(cube)),
     "rates of features": lambda cube: plots.feature_rates(rates(cube), 3, [0, 3, 5]),
-    "map of features": lambda cube: plots.feature_map(
-        actkit.feature_map(featured(cube), layer=3, n_clusters=2)
-    ),
+    "map of features": lambda cube: plots.feature_map(actkit.feature_map(featured(cube), layer=3, k=2)),
     "tokens": lambda cube: plots.tokens(cube, 0),
     "projection": lambda cube: plots.projection(cube, 3, by="gender"),
 }
@@ -281,6 +279,17 @@ def test_features_that_separate_perfectly_are_drawn(cube: xr.Dataset) -> None:
     assert sum(map(len, drawn.values())) == int(result.live.sel(language="english").sum())
     (labels,) = picture.traverse(lambda marks: marks, [hv.Labels])
     assert labels.dimension_values("text").tolist() == [f"{layer}/{feature}"]
+
+
+def test_frequencies_are_those_of_a_language_and_a_group(cube: xr.Dataset) -> None:
+    found = rates(cube)
+    picture = plots.feature_frequency(found)
+    assert len(picture) == found.sizes["language"] > 1
+    for part, language in zip(picture, found.language.values, strict=True):
+        drawn = hv.render(part, backend="bokeh")
+        chosen = (cube.language == language) & (cube.gender == found.gender.values[0])
+        assert f"{int(chosen.sum())} samples" in drawn.xaxis.axis_label
+        assert f"{language}, {found.gender.values[0]}" in drawn.title.text
 
 
 def test_rates_of_unknown_features_are_errors(cube: xr.Dataset) -> None:
