@@ -194,7 +194,7 @@ def _drawn(effect: np.ndarray) -> np.ndarray:
     """Return effects with infinite ones beside the largest finite one, and 0 for features without one."""
     finite = np.abs(effect[np.isfinite(effect)])
     limit = 1.1 * finite.max() if finite.any() else 1.0
-    return np.clip(np.nan_to_num(effect, nan=0.0, posinf=limit, neginf=-limit), -limit, limit)
+    return np.asarray(np.clip(np.nan_to_num(effect, nan=0.0, posinf=limit, neginf=-limit), -limit, limit))
 
 
 def _units(table: xr.Dataset) -> str:
