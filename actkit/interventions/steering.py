@@ -26,6 +26,7 @@ from .prompt_logits import last_logits
 
 Mode = Literal["ablate", "add", "clamp"]
 MODES = ("ablate", "add", "clamp")
+_KEPT = ("by", "between", "first", "second", "vectors", "fit", "cluster")  # attributes of directions
 
 
 def steer(
@@ -66,7 +67,7 @@ def steer(
     model
         Name or folder of the model; by default, that of the cube.
     where
-        Required value of each label given, or of ``language``.
+        Required value of each label given, or of ``language``; by default, the language of the direction.
     controls
         Number of random directions of the same length that are tried in the same way.
     seed
@@ -86,8 +87,8 @@ def steer(
         between the groups; ``remaining``, the gap as a share of the intact one; ``change_first`` and
         ``change_second``, the mean change in each group. ``half`` is ``fit`` for the clusters that the
         direction was fitted on and ``held_out`` for the others, or ``all``. ``chosen``, dims
-        ``(layer, scale)``, marks the setting with the strongest intended effect on the first half; report
-        its effect on the half ``held_out``.
+        ``(layer, scale)``, marks the setting whose effect on the first half is nearest to the intended one:
+        no gap left, or the first group moved by the whole gap. Report its effect on the half ``held_out``.
 
     Raises
     ------
@@ -154,7 +155,7 @@ def steer(
         controls=controls,
         seed=seed,
         interval=f"95%, jackknife over {direction.attrs.get('cluster') or 'samples'}",
-        **{name: direction.attrs[name] for name in ("by", "between", "vectors", "fit", "cluster")},
+        **{name: direction.attrs[name] for name in _KEPT},
     )
     result.attrs["n_samples"] = len(groups.rows)
     return result
@@ -223,10 +224,11 @@ class _Groups:
     @classmethod
     def of(cls, cube: xr.Dataset, direction: xr.Dataset, where: Mapping[str, Any] | None) -> "_Groups":
         attrs = direction.attrs
-        first, second = str(attrs["between"]).split(" to ")
+        first, second = str(attrs["first"]), str(attrs["second"])
+        where = {**_language_of(direction), **(where or {})}
         names, has_label, is_second = two_labels(cube["sample_id"], attrs["by"], (first, second))
         kept = has_label.copy()
-        for name, value in (where or {}).items():
+        for name, value in where.items():
             column = selection.column(cube, name, "where")
             kept &= column.codes == column.find(value)
         rows = np.flatnonzero(kept)
@@ -249,6 +251,10 @@ class _Groups:
         return cls(
             rows, is_second[rows], np.where(is_second[rows], second, first).astype(object), ids, halves
         )
+
+
+def _language_of(direction: xr.Dataset) -> dict[str, Any]:
+    return {"language": direction.language.item()} if "language" in direction.coords else {}
 
 
 def _edit(

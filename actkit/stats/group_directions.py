@@ -110,6 +110,8 @@ def group_directions(
         "group_directions",
         by=by,
         between=" to ".join(names),
+        first=names[0],
+        second=names[1],
         vectors=vectors,
         fit=fit,
         seed=seed,
