@@ -54,7 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6, 8])
     parser.add_argument("--controls", type=int, default=2)
+    parser.add_argument("--data", type=Path, help="only write the prompts to this CSV file")
     asked = parser.parse_args()
+    if asked.data:
+        print(f"{twins(asked.data)} scenes")
+        return
     with tempfile.TemporaryDirectory() as folder:
         data, run = Path(folder) / "twins.csv", Path(folder) / "run"
         print(f"{twins(data)} scenes")

@@ -12,13 +12,14 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from ..canonical import Cube, as_cube
+from ..canonical import Cube
 from ..errors import Fault, InputError
 from ..extraction.models.hook_points import HookPoints
 from ..features.language_loss import LanguageLoss, load_language_loss
 from ..stats import selection
+from ..stats.finiteness import finite_cube
 from ..stats.group_comparison import two_labels
-from ..stats.holdout import held_out
+from ..stats.holdout import cluster_names
 from ..stats.kernels.gaps import GAP_SUMMARIES, gap_summaries
 from .direction_edits import ablated, added, clamped, random_like
 from .metrics import Metric, as_metric
@@ -26,6 +27,7 @@ from .prompt_logits import last_logits
 
 Mode = Literal["ablate", "add", "clamp"]
 MODES = ("ablate", "add", "clamp")
+_KEPT = ("by", "between", "first", "second", "vectors", "fit", "cluster")  # attributes of directions
 
 
 def steer(
@@ -66,7 +68,7 @@ def steer(
     model
         Name or folder of the model; by default, that of the cube.
     where
-        Required value of each label given, or of ``language``.
+        Required value of each label given, or of ``language``; by default, the language of the direction.
     controls
         Number of random directions of the same length that are tried in the same way.
     seed
@@ -86,8 +88,8 @@ def steer(
         between the groups; ``remaining``, the gap as a share of the intact one; ``change_first`` and
         ``change_second``, the mean change in each group. ``half`` is ``fit`` for the clusters that the
         direction was fitted on and ``held_out`` for the others, or ``all``. ``chosen``, dims
-        ``(layer, scale)``, marks the setting with the strongest intended effect on the first half; report
-        its effect on the half ``held_out``.
+        ``(layer, scale)``, marks the setting whose effect on the first half is nearest to the intended one:
+        no gap left, or the first group moved by the whole gap. Report its effect on the half ``held_out``.
 
     Raises
     ------
@@ -101,7 +103,9 @@ def steer(
     """
     selection.check_counts(0, controls=controls)
     chosen_metric = as_metric(metric)
-    whole = as_cube(cube)
+    whole = finite_cube(cube)
+    if isinstance(direction, xr.Dataset) and "layer" in direction.coords and "layer" not in direction.dims:
+        direction = direction.expand_dims("layer")
     vectors, faults = _directions(direction, whole, layers)
     scales = np.atleast_1d(np.asarray(scale, dtype=np.float64))
     if mode not in MODES:
@@ -117,6 +121,8 @@ def steer(
     loss = load_language_loss(
         whole, name, rows=groups.rows, device=device, check_tokenizer=chosen_metric.score
     )
+    if model is not None and "residual" in whole:
+        loss.check(whole, "residual", list(vectors)[:1])
     if mode == "ablate":
         scales = np.ones(1)
     means = direction["mean"].isel(group=0)
@@ -154,7 +160,7 @@ def steer(
         controls=controls,
         seed=seed,
         interval=f"95%, jackknife over {direction.attrs.get('cluster') or 'samples'}",
-        **{name: direction.attrs[name] for name in ("by", "between", "vectors", "fit", "cluster")},
+        **{name: direction.attrs[name] for name in _KEPT},
     )
     result.attrs["n_samples"] = len(groups.rows)
     return result
@@ -178,14 +184,16 @@ def _directions(
     if (fitted := direction.attrs.get("model")) != cube.attrs.get("model"):
         what = f"was computed from {fitted}, the cube from {cube.attrs.get('model')}"
         faults.append(Fault("direction", what, "compute it from a cube of this model"))
-    available = np.atleast_1d(direction.layer.values).tolist()
-    unknown = [layer for layer in layers or () if layer not in available]
+    available = direction.layer.values.tolist()
+    asked = available if layers is None else [int(layer) for layer in layers]
+    if not asked:
+        faults.append(Fault("layers", "names no layer", f"the direction has {available}"))
+    unknown = [layer for layer in asked if layer not in available]
     if unknown:
         faults.append(Fault("layers", f"the direction lacks {unknown}", f"it has {available}"))
     if faults:
         return {}, faults
-    table = direction.direction.expand_dims("layer") if "layer" not in direction.dims else direction.direction
-    vectors = {layer: _tensor(table.sel(layer=layer)) for layer in layers or available}
+    vectors = {layer: _tensor(direction.direction.sel(layer=layer)) for layer in asked}
     empty = [layer for layer, vector in vectors.items() if not float(vector.norm()) > 0]
     if empty:
         faults.append(Fault("direction", f"has no length at layers {empty}", "leave these out of `layers`"))
@@ -223,10 +231,11 @@ class _Groups:
     @classmethod
     def of(cls, cube: xr.Dataset, direction: xr.Dataset, where: Mapping[str, Any] | None) -> "_Groups":
         attrs = direction.attrs
-        first, second = str(attrs["between"]).split(" to ")
+        first, second = str(attrs["first"]), str(attrs["second"])
+        where = {**_language_of(direction), **(where or {})}
         names, has_label, is_second = two_labels(cube["sample_id"], attrs["by"], (first, second))
         kept = has_label.copy()
-        for name, value in (where or {}).items():
+        for name, value in where.items():
             column = selection.column(cube, name, "where")
             kept &= column.codes == column.find(value)
         rows = np.flatnonzero(kept)
@@ -244,11 +253,28 @@ class _Groups:
         )
         halves = {"all": np.ones(len(rows), dtype=bool)}
         if attrs["fit"] == "half":
-            outside = held_out(cube, cluster=cluster, share=0.5, seed=int(attrs["seed"]))[rows]
-            halves = {"fit": ~outside, "held_out": outside}
-        return cls(
-            rows, is_second[rows], np.where(is_second[rows], second, first).astype(object), ids, halves
-        )
+            inside = np.isin(
+                np.array(cluster_names(cube, cluster))[rows], direction.fit_cluster.values.astype(str)
+            )
+            halves = {"fit": inside, "held_out": ~inside}
+        faults = [
+            Fault(
+                f"{attrs['by']} {name}",
+                f"has no sample in the half {half}",
+                "give group_directions another seed",
+            )
+            for half, members in halves.items()
+            for name, mask in zip(names, (~is_second[rows], is_second[rows]), strict=True)
+            if not (mask & members).any()
+        ]
+        if faults:
+            raise InputError(faults, "cannot steer")
+        texts = np.where(is_second[rows], second, first).astype(object)
+        return cls(rows, is_second[rows], texts, ids, halves)
+
+
+def _language_of(direction: xr.Dataset) -> dict[str, Any]:
+    return {"language": direction.language.item()} if "language" in direction.coords else {}
 
 
 def _edit(
@@ -285,13 +311,13 @@ def _run(
             at = [place[row] for row in batch.samples.tolist()]
             before = last_logits(loss.model, batch.prompts)
             intact[at] = score(before)
-            before = before.float().log_softmax(dim=-1)
+            before = before.log_softmax(dim=-1)
             for number, edit in enumerate(edits):
                 with edit():
                     after = last_logits(loss.model, batch.prompts)
                 values[number, at] = score(after)
-                after = after.float().log_softmax(dim=-1)
-                divergences[number, at] = (before.exp() * (before - after)).sum(dim=-1).double().cpu()
+                after = after.log_softmax(dim=-1)
+                divergences[number, at] = (before.exp() * (before - after)).sum(dim=-1)
                 bar.update(len(at))
     return values, divergences, intact
 

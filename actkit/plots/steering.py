@@ -23,17 +23,20 @@ def steering(result: xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Layout
-        Effects on held-out clusters with 95% intervals, and those of random directions in grey. Of
+        Effects on held-out clusters (or on all, if the direction was fitted on all) with 95% intervals, and
+        those of random directions in grey. Of
         ``ablate``, the share of the gap between the groups that remains; of other modes, the mean change of
         the metric in the first group. The second picture shows the chosen layer.
     """
     table = result.compute().isel(half=-1)
-    first = str(table.attrs["between"]).split(" to ")[0]
+    table.attrs["n_samples"] = int(table.n.sum())
+    first = table.attrs["first"]
     name, label = _EFFECTS.get(table.attrs["mode"], _ADDED)
     label = label.format(first=first)
     chosen = table.chosen.values
     scale, layer = int(chosen.any(axis=0).argmax()), int(chosen.any(axis=1).argmax())
-    title = f"{table.attrs['mode']} the direction {table.attrs['between']}"
+    samples = "held-out clusters" if str(table.half.item()) == "held_out" else "samples of the fit"
+    title = f"{table.attrs['mode']} the direction {table.attrs['between']}, {samples}"
     pictures = [_panel(table.isel(scale=scale), "layer", name, label, title)]
     if table.sizes["scale"] > 1:
         at = f"{title}, layer {int(table.layer[layer])}"
@@ -50,6 +53,8 @@ def _panel(table: xr.Dataset, axis: str, name: str, label: str, title: str) -> A
         low, high = one[f"{name}_low"].values, one[f"{name}_high"].values
         area = hv.Area((one[axis].values, low, high), axis, [f"{name}_low", f"{name}_high"])
         parts.append(shaded(area, shade, 0.1))
+        points = hv.Scatter((one[axis].values, one[name].values), axis, name)  # visible at a single layer too
+        parts.append(styled(points, color=shade, bokeh={"size": 5}, mpl={"s": 20}))
         # one entry of the legend for all random directions
         names = {0: {"label": "direction of the groups"}, 1: {"label": "random directions"}}
         curve = hv.Curve((one[axis].values, one[name].values), axis, name, **names.get(at, {}))
@@ -62,7 +67,9 @@ def _panel(table: xr.Dataset, axis: str, name: str, label: str, title: str) -> A
             )
         )
     level = 1.0 if name == "remaining" else 0.0
-    ends = table[axis].values[[0, -1]]
+    ends = table[axis].values[[0, -1]].astype(np.float64)
+    if ends[0] == ends[1]:
+        ends += [-0.5, 0.5]
     line = hv.Curve((ends, np.full(2, level)), axis, name)
     parts.append(
         styled(
