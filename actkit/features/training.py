@@ -16,6 +16,7 @@ from ..canonical import Cube
 from ..extraction.models.devices import pick_device
 from ..extraction.monitoring.run_log import log_file, logger
 from ..layer_spec import Spec
+from ..regular_files import MB
 from ..schema import Component
 from ..stats.selection import AUTO, TokenSelection
 from ..store.folders import Folder
@@ -294,7 +295,7 @@ class _Training:
     def _write(self) -> None:
         """Write all autoencoders, then the manifest, then remove the state."""
         for trainer, extremes in zip(self.trainers, self.position.extremes, strict=True):
-            path = self.folder.path / layer_folder(trainer.layer, _component(self.settings))
+            path = self.folder.path / layer_folder(trainer.layer, self.settings.component)
             write_sae(path, _sae(trainer, self.data, extremes))
         write_manifest(self.folder.path)
         remove_state(self.folder)
@@ -306,7 +307,7 @@ def _sae(trainer: LayerTrainer, data: TrainingTokens, extremes: float) -> Sae:
     is_top = settings.architecture == "topk"
     threshold = torch.full_like(trainer.b_enc, (trainer.threshold or 0.0) / scale)
     metadata = {
-        **sae_metadata(data.cube, trainer.layer, _component(settings)),
+        **sae_metadata(data.cube, trainer.layer, settings.component),
         "training_tokens": settings.n_tokens,
         "training_steps": settings.steps,
         "training_batch": settings.batch,
@@ -325,7 +326,7 @@ def _sae(trainer: LayerTrainer, data: TrainingTokens, extremes: float) -> Sae:
     }
     return Sae(
         layer=trainer.layer,
-        component=_component(settings),
+        component=settings.component,
         architecture=settings.architecture,
         w_enc=trainer.w_enc.t().contiguous(),
         b_enc=trainer.b_enc / scale,
@@ -337,17 +338,13 @@ def _sae(trainer: LayerTrainer, data: TrainingTokens, extremes: float) -> Sae:
     )
 
 
-def _component(settings: TrainingSettings) -> Component:
-    return settings.component  # type: ignore[return-value]
-
-
 def _settings_text(data: TrainingTokens) -> bytes:
     return json.dumps({"settings": data.settings.dump()}, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _remove_former(folder: Folder) -> None:
     """Remove what an earlier run wrote, so that nothing of it is taken for this one."""
-    before = folder.read(SETTINGS_FILE, -1)
+    before = folder.read(SETTINGS_FILE, MB)
     folder.remove(MANIFEST)
     remove_state(folder)
     folder.remove(LOG_FILE)
@@ -358,7 +355,7 @@ def _remove_former(folder: Folder) -> None:
     except (ValueError, KeyError, TypeError):
         return
     for layer in settings.layers:
-        folder.remove_tree(layer_folder(layer, _component(settings)))
+        folder.remove_tree(layer_folder(layer, settings.component))
 
 
 def _warn_of_extremes(settings: TrainingSettings, position: Position) -> None:

@@ -230,7 +230,7 @@ def _folder_faults(out: Path) -> list[Fault]:
 def _warn_of_few_tokens(settings: TrainingSettings) -> None:
     if settings.n_tokens >= TOKENS_PER_FEATURE * settings.width:
         return
-    published = published_saes(settings.model, settings.component)  # type: ignore[arg-type]
+    published = published_saes(settings.model, settings.component)
     instead = f", or use those published for this model: {published}" if published else ""
     share = settings.n_tokens / settings.width
     warnings.warn(

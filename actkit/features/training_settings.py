@@ -3,11 +3,14 @@
 import json
 import numbers
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import ChangedError, Fault
+from ..schema import Component
 
 TrainedArchitecture = Literal["batchtopk", "topk"]
 TOKENS_PER_FEATURE = 100  # fewer make features that another seed does not find again
@@ -45,7 +48,7 @@ class TrainingSettings:
     """
 
     layers: tuple[int, ...]
-    component: str
+    component: Component
     hidden: int
     width: int
     k: int
@@ -86,11 +89,14 @@ class TrainingSettings:
 
         Raises
         ------
-        KeyError, TypeError
+        ValueError
             If one is missing or malformed.
         """
-        values = {field.name: content[field.name] for field in fields(cls)}
-        return cls(**{**values, "layers": tuple(int(layer) for layer in values["layers"])})
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
 
 
 def default_steps(n_tokens: int, batch: int) -> int:
