@@ -175,7 +175,10 @@ def _open(run: Cube) -> xr.Dataset:
 def _layers(cube: xr.Dataset, layers: Spec, component: str) -> tuple[int, ...]:
     """Return the layers asked for, in ascending order."""
     parts, faults = parse(layers)
-    parts = [replace(part, component=component) if part.text[0] in "a-0123456789" else part for part in parts]
+    parts = [
+        replace(part, component=component) if part.text == "all" or part.text[0] in "-0123456789" else part
+        for part in parts
+    ]
     captured = selection.captured(cube, component).layer.values.tolist()
     resolved: dict[str, tuple[int, ...]] = {}
     if not faults:

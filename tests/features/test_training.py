@@ -55,6 +55,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "batch": ({"batch": 2.5}, "batch: is 2.5"),
     "memory": ({"memory": "lots"}, "memory: is 'lots'"),
     "component": ({"layers": "mlp_1"}, "layers: names mlp, but component is residual"),
+    "layers of attention": ({"layers": "attention_1"}, "layers: names attention, but component is residual"),
     "layers": ({"layers": "9"}, "layers: `9`: the model has no layer 9"),
     "where": ({"where": {"gender": "unknown"}}, "where: no sample has"),
     "holdout": ({"holdout": "colour"}, "the cube has no label `colour`"),
