@@ -272,11 +272,7 @@ def _option_faults(
         faults.append(Fault("top", f"is {top!r}", "give an integer of at least 1"))
     if dtype not in get_args(Values):
         faults.append(Fault("dtype", f"{dtype!r} is unknown", f"one of {', '.join(get_args(Values))}"))
-    try:
-        faults += check_device(device) if device != "auto" else []
-        pick_device(device)
-    except RuntimeError:
-        faults.append(Fault("device", f"{device!r} is unknown", "auto, cpu, mps, cuda or cuda:N"))
+    faults += check_device(device)
     taken = [name for name in label_names(cube) if name == K or name in VARIABLES]
     faults += [
         Fault("cube", f"its label `{name}` has the name of a variable of sparse cubes", "rename the label")
