@@ -105,6 +105,7 @@ def encode(
     folder = Path(out)
     if faults := _option_faults(source, out, top, dtype, device, resume):
         raise InputError(faults, "cannot encode")
+    top = None if top is None else int(top)  # of NumPy, which JSON files cannot hold
     check_saes(source, chosen)
     require(source, chosen.component, "n_tokens", "token_kind", "sample_id", "text")
     source = source.isel(token=slice(0, max(1, int(source.n_tokens.max()))))

@@ -38,6 +38,7 @@ from .training_settings import (
     dead_after,
     default_rate,
     default_steps,
+    with_plain_integers,
 )
 from .training_tokens import TrainingTokens, count_tokens, token_bytes
 
@@ -71,6 +72,7 @@ def training_input(run: Cube, options: Mapping[str, Any]) -> TrainingTokens:
     memory, its_faults = _memory(options["memory"])
     if faults := faults + its_faults + _folder_faults(Path(options["out"])):
         raise InputError(faults, "cannot train autoencoders")
+    options = with_plain_integers(options)
     cube = _open(run)
     component = options["component"]
     selection.require(cube, component)

@@ -16,6 +16,7 @@ TrainedArchitecture = Literal["batchtopk", "topk"]
 TOKENS_PER_FEATURE = 100  # fewer make features that another seed does not find again
 _FEWEST_STEPS = 1000
 _DEAD_AFTER, _DEAD_SHARE = 10**7, 0.2  # tokens, and share of all tokens of a run
+_LEAST = {"width": 2, "k": 1, "steps": 1, "epochs": 1, "batch": 2, "seed": 0}
 _WARM_UP, _DECAY = 0.05, 0.2  # shares of the steps
 
 
@@ -118,7 +119,7 @@ def check_options(options: Mapping[str, Any]) -> list[Fault]:
     """Return faults of the options of :func:`actkit.train_saes` that are known without the cube."""
     faults = [
         Fault(name, f"is {value!r}", f"give an integer of at least {least}")
-        for name, least in (("width", 2), ("k", 1), ("steps", 1), ("epochs", 1), ("batch", 2), ("seed", 0))
+        for name, least in _LEAST.items()
         if (value := options[name]) is not None and not _is_integer(value, least)
     ]
     if options["architecture"] not in get_args(TrainedArchitecture):
@@ -133,6 +134,12 @@ def check_options(options: Mapping[str, Any]) -> list[Fault]:
     if not (_is_number(seconds) and seconds >= 0):
         faults.append(Fault("checkpoint_seconds", f"is {seconds!r}", "give a number of seconds"))
     return faults
+
+
+def with_plain_integers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return checked options with integers of NumPy as those of Python, which JSON files need."""
+    integers = {name: int(options[name]) for name in _LEAST if options[name] is not None}
+    return {**options, **integers}
 
 
 def check_sizes(width: int, k: int, n_tokens: int) -> list[Fault]:

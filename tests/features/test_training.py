@@ -182,6 +182,18 @@ def test_top_k_keeps_k_features_of_each_token(run: Path, tmp_path: Path) -> None
     assert (sae.architecture, int(active.max())) == ("topk", 4)
 
 
+def test_options_may_be_numbers_of_numpy(run: Path, tmp_path: Path) -> None:
+    numbers = {"width": 48, "k": 4, "batch": 64, "steps": 2, "seed": 1}
+    train(
+        run,
+        tmp_path / "saes",
+        **{name: np.int64(value) for name, value in numbers.items()},
+        lr=np.float32(0.01),
+    )
+    stored = json.loads((tmp_path / "saes" / "training.json").read_text())["settings"]
+    assert {name: stored[name] for name in numbers} == numbers
+
+
 def test_only_selected_tokens_and_samples_are_used(run: Path, tmp_path: Path) -> None:
     options = {"tokens": actkit.TokenFilter(positions=[-1]), "where": {"language": "arabic"}, "width": 40}
     train(run, tmp_path / "saes", **options)
