@@ -107,7 +107,7 @@ def train_saes(
     seed
         Seed of the initial weights, the order of tokens and the held-out samples.
     device
-        ``auto``, ``cpu`` or ``cuda``.
+        ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
     memory
         Memory for tokens, in bytes or as ``"4GB"``; a quarter of what is available by default. If all tokens
         fit into it, they are read once.
@@ -163,7 +163,8 @@ def train_saes(
         opened.replace(SETTINGS_FILE, _settings_text(data))
         shown = [TrainingBar()] if listeners is None else list(listeners)
         with torch.no_grad(), tracked_training(tracking, folder, data.settings.dump()) as trackers:
-            _Training(opened, data, [TrainingStatus(opened), *shown, *trackers], checkpoint_seconds).run()
+            told = [TrainingStatus(opened), *shown, *trackers]
+            _Training(opened, data, told, checkpoint_seconds, pick_device(device)).run()
     return load_saes(folder, component=component)
 
 
@@ -180,6 +181,8 @@ class _Training:
         Called with each event.
     checkpoint_seconds
         Time between two states.
+    device
+        Device to compute on; the settings hold only its kind.
     """
 
     def __init__(
@@ -188,9 +191,10 @@ class _Training:
         data: TrainingTokens,
         listeners: Sequence[TrainingListener],
         checkpoint_seconds: float,
+        device: torch.device,
     ) -> None:
         self.folder, self.data, self.settings, self.listeners = folder, data, data.settings, listeners
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.device = checkpoint_seconds, device
         self.process = psutil.Process()
         self.measures: dict[int, dict[str, float]] = {}
         self.trainers: list[LayerTrainer] = []
@@ -221,9 +225,8 @@ class _Training:
             self.position = stored
         self.first = self.position
         _warn_of_extremes(self.settings, self.position)
-        device = pick_device(self.settings.device)
         sites = zip(self.settings.layers, self.position.scales, strict=True)
-        trainers = [LayerTrainer(self.settings, layer, scale, device) for layer, scale in sites]
+        trainers = [LayerTrainer(self.settings, layer, scale, self.device) for layer, scale in sites]
         if stored is not None:
             restore_state(self.folder, trainers)
             logger.info("the training continues after %s steps", f"{stored.step:,}")
@@ -274,7 +277,7 @@ class _Training:
             name: sum(value[name] for value in values) / len(values) if values else float("nan")
             for name in ("loss", "fvu", "l0")
         }
-        is_cuda = self.settings.device == "cuda"
+        is_cuda = self.device.type == "cuda"
         event = TrainingProgress(
             state,
             step=step,
@@ -284,7 +287,7 @@ class _Training:
             tokens_per_second=rate * self.settings.batch,
             eta_seconds=(self.settings.steps - step) / rate if rate else None,
             host_bytes=self.process.memory_info().rss,
-            device_bytes=torch.cuda.memory_allocated() if is_cuda else 0,
+            device_bytes=torch.cuda.memory_allocated(self.device) if is_cuda else 0,
             n_dead=int(sum(value["n_dead"] for value in values)),
             layers=dict(self.measures),
             **means,

@@ -14,7 +14,8 @@ from actkit.canonical import as_cube
 from actkit.cli import main
 from actkit.errors import CubeError, InputError, MissingError, NonfiniteError
 from actkit.exporters.torch_dataset import LayerTokens
-from actkit.features import training_progress
+from actkit.features import training, training_input, training_progress
+from actkit.features.layer_trainer import LayerTrainer
 from actkit.features.published_saes import published_saes
 from actkit.features.training_progress import TrainingBar, TrainingProgress
 from actkit.stats.holdout import held_out
@@ -96,6 +97,22 @@ def test_nan_is_an_error_before_any_step(run: Path, tmp_path: Path) -> None:
     with pytest.raises(NonfiniteError, match=r"`residual` contains NaN or Inf values at layers \[1\]"):
         train(cube, tmp_path / "saes", layers="0-2", listeners=[events.append])
     assert [(event.state, event.step) for event in events] == [("failed", 0)]
+
+
+def test_layers_are_trained_on_the_device_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[torch.device] = []
+
+    def trainer(settings: Any, layer: int, scale: float, device: torch.device) -> Any:
+        devices.append(device)
+        return LayerTrainer(settings, layer, scale, torch.device("cpu"))
+
+    monkeypatch.setattr(training_input, "check_device", lambda name: [])
+    monkeypatch.setattr(training, "LayerTrainer", trainer)
+    train(run, tmp_path / "saes", steps=1, device="cuda:1")
+    assert devices == [torch.device("cuda", 1)]
+    assert actkit.training_log(tmp_path / "saes").attrs["device"] == "cuda"
 
 
 def test_few_tokens_are_said_with_what_is_published(run: Path, tmp_path: Path) -> None:
