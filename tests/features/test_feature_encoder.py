@@ -306,3 +306,5 @@ def test_the_command_line_encodes(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "1 layer × 10 sample × 7 token × 3 k" in printed
     assert "cut off" in printed
     assert open_cube(tmp_path / "f").sizes["k"] == 3
+    assert main([*arguments[:4], "--out", str(tmp_path / "all")]) == 0
+    assert "cut off" not in capsys.readouterr().out
