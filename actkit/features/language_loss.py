@@ -98,7 +98,7 @@ class LanguageLoss:
             targets = inputs["input_ids"][:, 1:].to(logits.device)[counted.to(logits.device)]
             predicted = logits[:, :-1][counted.to(logits.device)].float()
             losses = cross_entropy(predicted, targets, reduction="none")
-            total, count = total + float(losses.double().sum()), count + len(losses)
+            total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         return total / count
 
     def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:

@@ -254,7 +254,7 @@ def _losses(loss: LanguageLoss, sae: Sae, mean: torch.Tensor, intact: float) -> 
     """Return the loss of the model with the output of a site replaced, and how much of it is recovered."""
 
     def reconstruct(x: torch.Tensor) -> torch.Tensor:
-        return sae.decode(sae.encode(x.float().to(mean.device)))
+        return sae.decode(sae.encode(x.float().to(sae.w_dec.device)))
 
     site = (sae.component, sae.layer)
     with_sae = loss.mean(*site, reconstruct)

@@ -7,6 +7,17 @@ import torch
 EXTREME = 10.0  # times the median norm
 
 
+def sums_device(device: torch.device) -> torch.device:
+    """Return the device of sums in float64, which MPS lacks.
+
+    Examples
+    --------
+    >>> sums_device(torch.device("mps"))
+    device(type='cpu')
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class QualitySums:
     """Sums over the tokens of one layer, in float64.
 
@@ -15,10 +26,11 @@ class QualitySums:
     hidden, n_features
         Width of the activations, and number of features.
     device
-        Device of the sums.
+        Device of the activations, and of the sums unless it has no float64.
     """
 
     def __init__(self, hidden: int, n_features: int, device: torch.device) -> None:
+        self._device = device = sums_device(device)
         wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self.n_tokens = 0
         self._shift: torch.Tensor | None = None  # near the mean, so that squares do not cancel
@@ -31,6 +43,7 @@ class QualitySums:
 
     def add(self, x: torch.Tensor, features: torch.Tensor, reconstruction: torch.Tensor) -> None:
         """Add a batch of activations, dims ``(token, hidden)``, with its features and reconstruction."""
+        x, features, reconstruction = (part.to(self._device) for part in (x, features, reconstruction))
         if self._shift is None:
             self._shift = x.double().mean(0)
         centred, error = x.double() - self._shift, x.double() - reconstruction.double()

@@ -127,6 +127,16 @@ def test_sums_do_not_depend_on_the_batches() -> None:
     assert measured[0][3] == pytest.approx(exact.var(axis=0).sum(), rel=1e-9)
 
 
+def test_sums_of_a_device_without_float64_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, sae = torch.randn(70, 16), random(16)
+    sums = QualitySums(16, 24, torch.device("mps"))  # which this machine may lack
+    sums.add(x, sae.encode(x), sae.decode(sae.encode(x)))
+    assert sums.mean.device.type == "cpu"
+    monkeypatch.setattr("actkit.features.quality_baselines.sums_device", lambda _: torch.device("meta"))
+    with pytest.raises(NotImplementedError):  # the sums, which the eigenvectors are of, are there
+        Baselines([x], sae)
+
+
 def test_the_held_out_samples_of_the_training_are_used(run: Path) -> None:
     digest = actkit.open_cube(run).attrs["metadata_sha256"]
     recorded = {"holdout_cluster": "image_id", "holdout_share": 0.25, "holdout_seed": 3}
