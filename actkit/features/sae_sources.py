@@ -70,7 +70,7 @@ def find_source(path_or_repo: str | os.PathLike[str], revision: str | None) -> S
         if revision is not None:
             hint = "leave it out; folders have no revisions"
             raise InputError([Fault("revision", "cannot be used with a folder", hint)])
-        files = tuple(path for path in _walk(folder) if _is_in(path, pattern))
+        files = tuple(path for path in walk(folder) if _is_in(path, pattern))
         return SaeSource(name, folder, files, _site_prefix(folder), lambda _files: None)
     if folder.exists():
         raise InputError([Fault(str(folder), "is a file", "name the folder of the autoencoders")])
@@ -98,7 +98,14 @@ def _is_in(path: str, pattern: str) -> bool:
     return any(fnmatchcase(parent, pattern) for parent in parents)
 
 
-def _walk(root: Path) -> list[str]:
+def walk(root: Path) -> list[str]:
+    """Return the paths of the files in a folder, without hidden folders and cubes.
+
+    Raises
+    ------
+    InputError
+        If there are too many.
+    """
     files: list[str] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and not name.endswith(".zarr"))
@@ -129,7 +136,7 @@ def _repository(repo: str, pattern: str, revision: str | None) -> SaeSource:
             listed = []
     # every repository has this file; its download returns the folder in the cache, even offline
     root = _download(repo, revision, [".gitattributes"])
-    files = tuple(file for file in listed or _walk(root) if _is_in(file, pattern))
+    files = tuple(file for file in listed or walk(root) if _is_in(file, pattern))
     name = f"{repo}/{pattern}" if pattern else repo
 
     def fetch(wanted: Iterable[str]) -> None:

@@ -1,5 +1,8 @@
 """The quality of autoencoders, against NumPy and scikit-learn."""
 
+import hashlib
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from safetensors.numpy import save
 from sklearn.decomposition import PCA
 from sklearn.metrics import explained_variance_score, r2_score
 
 import actkit
 from actkit.errors import InputError, NonfiniteError
 from actkit.features.quality_baselines import Baselines
-from actkit.features.quality_result import read_quality, write_quality
+from actkit.features.quality_result import quality_dataset, read_quality, weights_key, write_quality
 from actkit.features.quality_sums import QualitySums
 from actkit.features.sae_files import write_sae
 from actkit.stats.holdout import held_out
@@ -172,6 +176,63 @@ def test_the_result_is_kept_until_the_autoencoders_change(run: Path, tmp_path: P
     assert read_quality(tmp_path) is None
     write_quality(tmp_path, quality)
     (tmp_path / "quality.safetensors").write_bytes(b"x" * 100)
+    assert read_quality(tmp_path) is None
+
+
+def test_the_result_of_foreign_autoencoders_is_kept_until_their_weights_change(tmp_path: Path) -> None:
+    stored = quality_dataset({5: measures()}, {"weights": "{}", "n_predictions": 0})
+    for name in (
+        "average_l0_82/params.npz",
+        "params.safetensors",
+        "layers.5/sae.safetensors",
+        "a/b/cfg.json",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"first")
+    (tmp_path / "a/b/sae_weights.safetensors").write_bytes(b"weights")
+    for name in (
+        "average_l0_82/params.npz",
+        "params.safetensors",
+        "layers.5/sae.safetensors",
+        "a/b/cfg.json",
+    ):
+        write_quality(tmp_path, stored)
+        assert read_quality(tmp_path) is not None
+        (tmp_path / name).write_bytes(b"other")  # as long as the first
+        os.utime(tmp_path / name, ns=(0, 0))  # the clock of the file system may be coarse
+        assert read_quality(tmp_path) is None, name
+
+
+def measures(**values: Any) -> dict[str, Any]:
+    """Return measures of a layer with two features."""
+    features = np.zeros(2)
+    return {"n_features": 2, "frequency": features, "mean": features, "max": features, **values}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x00" * 8,
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
+        (2).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        save({}, {"actkit_result": "[]"}),
+        save({}, {"actkit_result": json.dumps({"variables": [], "attrs": {}})}),
+        save({}, {"actkit_result": json.dumps({"variables": [], "attrs": {"weights": "[" * 10**5}})}),
+        save({}, {"actkit_result": json.dumps({"variables": [{"dims": 3, "coord": 0}], "attrs": []})}),
+    ],
+)
+def test_results_that_others_wrote_do_not_crash_reports(body: bytes, tmp_path: Path) -> None:
+    seal = hashlib.sha256(weights_key(tmp_path).encode() + body).digest()
+    (tmp_path / "quality.safetensors").write_bytes(seal + body)
+    assert read_quality(tmp_path) is None
+
+
+def test_autoencoders_that_cannot_be_read_have_no_result(tmp_path: Path) -> None:
+    write_quality(tmp_path, quality_dataset({5: measures()}, {"weights": "{}", "n_predictions": 0}))
+    os.mkfifo(tmp_path / "params.npz")  # whose reader would wait forever
     assert read_quality(tmp_path) is None
 
 
