@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,12 +17,15 @@ from ..errors import Fault, InputError, NonfiniteError
 from ..exporters.cube_blocks import where_labels
 from ..exporters.torch_dataset import LayerTokens
 from ..extraction.models.devices import check_device, pick_device
+from ..regular_files import MB
 from ..stats import selection
 from ..stats.finiteness import finite_cube
 from ..stats.holdout import SHARE, held_out
 from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
+from ..store.folders import Folder
 from ..store.reader import read_cube
+from ..store.result_files import MOST_BYTES
 from .cube_checks import check_saes
 from .language_loss import LanguageLoss, load_language_loss
 from .largest_features import weights_digest
@@ -81,7 +85,7 @@ def sae_quality(
     seed
         Seed of the draw and of the random features.
     out
-        Folder of the autoencoders, into which the result is written, so that reports show it.
+        Folder of the autoencoders, into which the result is written, so that reports show it; it must exist.
 
     Returns
     -------
@@ -100,17 +104,25 @@ def sae_quality(
     Raises
     ------
     InputError
-        If the autoencoders do not fit the cube, or the loss of the model cannot be measured.
+        If the autoencoders do not fit the cube, the loss of the model cannot be measured, or `out` is not a
+        folder.
     ModelError
         If the model is not that of the cube.
     NonfiniteError
         If an activation is NaN or Inf.
+
+    Warns
+    -----
+    UserWarning
+        If the result is too large to be written.
 
     Notes
     -----
     The baselines are fitted to the samples that are not held out. Reconstructions and ablations take the
     place of the output at the selected tokens only, and the loss is that of the tokens which follow them.
     """
+    if faults := _out_faults(out):
+        raise InputError(faults)
     saes, other = _loaded(saes), _loaded(other) if other is not None else None
     cube = _open(run, tokens)
     _check(cube, saes, other, device)
@@ -152,9 +164,22 @@ def sae_quality(
         "seed": seed,
     }
     result = quality_dataset(measured, settings)
-    if out is not None:
-        write_quality(Path(out), result)
+    if out is not None and not write_quality(Path(out), result):
+        limit = f"it is larger than {MOST_BYTES // MB} MB"
+        warnings.warn(f"the quality of {len(saes)} layers is not written: {limit}", stacklevel=2)
     return result
+
+
+def _out_faults(out: str | os.PathLike[str] | None) -> list[Fault]:
+    """Return the reason why the result could not be written, before anything is computed."""
+    if out is None:
+        return []
+    try:
+        Folder(Path(out), follow=False).close()
+    except (OSError, ValueError) as error:
+        what = f"{os.fspath(out)!r} is not a folder: {getattr(error, 'strerror', None) or error}"
+        return [Fault("out", what, "give the folder of the autoencoders itself, not a link to it")]
+    return []
 
 
 def _loaded(saes: SaeSet | str | os.PathLike[str]) -> SaeSet:

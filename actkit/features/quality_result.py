@@ -116,8 +116,13 @@ def best_layers(quality: xr.Dataset, count: int = 3) -> list[int]:
     return sorted(quality.layer.values[np.argsort(quality.fvu.values, kind="stable")[:count]].tolist())
 
 
-def write_quality(folder: Path, quality: xr.Dataset) -> None:
+def write_quality(folder: Path, quality: xr.Dataset) -> bool:
     """Write a result into the folder of its autoencoders; it is valid as long as they stay the same.
+
+    Returns
+    -------
+    bool
+        False if the result is too large, and was not written.
 
     Raises
     ------
@@ -125,7 +130,7 @@ def write_quality(folder: Path, quality: xr.Dataset) -> None:
         If the disk cannot be written.
     """
     with storage_errors("cannot write the quality of the autoencoders", "choose another folder"):
-        write_result(folder / QUALITY, quality, key=weights_key(folder))
+        return write_result(folder / QUALITY, quality, key=weights_key(folder))
 
 
 def read_quality(folder: Path) -> xr.Dataset | None:

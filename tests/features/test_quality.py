@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import explained_variance_score, r2_score
 
 import actkit
+from actkit.cli import main
 from actkit.errors import InputError, NonfiniteError
 from actkit.features.quality_baselines import Baselines
 from actkit.features.quality_result import quality_dataset, read_quality, weights_key, write_quality
@@ -202,6 +203,43 @@ def test_the_result_of_foreign_autoencoders_is_kept_until_their_weights_change(t
         (tmp_path / name).write_bytes(b"other")  # as long as the first
         os.utime(tmp_path / name, ns=(0, 0))  # the clock of the file system may be coarse
         assert read_quality(tmp_path) is None, name
+
+
+def test_a_folder_that_cannot_take_the_result_is_refused_first(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actkit.features.quality.as_cube", pytest.fail)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in ("missing", "file", "link", "\0"):
+        with pytest.raises(InputError, match="out: .* is not a folder"):
+            actkit.sae_quality(run, set_of({0: random(16)}), out=tmp_path / out)
+
+
+def test_a_result_that_is_too_large_is_returned_with_a_warning(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actkit.store.result_files.MOST_BYTES", 100)
+    with pytest.warns(UserWarning, match="is not written: it is larger than"):
+        quality = actkit.sae_quality(run, set_of({0: random(16)}), out=tmp_path)
+    assert quality.fvu > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_only_into_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outs = []
+
+    def measured(*_: Any, out: str | None, **_options: Any) -> xr.Dataset:
+        outs.append(out)
+        return quality_dataset({5: measures()}, {})
+
+    monkeypatch.setattr("actkit.features.quality.sae_quality", measured)
+    for saes in (str(tmp_path), "google/gemma-scope-2b-pt-res/layer_*"):
+        main(["saes", "quality", "run", saes])
+    assert outs == [str(tmp_path), None]
+    assert "FVU" in capsys.readouterr().out
 
 
 def measures(**values: Any) -> dict[str, Any]:
