@@ -134,7 +134,7 @@ def _add_quality(commands: Subparsers) -> None:
     parser.add_argument("run", help="run folder")
     parser.add_argument(
         "saes",
-        help="folder of the autoencoders, into which the result is written, or their name on the Hugging Face Hub",
+        help="folder of the autoencoders, into which the result is written, or Hugging Face name",
     )
     parser.add_argument(
         "--other", metavar="FOLDER", help="autoencoders of another seed: how many features are found again"

@@ -110,14 +110,14 @@ class LanguageLoss:
 
     @torch.inference_mode()
     def check(self, cube: xr.Dataset, component: Component, layers: Sequence[int]) -> None:
-        """Compare the outputs of the model with those that the cube holds, on the first batch.
+        """Compare the outputs of the model with those that the cube holds, on the first batch with selected tokens.
 
         Raises
         ------
         ModelError
             If they differ by more than rounding, so that it is another model or other prompts.
         """
-        batch = self.batches[0]
+        batch = next(batch for batch in self.batches if bool(batch.mask.any()))
         captured: dict[int, torch.Tensor] = {}
 
         def keep(name: str, layer: int, output: torch.Tensor) -> None:
@@ -187,7 +187,7 @@ def load_language_loss(
         faults += found
         if architecture is not None and not architecture.can_generate:
             what = f"`{architecture.full.model_type}` is an encoder, which predicts no next token"
-            faults.append(Fault("model", what, "leave out model; FVU needs none"))
+            faults.append(Fault("model", what, "give a model that generates text, if the cube is of one"))
         faults += check_model_options(architecture, config, checkpoint)
         tokenizer, found = load_tokenizer(checkpoint)
         faults += found

@@ -133,11 +133,12 @@ def sae_quality(
     if not len(evaluated) or not len(fitted):
         part = "held-out" if not len(evaluated) else "other"
         raise InputError([Fault("where", f"selects no {part} samples", "select more samples")])
+    _check_tokens(cube, evaluated, fitted)
     target = pick_device(device)
     loss = None
     if model is not None:
         drawn = np.random.default_rng(seed).permutation(evaluated)[:model_samples]
-        loss = load_language_loss(cube, os.fspath(model), rows=np.sort(drawn), device=device)
+        loss = load_language_loss(cube, os.fspath(model), rows=np.sort(drawn), tokens=tokens, device=device)
         loss.check(cube, saes.component, saes.layers)
     measured: dict[int, dict[str, Any]] = {}
     digests: dict[str, str] = {}
@@ -230,6 +231,17 @@ def _on(sae: Sae, device: torch.device) -> Sae:
         name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)
     }
     return replace(sae, **moved)
+
+
+def _check_tokens(cube: xr.Dataset, evaluated: np.ndarray, fitted: np.ndarray) -> None:
+    counts = selection.token_mask(cube).values.sum(axis=1)
+    parts = (("held-out", evaluated), ("other", fitted))
+    if faults := [
+        Fault("tokens", f"selects no token of the {len(rows):,} {part} samples", "select more tokens")
+        for part, rows in parts
+        if not counts[rows].any()
+    ]:
+        raise InputError(faults)
 
 
 @torch.inference_mode()

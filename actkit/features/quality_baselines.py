@@ -91,12 +91,12 @@ class Baselines:
         Parameters
         ----------
         variance
-            Mean squared distance of the evaluated tokens from their mean.
+            Mean squared distance of the evaluated tokens from their mean; if it is 0, the result is NaN.
         l0
             Mean number of active features of a token. PCA keeps as many components, interpolated linearly
             between whole numbers.
         """
-        total = self.n_tokens * variance
+        total = self.n_tokens * variance if variance > 0 else float("nan")
         # what remains with 0, 1, … components
         left = torch.cat([self._energy.sum()[None], self._energy.sum() - self._energy.cumsum(0)]).clamp(min=0)
         l0 = min(max(l0, 0.0), len(left) - 1.0)

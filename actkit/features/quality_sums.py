@@ -71,14 +71,14 @@ class QualitySums:
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained: mean squared error divided by the variance."""
-        return float(self._error_squares.sum()) / self.n_tokens / self.variance
+        """Fraction of variance unexplained: mean squared error divided by the variance, NaN if that is 0."""
+        return _ratio(float(self._error_squares.sum()) / self.n_tokens, self.variance)
 
     @property
     def explained_variance(self) -> float:
         """Explained variance: as 1 - FVU, except that a constant error does not count."""
         variances = self._error_squares / self.n_tokens - (self._error / self.n_tokens).square()
-        return 1 - float(variances.sum()) / self.variance
+        return 1 - _ratio(float(variances.sum()), self.variance)
 
     @property
     def l0(self) -> float:
@@ -106,3 +106,7 @@ class QualitySums:
         """Share of tokens whose norm exceeds 10 times the median norm."""
         norms = torch.cat(self._norms)
         return float((norms > EXTREME * norms.median()).double().mean())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else float("nan")

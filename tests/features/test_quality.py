@@ -304,6 +304,28 @@ def test_values_that_are_not_finite_are_refused(run: Path) -> None:
         actkit.sae_quality(cube, set_of({0: random(16)}))
 
 
+@pytest.mark.parametrize(("part", "is_held"), [("held-out", True), ("other", False)])
+def test_tokens_of_both_parts_are_needed(run: Path, part: str, is_held: bool) -> None:
+    cube = actkit.open_cube(run)
+    tags = np.full(cube.token_id.shape, "none")
+    tags[held_out(cube, cluster="image_id") != is_held] = "some"
+    some = cube.assign_coords(tag=(("sample", "token"), tags))
+    chosen = actkit.TokenFilter(labels={"tag": "some"})
+    with pytest.raises(InputError, match=f"tokens: selects no token of the .* {part} samples"):
+        actkit.sae_quality(some, set_of({0: random(16)}), tokens=chosen, cluster="image_id")
+
+
+def test_tokens_without_variance_have_no_fvu() -> None:
+    x, sae = torch.full((50, 16), 0.3), random(16)
+    sums, baselines = QualitySums(16, 24, torch.device("cpu")), Baselines([x], sae)
+    sums.add(x, sae.encode(x), sae.decode(sae.encode(x)))
+    baselines.add(x, 100)
+    assert sums.variance == 0
+    assert np.isnan(
+        [sums.fvu, sums.explained_variance, *baselines.fvu(sums.variance, sums.l0).values()]
+    ).all()
+
+
 def test_the_held_out_samples_do_not_depend_on_the_order(run: Path) -> None:
     cube = actkit.open_cube(run)
     order = np.random.default_rng(0).permutation(80)
