@@ -4,7 +4,6 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ..store.reader import read_cube
 from ..store.result_files import MOST_BYTES
 from .cube_checks import check_saes
 from .language_loss import LanguageLoss, load_language_loss
-from .largest_features import weights_digest
+from .largest_features import on_device, weights_digest
 from .quality_baselines import Baselines
 from .quality_result import QUALITY, quality_dataset, write_quality
 from .quality_sums import QualitySums
@@ -146,12 +145,12 @@ def sae_quality(
     for layer in saes.layers:
         sae = saes[layer]
         digests[str(layer)] = weights_digest(sae)
-        sae = _on(sae, target)
+        sae = on_device(sae, target)
         sums, measures = _measure(cube, sae, evaluated, fitted, seed)
         if loss is not None:
             measures |= _losses(loss, sae, sums.mean.float(), intact)
         if other is not None and layer in other:
-            measures |= seed_agreement(sae, _on(other[layer], target), sums.frequency > 0)
+            measures |= seed_agreement(sae, on_device(other[layer], target), sums.frequency > 0)
         measured[layer] = measures
     settings = {
         **selection.settings(cube.isel(sample=evaluated), "sae_quality", component=saes.component),
@@ -203,7 +202,29 @@ def _check(cube: xr.Dataset, saes: SaeSet, other: SaeSet | None, device: str) ->
         raise InputError(faults)
     check_saes(cube, saes)
     if other is not None:
+        if faults := _other_faults(saes, other):
+            raise InputError(faults)
         check_saes(cube, other)
+        _check_different(saes, other)
+
+
+def _other_faults(saes: SaeSet, other: SaeSet) -> list[Fault]:
+    """Return reasons why two sets have no layer to compare."""
+    if other.component != saes.component:
+        what = f"has autoencoders of {other.component}, not of {saes.component}"
+        return [Fault("other", what, "train another seed on the same component")]
+    if not set(saes.layers) & set(other.layers):
+        what = f"has layers {other.layers}, but the first has {saes.layers}"
+        return [Fault("other", what, "train another seed on the same layers")]
+    return []
+
+
+def _check_different(saes: SaeSet, other: SaeSet) -> None:
+    shared = [layer for layer in saes.layers if layer in other]
+    same = [layer for layer in shared if weights_digest(saes[layer]) == weights_digest(other[layer])]
+    if same:
+        what = f"has the same weights as the first at layers {same}"
+        raise InputError([Fault("other", what, "give autoencoders that were trained with another seed")])
 
 
 def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -222,15 +243,6 @@ def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.n
         "holdout_seed": seed,
         "holdout_origin": origin,
     }
-
-
-def _on(sae: Sae, device: torch.device) -> Sae:
-    """Return an autoencoder on a device."""
-    tensors = {field.name: getattr(sae, field.name) for field in fields(sae)}
-    moved: dict[str, Any] = {
-        name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)
-    }
-    return replace(sae, **moved)
 
 
 def _check_tokens(cube: xr.Dataset, evaluated: np.ndarray, fitted: np.ndarray) -> None:

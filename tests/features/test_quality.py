@@ -142,6 +142,19 @@ def test_sums_of_a_device_without_float64_are_on_the_cpu(monkeypatch: pytest.Mon
         Baselines([x], sae)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({1: random(16, layer=1)}, r"has layers \[1\], but the first has \[0\]"),
+        ({0: identity(16, component="mlp")}, "has autoencoders of mlp, not of residual"),
+        ({0: random(16), 1: random(16, layer=1)}, r"has the same weights as the first at layers \[0\]"),
+    ],
+)
+def test_the_other_seed_must_be_comparable(run: Path, other: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"other: {message}"):
+        actkit.sae_quality(run, set_of({0: random(16)}), other=set_of(other))
+
+
 def test_the_held_out_samples_of_the_training_are_used(run: Path) -> None:
     digest = actkit.open_cube(run).attrs["metadata_sha256"]
     recorded = {"holdout_cluster": "image_id", "holdout_share": 0.25, "holdout_seed": 3}
@@ -212,7 +225,7 @@ def test_a_folder_that_cannot_take_the_result_is_refused_first(
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path)
     for out in ("missing", "file", "link", "\0"):
-        with pytest.raises(InputError, match="out: .* is not a folder"):
+        with pytest.raises(InputError, match=r"out: .* is not a folder"):
             actkit.sae_quality(run, set_of({0: random(16)}), out=tmp_path / out)
 
 
@@ -239,7 +252,7 @@ def test_the_command_writes_only_into_folders(
     for saes in (str(tmp_path), "google/gemma-scope-2b-pt-res/layer_*"):
         main(["saes", "quality", "run", saes])
     assert outs == [str(tmp_path), None]
-    assert "FVU" in capsys.readouterr().out
+    assert "features" in capsys.readouterr().out
 
 
 def measures(**values: Any) -> dict[str, Any]:
