@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,6 @@ class LanguageLoss:
     model: LoadedModel
     tokenizer: PreTrainedTokenizerBase
     batches: Sequence[Batch]
-    _losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def n_predictions(self) -> int:
@@ -110,7 +109,7 @@ class LanguageLoss:
 
     @torch.inference_mode()
     def check(self, cube: xr.Dataset, component: Component, layers: Sequence[int]) -> None:
-        """Compare the outputs of the model with those that the cube holds, on the first batch with selected tokens.
+        """Compare the outputs of the model with those of the cube, on the first batch with selected tokens.
 
         Raises
         ------
