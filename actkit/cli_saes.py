@@ -134,7 +134,10 @@ def _add_quality(commands: Subparsers) -> None:
     purpose = "measure autoencoders on held-out samples, beside baselines; `actkit report` shows the result"
     parser = add_command(commands, "quality", _quality, purpose)
     parser.add_argument("run", help="run folder")
-    parser.add_argument("saes", help="folder of the autoencoders, into which the result is written")
+    parser.add_argument(
+        "saes",
+        help="folder of the autoencoders, into which the result is written, or Hugging Face name",
+    )
     parser.add_argument(
         "--other", metavar="FOLDER", help="autoencoders of another seed: how many features are found again"
     )
@@ -154,6 +157,7 @@ def _add_quality(commands: Subparsers) -> None:
 def _quality(run: str, saes: str, **options: object) -> int:
     from .features.quality import sae_quality
 
-    quality = sae_quality(run, saes, out=saes, **options)  # type: ignore[arg-type]
+    out = saes if os.path.isdir(saes) else None  # else a repository, or a pattern
+    quality = sae_quality(run, saes, out=out, **options)  # type: ignore[arg-type]
     print_measures(quality, COLUMNS)
     return 0

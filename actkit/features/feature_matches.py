@@ -12,12 +12,11 @@ from ..canonical import Cube
 from ..errors import Fault, InputError, MissingError
 from ..stats import selection
 from ..stats.sparse_features import Features, features_of
-from .nearest_rows import NearestRows, correlation_matches, cosine_matches
+from .nearest_rows import MATCHED, NearestRows, correlation_matches, cosine_matches
 from .quality_baselines import random_directions
 from .sae_loader import load_saes
 from .sae_set import SaeSet
 
-_MATCHED = 0.7  # cosine of two decoder directions (Paulo and Belrose 2025, arXiv 2501.16615)
 _SAMPLES = 256  # read at once
 Saes = SaeSet | str | os.PathLike[str]
 
@@ -30,7 +29,7 @@ def match_features(
     features: Cube | None = None,
     other_features: Cube | None = None,
     tokens: selection.TokenSelection = "content",
-    threshold: float = _MATCHED,
+    threshold: float = MATCHED,
     seed: int = 0,
 ) -> xr.Dataset:
     """Find for each feature the most similar one of another layer, seed or model.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..schema import Component
 from .sae import Sae
+from .sae_layouts import ARRAYS, CONFIG, TENSORS
 from .sae_origin import HOOK_NAMES
 from .sae_set import SaeSize
 from .sae_site import Site
@@ -25,9 +26,6 @@ from .stored_sae import (
 )
 from .weight_arrays import array_shapes, read_arrays, read_tensors, tensor_shapes
 
-ARRAYS = "params.npz"
-TENSORS = "params.safetensors"
-CONFIG = "config.json"
 _LAYER = re.compile(r"layer_(\d{1,5})")
 _SIZE = re.compile(r"gemma-scope-(2b|9b|27b)-(pt|it)-")
 _HEADS = "is of the heads of the attention, before their output projection, which cubes do not hold"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,6 @@ class LanguageLoss:
     model: LoadedModel
     tokenizer: PreTrainedTokenizerBase
     batches: Sequence[Batch]
-    _losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def n_predictions(self) -> int:
@@ -98,7 +97,7 @@ class LanguageLoss:
             targets = inputs["input_ids"][:, 1:].to(logits.device)[counted.to(logits.device)]
             predicted = logits[:, :-1][counted.to(logits.device)].float()
             losses = cross_entropy(predicted, targets, reduction="none")
-            total, count = total + float(losses.double().sum()), count + len(losses)
+            total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         return total / count
 
     def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -110,14 +109,14 @@ class LanguageLoss:
 
     @torch.inference_mode()
     def check(self, cube: xr.Dataset, component: Component, layers: Sequence[int]) -> None:
-        """Compare the outputs of the model with those that the cube holds, on the first batch.
+        """Compare the outputs of the model with those of the cube, on the first batch with selected tokens.
 
         Raises
         ------
         ModelError
             If they differ by more than rounding, so that it is another model or other prompts.
         """
-        batch = self.batches[0]
+        batch = next(batch for batch in self.batches if bool(batch.mask.any()))
         captured: dict[int, torch.Tensor] = {}
 
         def keep(name: str, layer: int, output: torch.Tensor) -> None:
@@ -187,7 +186,7 @@ def load_language_loss(
         faults += found
         if architecture is not None and not architecture.can_generate:
             what = f"`{architecture.full.model_type}` is an encoder, which predicts no next token"
-            faults.append(Fault("model", what, "leave out model; FVU needs none"))
+            faults.append(Fault("model", what, "give a model that generates text, if the cube is of one"))
         faults += check_model_options(architecture, config, checkpoint)
         tokenizer, found = load_tokenizer(checkpoint)
         faults += found

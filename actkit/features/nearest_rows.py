@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+MATCHED = 0.7  # cosine of two decoder directions (Paulo and Belrose 2025, arXiv 2501.16615)
 _BLOCK_VALUES = 2**22  # similarities held at once
 
 

@@ -2,8 +2,8 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,18 @@ from ..errors import Fault, InputError, NonfiniteError
 from ..exporters.cube_blocks import where_labels
 from ..exporters.torch_dataset import LayerTokens
 from ..extraction.models.devices import check_device, pick_device
+from ..regular_files import MB
 from ..stats import selection
 from ..stats.finiteness import finite_cube
 from ..stats.holdout import SHARE, held_out
 from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
+from ..store.folders import Folder
 from ..store.reader import read_cube
+from ..store.result_files import MOST_BYTES
 from .cube_checks import check_saes
 from .language_loss import LanguageLoss, load_language_loss
-from .largest_features import weights_digest
+from .largest_features import on_device, weights_digest
 from .quality_baselines import Baselines
 from .quality_result import QUALITY, quality_dataset, write_quality
 from .quality_sums import QualitySums
@@ -81,7 +84,7 @@ def sae_quality(
     seed
         Seed of the draw and of the random features.
     out
-        Folder of the autoencoders, into which the result is written, so that reports show it.
+        Folder of the autoencoders, into which the result is written, so that reports show it; it must exist.
 
     Returns
     -------
@@ -100,17 +103,25 @@ def sae_quality(
     Raises
     ------
     InputError
-        If the autoencoders do not fit the cube, or the loss of the model cannot be measured.
+        If the autoencoders do not fit the cube, the loss of the model cannot be measured, or `out` is not a
+        folder.
     ModelError
         If the model is not that of the cube.
     NonfiniteError
         If an activation is NaN or Inf.
+
+    Warns
+    -----
+    UserWarning
+        If the result is too large to be written.
 
     Notes
     -----
     The baselines are fitted to the samples that are not held out. Reconstructions and ablations take the
     place of the output at the selected tokens only, and the loss is that of the tokens which follow them.
     """
+    if faults := _out_faults(out):
+        raise InputError(faults)
     saes, other = _loaded(saes), _loaded(other) if other is not None else None
     cube = _open(run, tokens)
     _check(cube, saes, other, device)
@@ -121,11 +132,12 @@ def sae_quality(
     if not len(evaluated) or not len(fitted):
         part = "held-out" if not len(evaluated) else "other"
         raise InputError([Fault("where", f"selects no {part} samples", "select more samples")])
+    _check_tokens(cube, evaluated, fitted)
     target = pick_device(device)
     loss = None
     if model is not None:
         drawn = np.random.default_rng(seed).permutation(evaluated)[:model_samples]
-        loss = load_language_loss(cube, os.fspath(model), rows=np.sort(drawn), device=device)
+        loss = load_language_loss(cube, os.fspath(model), rows=np.sort(drawn), tokens=tokens, device=device)
         loss.check(cube, saes.component, saes.layers)
     measured: dict[int, dict[str, Any]] = {}
     digests: dict[str, str] = {}
@@ -133,12 +145,12 @@ def sae_quality(
     for layer in saes.layers:
         sae = saes[layer]
         digests[str(layer)] = weights_digest(sae)
-        sae = _on(sae, target)
+        sae = on_device(sae, target)
         sums, measures = _measure(cube, sae, evaluated, fitted, seed)
         if loss is not None:
             measures |= _losses(loss, sae, sums.mean.float(), intact)
         if other is not None and layer in other:
-            measures |= seed_agreement(sae, _on(other[layer], target), sums.frequency > 0)
+            measures |= seed_agreement(sae, on_device(other[layer], target), sums.frequency > 0)
         measured[layer] = measures
     settings = {
         **selection.settings(cube.isel(sample=evaluated), "sae_quality", component=saes.component),
@@ -152,9 +164,22 @@ def sae_quality(
         "seed": seed,
     }
     result = quality_dataset(measured, settings)
-    if out is not None:
-        write_quality(Path(out), result)
+    if out is not None and not write_quality(Path(out), result):
+        limit = f"it is larger than {MOST_BYTES // MB} MB"
+        warnings.warn(f"the quality of {len(saes)} layers is not written: {limit}", stacklevel=2)
     return result
+
+
+def _out_faults(out: str | os.PathLike[str] | None) -> list[Fault]:
+    """Return the reason why the result could not be written, before anything is computed."""
+    if out is None:
+        return []
+    try:
+        Folder(Path(out), follow=False).close()
+    except (OSError, ValueError) as error:
+        what = f"{os.fspath(out)!r} is not a folder: {getattr(error, 'strerror', None) or error}"
+        return [Fault("out", what, "give the folder of the autoencoders itself, not a link to it")]
+    return []
 
 
 def _loaded(saes: SaeSet | str | os.PathLike[str]) -> SaeSet:
@@ -177,7 +202,29 @@ def _check(cube: xr.Dataset, saes: SaeSet, other: SaeSet | None, device: str) ->
         raise InputError(faults)
     check_saes(cube, saes)
     if other is not None:
+        if faults := _other_faults(saes, other):
+            raise InputError(faults)
         check_saes(cube, other)
+        _check_different(saes, other)
+
+
+def _other_faults(saes: SaeSet, other: SaeSet) -> list[Fault]:
+    """Return reasons why two sets have no layer to compare."""
+    if other.component != saes.component:
+        what = f"has autoencoders of {other.component}, not of {saes.component}"
+        return [Fault("other", what, "train another seed on the same component")]
+    if not set(saes.layers) & set(other.layers):
+        what = f"has layers {other.layers}, but the first has {saes.layers}"
+        return [Fault("other", what, "train another seed on the same layers")]
+    return []
+
+
+def _check_different(saes: SaeSet, other: SaeSet) -> None:
+    shared = [layer for layer in saes.layers if layer in other]
+    same = [layer for layer in shared if weights_digest(saes[layer]) == weights_digest(other[layer])]
+    if same:
+        what = f"has the same weights as the first at layers {same}"
+        raise InputError([Fault("other", what, "give autoencoders that were trained with another seed")])
 
 
 def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -198,13 +245,15 @@ def _held_out(cube: xr.Dataset, saes: SaeSet, cluster: str | None) -> tuple[np.n
     }
 
 
-def _on(sae: Sae, device: torch.device) -> Sae:
-    """Return an autoencoder on a device."""
-    tensors = {field.name: getattr(sae, field.name) for field in fields(sae)}
-    moved: dict[str, Any] = {
-        name: value.to(device) for name, value in tensors.items() if isinstance(value, torch.Tensor)
-    }
-    return replace(sae, **moved)
+def _check_tokens(cube: xr.Dataset, evaluated: np.ndarray, fitted: np.ndarray) -> None:
+    counts = selection.token_mask(cube).values.sum(axis=1)
+    parts = (("held-out", evaluated), ("other", fitted))
+    if faults := [
+        Fault("tokens", f"selects no token of the {len(rows):,} {part} samples", "select more tokens")
+        for part, rows in parts
+        if not counts[rows].any()
+    ]:
+        raise InputError(faults)
 
 
 @torch.inference_mode()
@@ -254,7 +303,7 @@ def _losses(loss: LanguageLoss, sae: Sae, mean: torch.Tensor, intact: float) -> 
     """Return the loss of the model with the output of a site replaced, and how much of it is recovered."""
 
     def reconstruct(x: torch.Tensor) -> torch.Tensor:
-        return sae.decode(sae.encode(x.float().to(mean.device)))
+        return sae.decode(sae.encode(x.float().to(sae.w_dec.device)))
 
     site = (sae.component, sae.layer)
     with_sae = loss.mean(*site, reconstruct)

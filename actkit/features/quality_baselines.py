@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .quality_sums import sums_device
 from .sae import Sae
 
 _GAIN_TOKENS = 4096
@@ -32,7 +33,8 @@ class Baselines:
 
     def __init__(self, batches: Iterable[torch.Tensor], sae: Sae, seed: int = 0) -> None:
         device = sae.w_dec.device
-        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        self._sums_device = sums_device(device)
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": self._sums_device}
         count, total = 0, torch.zeros(sae.hidden, **wide)
         products = torch.zeros(sae.hidden, sae.hidden, **wide)
         kept: list[torch.Tensor] = []
@@ -42,19 +44,25 @@ class Baselines:
             shift = x.mean(0) if shift is None else shift
             kept += [x] if count < _GAIN_TOKENS else []
             centred = x - shift
-            count, total = count + len(x), total + centred.sum(0, dtype=torch.float64)
-            products += (centred.T @ centred).double()
+            count, total = count + len(x), total + self._wide(centred).sum(0)
+            products += self._wide(centred.T @ centred)
         assert shift is not None
         offset = total / count
-        self.mean = (shift.double() + offset).float()
+        self.mean = (self._wide(shift) + offset).float().to(device)
         _, vectors = torch.linalg.eigh(products / count - torch.outer(offset, offset))
-        self.components = vectors.flip(1).float()  # largest variance first, dims (hidden, component)
+        self.components = (
+            vectors.flip(1).float().to(device)
+        )  # largest variance first, dims (hidden, component)
         self.dictionary = random_directions(sae.n_features, sae.hidden, seed).to(device)
         self.gain = 1.0
         self._fit_gain(torch.cat(kept)[:_GAIN_TOKENS], sae)
         self.n_tokens = 0
         self._energy = torch.zeros(sae.hidden, **wide)
         self._errors = {"pca_top": 0.0, "random": 0.0}
+
+    def _wide(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values in float64, on a device that has it."""
+        return values.to(self._sums_device).double()
 
     def _fit_gain(self, x: torch.Tensor, sae: Sae) -> None:
         centred = x - self.mean
@@ -71,11 +79,11 @@ class Baselines:
         centred = x - self.mean
         coefficients = centred @ self.components
         self.n_tokens += len(x)
-        self._energy += coefficients.double().square().sum(0)
+        self._energy += self._wide(coefficients).square().sum(0)
         dropped = coefficients - _largest(coefficients, n_active)
-        self._errors["pca_top"] += float(dropped.double().square().sum())
+        self._errors["pca_top"] += float(self._wide(dropped).square().sum())
         error = centred - self._random(centred, n_active)
-        self._errors["random"] += float(error.double().square().sum())
+        self._errors["random"] += float(self._wide(error).square().sum())
 
     def fvu(self, variance: float, l0: float) -> dict[str, float]:
         """Return the fraction of variance unexplained of each baseline.
@@ -83,12 +91,12 @@ class Baselines:
         Parameters
         ----------
         variance
-            Mean squared distance of the evaluated tokens from their mean.
+            Mean squared distance of the evaluated tokens from their mean; if it is 0, the result is NaN.
         l0
             Mean number of active features of a token. PCA keeps as many components, interpolated linearly
             between whole numbers.
         """
-        total = self.n_tokens * variance
+        total = self.n_tokens * variance if variance > 0 else float("nan")
         # what remains with 0, 1, … components
         left = torch.cat([self._energy.sum()[None], self._energy.sum() - self._energy.cumsum(0)]).clamp(min=0)
         l0 = min(max(l0, 0.0), len(left) - 1.0)

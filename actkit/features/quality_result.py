@@ -2,22 +2,38 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from safetensors import SafetensorError
 
-from ..errors import CorruptError
-from ..regular_files import read_regular
+from ..errors import ActkitError
+from ..regular_files import open_regular
 from ..stats.selection import check_counts
 from ..store.result_files import read_result, write_result
 from ..store.writer import storage_errors
+from .sae_layouts import LAYOUTS, OTHERS
+from .sae_sources import walk
 
 QUALITY = "quality.safetensors"
-_CFG = "cfg.json"
-_MOST_CFG = 10**6
+# raised by files that others may have written
+_UNREADABLE = (
+    ActkitError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 # variable, and what it is
 MEASURES: Mapping[str, str] = {
     "fvu": "Fraction of variance unexplained on held-out tokens.",
@@ -100,8 +116,13 @@ def best_layers(quality: xr.Dataset, count: int = 3) -> list[int]:
     return sorted(quality.layer.values[np.argsort(quality.fvu.values, kind="stable")[:count]].tolist())
 
 
-def write_quality(folder: Path, quality: xr.Dataset) -> None:
+def write_quality(folder: Path, quality: xr.Dataset) -> bool:
     """Write a result into the folder of its autoencoders; it is valid as long as they stay the same.
+
+    Returns
+    -------
+    bool
+        False if the result is too large, and was not written.
 
     Raises
     ------
@@ -109,7 +130,7 @@ def write_quality(folder: Path, quality: xr.Dataset) -> None:
         If the disk cannot be written.
     """
     with storage_errors("cannot write the quality of the autoencoders", "choose another folder"):
-        write_result(folder / QUALITY, quality, key=weights_key(folder))
+        return write_result(folder / QUALITY, quality, key=weights_key(folder))
 
 
 def read_quality(folder: Path) -> xr.Dataset | None:
@@ -120,20 +141,55 @@ def read_quality(folder: Path) -> xr.Dataset | None:
     >>> read_quality(Path("no such folder")) is None
     True
     """
+    if not (folder / QUALITY).is_file():
+        return None
     try:
-        return read_result(folder / QUALITY, key=weights_key(folder))
-    except (OSError, ValueError, KeyError, CorruptError):
+        quality = read_result(folder / QUALITY, key=weights_key(folder))
+        return quality if _is_quality(quality) else None
+    except _UNREADABLE:
         return None
 
 
+def _is_quality(result: xr.Dataset) -> bool:
+    """Return whether a Dataset, which others may have written, has the form of a result."""
+    weights = json.loads(str(result.attrs["weights"]))
+    dims = dict.fromkeys(MEASURES, ("layer",)) | dict.fromkeys(OF_FEATURES, ("layer", "feature"))
+    return (
+        isinstance(weights, dict)
+        and type(result.attrs["n_predictions"]) is int
+        and all(result.indexes[name].dtype.kind in "iu" for name in ("layer", "feature"))
+        and result.indexes["layer"].is_unique
+        and all(result[name].dims == of and result[name].dtype.kind == "f" for name, of in dims.items())
+    )
+
+
 def weights_key(folder: Path) -> str:
-    """Return a digest of the descriptions of the autoencoders, which contain that of their weights."""
+    """Return a digest of the files of the autoencoders in a folder, those that `load_saes` finds.
+
+    Raises
+    ------
+    InputError
+        If the folder holds too many files.
+    OSError
+        If a file cannot be read.
+    """
+    files = walk(folder)
+    present, names = set(files), set[str]()
+    for name in files:
+        path = PurePosixPath(name)
+        if (layout := LAYOUTS.get(path.name)) is not None:
+            others = {os.path.normpath(path.parent / other) for other in OTHERS[layout]}
+            names |= {name, *(others & present)}
     hashed = hashlib.sha256()
-    for name, cfg in _cfgs(folder).items():
-        hashed.update(json.dumps([name, cfg], sort_keys=True).encode())
+    for name in sorted(names):
+        status = (folder / name).stat()
+        digest = _digest(folder / name, status.st_size, status.st_mtime_ns)
+        hashed.update(json.dumps([name, status.st_size, digest]).encode())
     return hashed.hexdigest()
 
 
-def _cfgs(folder: Path) -> dict[str, dict[str, Any]]:
-    paths = sorted(folder.glob(f"*/{_CFG}"))
-    return {path.parent.name: json.loads(read_regular(path, _MOST_CFG)) for path in paths}
+@lru_cache(maxsize=4096)
+def _digest(path: Path, _size: int, _mtime: int) -> str:
+    """Return the SHA-256 of a file, which is read again only if its size or time has changed."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -7,6 +7,17 @@ import torch
 EXTREME = 10.0  # times the median norm
 
 
+def sums_device(device: torch.device) -> torch.device:
+    """Return the device of sums in float64, which MPS lacks.
+
+    Examples
+    --------
+    >>> sums_device(torch.device("mps"))
+    device(type='cpu')
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class QualitySums:
     """Sums over the tokens of one layer, in float64.
 
@@ -15,10 +26,11 @@ class QualitySums:
     hidden, n_features
         Width of the activations, and number of features.
     device
-        Device of the sums.
+        Device of the activations, and of the sums unless it has no float64.
     """
 
     def __init__(self, hidden: int, n_features: int, device: torch.device) -> None:
+        self._device = device = sums_device(device)
         wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self.n_tokens = 0
         self._shift: torch.Tensor | None = None  # near the mean, so that squares do not cancel
@@ -31,6 +43,7 @@ class QualitySums:
 
     def add(self, x: torch.Tensor, features: torch.Tensor, reconstruction: torch.Tensor) -> None:
         """Add a batch of activations, dims ``(token, hidden)``, with its features and reconstruction."""
+        x, features, reconstruction = (part.to(self._device) for part in (x, features, reconstruction))
         if self._shift is None:
             self._shift = x.double().mean(0)
         centred, error = x.double() - self._shift, x.double() - reconstruction.double()
@@ -58,14 +71,14 @@ class QualitySums:
 
     @property
     def fvu(self) -> float:
-        """Fraction of variance unexplained: mean squared error divided by the variance."""
-        return float(self._error_squares.sum()) / self.n_tokens / self.variance
+        """Fraction of variance unexplained: mean squared error divided by the variance, NaN if that is 0."""
+        return _ratio(float(self._error_squares.sum()) / self.n_tokens, self.variance)
 
     @property
     def explained_variance(self) -> float:
         """Explained variance: as 1 - FVU, except that a constant error does not count."""
         variances = self._error_squares / self.n_tokens - (self._error / self.n_tokens).square()
-        return 1 - float(variances.sum()) / self.variance
+        return 1 - _ratio(float(variances.sum()), self.variance)
 
     @property
     def l0(self) -> float:
@@ -93,3 +106,7 @@ class QualitySums:
         """Share of tokens whose norm exceeds 10 times the median norm."""
         norms = torch.cat(self._norms)
         return float((norms > EXTREME * norms.median()).double().mean())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else float("nan")

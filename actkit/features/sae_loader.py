@@ -6,39 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from ..errors import CorruptError, Fault, InputError, listed
 from ..schema import COMPONENTS, Component
-from . import gemma_scope, manifest, sparsify_files
 from .gemma_scope import find_gemma_scope_1, find_gemma_scope_2, gemma_scope_site
-from .manifest import CFG, MANIFEST, Manifest, read_manifest
+from .manifest import Manifest, read_manifest
 from .sae import Sae
+from .sae_layouts import LAYOUTS, OTHERS, Layout
 from .sae_set import SaeSet
 from .sae_site import Site
 from .sae_sources import SaeSource, find_source
-from .saelens_format import SCALER
 from .saelens_reader import find_saelens, saelens_folder_site
 from .sparsify_files import find_sparsify, sparsify_site
 from .stored_sae import Refusal, StoredSae, damaged
 
-Layout = Literal["SAELens", "sparsify", "Gemma Scope 1", "Gemma Scope 2"]
-# file of the weights of each layout
-_WEIGHTS: dict[str, Layout] = {
-    manifest.WEIGHTS: "SAELens",
-    sparsify_files.WEIGHTS: "sparsify",
-    gemma_scope.ARRAYS: "Gemma Scope 1",
-    gemma_scope.TENSORS: "Gemma Scope 2",
-}
-# further files of each layout, as far as present
-_OTHERS: dict[Layout, tuple[str, ...]] = {
-    "SAELens": (CFG, SCALER, f"../{MANIFEST}"),
-    "sparsify": (CFG, "../config.json"),
-    "Gemma Scope 1": (),
-    "Gemma Scope 2": ("config.json",),
-}
 _PICKLES = (".pt", ".pth", ".bin", ".pkl")
-_LAYOUTS = "; supported are the files of SAELens, Gemma Scope and sparsify"
+_SUPPORTED = "; supported are the files of SAELens, Gemma Scope and sparsify"
 
 
 @dataclass(frozen=True)
@@ -189,8 +172,8 @@ def _candidates(source: SaeSource) -> list[_Candidate]:
     candidates = []
     for name in source.files:
         path = PurePosixPath(name)
-        if (layout := _WEIGHTS.get(path.name)) is not None:
-            others = [os.path.normpath(path.parent / other) for other in _OTHERS[layout]]
+        if (layout := LAYOUTS.get(path.name)) is not None:
+            others = [os.path.normpath(path.parent / other) for other in OTHERS[layout]]
             files = (name, *(other for other in others if other in present))
             candidates.append(_Candidate(path.parent, layout, files))
     return candidates
@@ -201,8 +184,8 @@ def _nothing(source: SaeSource) -> Fault:
     pickles = [name for name in source.files if name.endswith(_PICKLES)]
     if pickles:
         what = f"has only pickled files ({pickles[0]})"
-        return Fault(where, what, f"a pickle can run code when it is read{_LAYOUTS}")
-    return Fault(where, "has no files of autoencoders", "check the path" + _LAYOUTS)
+        return Fault(where, what, f"a pickle can run code when it is read{_SUPPORTED}")
+    return Fault(where, "has no files of autoencoders", "check the path" + _SUPPORTED)
 
 
 def _refuse(

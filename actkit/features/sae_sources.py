@@ -42,10 +42,12 @@ class SaeSource:
 
     def leads_outside(self, path: Path) -> bool:
         """Return whether a file is a link out of the folder, other than into the cache of the Hub."""
-        root = self.root.resolve()
-        if root.parent.name == "snapshots":  # whose files are links to ../../blobs
-            root = root.parent.parent
-        return not path.resolve().is_relative_to(root)
+        root, target = self.root.resolve(), path.resolve()
+        if target.is_relative_to(root):
+            return False
+        snapshots = [folder.parent for folder in (root, *root.parents) if folder.parent.name == "snapshots"]
+        # whose files, at any depth, are links to blobs beside it
+        return not any(target.is_relative_to(folder.parent / "blobs") for folder in snapshots)
 
 
 def find_source(path_or_repo: str | os.PathLike[str], revision: str | None) -> SaeSource:
@@ -70,7 +72,7 @@ def find_source(path_or_repo: str | os.PathLike[str], revision: str | None) -> S
         if revision is not None:
             hint = "leave it out; folders have no revisions"
             raise InputError([Fault("revision", "cannot be used with a folder", hint)])
-        files = tuple(path for path in _walk(folder) if _is_in(path, pattern))
+        files = tuple(path for path in walk(folder) if _is_in(path, pattern))
         return SaeSource(name, folder, files, _site_prefix(folder), lambda _files: None)
     if folder.exists():
         raise InputError([Fault(str(folder), "is a file", "name the folder of the autoencoders")])
@@ -98,7 +100,14 @@ def _is_in(path: str, pattern: str) -> bool:
     return any(fnmatchcase(parent, pattern) for parent in parents)
 
 
-def _walk(root: Path) -> list[str]:
+def walk(root: Path) -> list[str]:
+    """Return the paths of the files in a folder, without hidden folders and cubes.
+
+    Raises
+    ------
+    InputError
+        If there are too many.
+    """
     files: list[str] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and not name.endswith(".zarr"))
@@ -118,18 +127,20 @@ def _site_prefix(folder: Path) -> str:
 
 def _repository(repo: str, pattern: str, revision: str | None) -> SaeSource:
     import huggingface_hub
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     with _hub_errors(repo, revision):
         try:
             info = huggingface_hub.HfApi().model_info(repo, revision=revision)
             listed = [file.rfilename for file in info.siblings or ()]
             revision = info.sha  # all files of one commit
-        except OfflineModeIsEnabled:
+        except HfHubHTTPError:  # the Hub was reached
+            raise
+        except (ConnectionError, TimeoutError, _http_error()):  # offline, by choice or not
             listed = []
     # every repository has this file; its download returns the folder in the cache, even offline
     root = _download(repo, revision, [".gitattributes"])
-    files = tuple(file for file in listed or _walk(root) if _is_in(file, pattern))
+    files = tuple(file for file in listed or walk(root) if _is_in(file, pattern))
     name = f"{repo}/{pattern}" if pattern else repo
 
     def fetch(wanted: Iterable[str]) -> None:
@@ -150,7 +161,6 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
 def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Turn errors of the Hub into an InputError; that it is offline is left to the caller."""
     from huggingface_hub.errors import (
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -169,7 +179,15 @@ def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         what = "is neither a folder here nor a repository on the Hub"
         hint = "check the name; gated repositories need `hf auth login`"
         raise InputError([Fault(where, what, hint)]) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except (LocalEntryNotFoundError, _http_error(), OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         what = f"is not a folder here and cannot be downloaded: {reason}"
         raise InputError([Fault(where, what, "check the name, or download it to a folder")]) from error
+
+
+def _http_error() -> type[Exception]:
+    """Return the class of all errors of the Hub's HTTP client, whose package depends on its version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base: type[Exception] = HfHubHTTPError.__bases__[0]
+    return base

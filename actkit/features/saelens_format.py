@@ -14,7 +14,6 @@ from .manifest import DIGEST
 from .sae import Architecture, Sae
 from .sae_site import Site, site_of
 
-SCALER = "activation_scaler.json"  # in the checkpoints of a training run
 ARCHITECTURE = "actkit_architecture"  # the architecture in training, which the format calls `jumprelu`
 # the release that `make test-saelens` reads our files with; files without a version count as older than 6.0
 SAELENS_VERSION = "6.54.12"

@@ -10,10 +10,10 @@ from ..errors import CorruptError, Fault
 from ..regular_files import MB, read_regular
 from .manifest import CFG, WEIGHTS, Manifest, digest_faults
 from .sae import Sae
+from .sae_layouts import SCALER
 from .sae_set import SaeSize
 from .sae_site import Site
 from .saelens_format import (
-    SCALER,
     normalized_cfg,
     sae_from_saelens,
     saelens_names,

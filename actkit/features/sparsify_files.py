@@ -9,6 +9,7 @@ from ..errors import Fault
 from ..schema import Component
 from .manifest import CFG
 from .sae import Sae
+from .sae_layouts import CONFIG, SPARSIFY_WEIGHTS
 from .sae_origin import HOOK_NAMES
 from .sae_set import SaeSize
 from .sae_site import Site
@@ -25,8 +26,6 @@ from .stored_sae import (
 )
 from .weight_arrays import read_tensors, tensor_shapes
 
-WEIGHTS = "sae.safetensors"
-_CONFIG = "config.json"  # of the training run, in the folder above
 _MODULE = re.compile(r"(?:[a-z_]+\.)*(?:layers|layer|h|blocks)[._](\d{1,5})(?:\.([a-z_]+))?")
 _COMPONENTS: dict[str, Component] = {
     "mlp": "mlp",
@@ -62,7 +61,7 @@ def find_sparsify(folder: Path) -> StoredSae | Refusal:
         return damaged(faults)
     if problems := _problems(cfg):
         return unsuitable(folder, problems)
-    shapes, faults = tensor_shapes(folder / WEIGHTS)
+    shapes, faults = tensor_shapes(folder / SPARSIFY_WEIGHTS)
     if faults:
         return damaged(faults)
     hidden, n_features, k = cfg.get("d_in"), cfg.get("num_latents") or None, cfg.get("k")
@@ -76,9 +75,9 @@ def find_sparsify(folder: Path) -> StoredSae | Refusal:
         "W_dec": (n_features, hidden),
         "b_dec": (hidden,),
     }
-    if faults := shape_faults(folder / WEIGHTS, shapes, expected):
+    if faults := shape_faults(folder / SPARSIFY_WEIGHTS, shapes, expected):
         return damaged(faults)
-    run = read_config(folder.parent / _CONFIG)[0]
+    run = read_config(folder.parent / CONFIG)[0]
     metadata = {
         "hook_name": HOOK_NAMES[site.component].format(site.layer),
         "hf_hook_name": folder.name,
@@ -104,7 +103,7 @@ def _problems(cfg: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _read(folder: Path, site: Site, k: int, metadata: dict[str, str]) -> Sae:
-    tensors = read_tensors(folder / WEIGHTS, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
+    tensors = read_tensors(folder / SPARSIFY_WEIGHTS, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
     sae = Sae(
         layer=site.layer,
         component=site.component,

@@ -13,11 +13,11 @@ import xarray as xr
 from ..errors import NonfiniteError
 from ..exporters.torch_dataset import LayerTokens
 from ..stats.token_masks import token_mask
+from .quality_sums import EXTREME
 from .training_settings import TrainingSettings
 
 _SCALE_TOKENS = 2**15
 _HELD_OUT_TOKENS = 4096
-_SINK = 10  # times the median norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class TrainingTokens:
             if not mean > 0:
                 raise NonfiniteError(f"all activations of layer {layer_index} are 0")
             scales.append(self.settings.hidden**0.5 / mean)
-            extremes.append(float((of_layer > _SINK * of_layer.median()).float().mean()))
+            extremes.append(float((of_layer > EXTREME * of_layer.median()).float().mean()))
         return scales, extremes
 
     def _held_batches(self, epoch: int, start: int) -> Iterator[Iterable[torch.Tensor]]:

@@ -1,19 +1,33 @@
 """Weights in safetensors files and NumPy archives, checked before memory is allocated for them."""
 
 import zipfile
-from collections.abc import Collection, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import Fault
+from ..errors import CorruptError, Fault
 from ..regular_files import MB, open_archive, open_regular
 
 _MOST_HEADER = MB  # far more than the names and shapes of ten tensors take
 _FLOATS = ("F64", "F32", "BF16", "F16")
 _HINT = "download or copy it again"
+# RuntimeError: an encrypted archive, or an unknown method of compression
+_UNREADABLE = (
+    EOFError,
+    LZMAError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -58,8 +72,13 @@ def read_tensors(path: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
         The file.
     names
         Names of the tensors.
+
+    Raises
+    ------
+    CorruptError
+        If the file cannot be read.
     """
-    with safe_open(path, framework="pt") as file:
+    with _damage(path), safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name).to(torch.float32) for name in file.keys() if name in names}  # noqa: SIM118
 
 
@@ -91,7 +110,7 @@ def array_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], list[Fault]]:
                 shapes[name] = shape
     except FileNotFoundError:
         return {}, [Fault(where, "is missing", _HINT)]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _UNREADABLE as error:
         return {}, [Fault(where, f"is not a valid .npz file: {error}", _HINT)]
     return shapes, faults
 
@@ -105,13 +124,27 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, torch.Tensor]:
         The file.
     names
         Names of the arrays.
+
+    Raises
+    ------
+    CorruptError
+        If the file cannot be read, or the checksum of an array is wrong.
     """
-    with np.load(path, allow_pickle=False) as archive:
+    with _damage(path), np.load(path, allow_pickle=False) as archive:
         return {
             name: torch.from_numpy(archive[name].astype(np.float32, copy=False))
             for name in archive.files
             if name in names
         }
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn errors of reading a file into a CorruptError that names it."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise CorruptError([Fault(str(path), f"cannot be read: {error}", _HINT)]) from error
 
 
 def _npy_header(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -1,5 +1,6 @@
 """Next-token loss with reconstructions in place of outputs, against transformers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def test_the_loss_is_that_of_transformers(tokens: Any, tiny_model: Path, cube: x
     together.check(cube, "residual", [0, 1, 2])
     assert together.n_predictions == counts.sum()
     assert together.mean() == pytest.approx((losses * counts).sum() / counts.sum(), abs=1e-5)
+
+
+def test_a_batch_without_selected_tokens_is_not_compared(tiny_model: Path, cube: xr.Dataset) -> None:
+    loss = load_language_loss(cube, tiny_model, rows=np.arange(6))
+    (batch,) = loss.batches
+    empty = replace(batch, mask=torch.zeros_like(batch.mask))
+    replace(loss, batches=[empty, batch]).check(cube, "residual", [0])
+
+
+def test_the_selection_is_named_if_nothing_follows_it(tiny_model: Path, cube: xr.Dataset) -> None:
+    last = actkit.TokenFilter(positions=[-1])  # of the content, which ends the prompts
+    if (cube.token_kind.values[np.arange(cube.sizes["sample"]), cube.n_tokens.values - 1] != 3).any():
+        pytest.skip("something follows the content")
+    with pytest.raises(InputError, match="no token follows a token of TokenFilter"):
+        actkit.sae_quality(cube, set_of({0: random(16)}), model=tiny_model, cluster=None, tokens=last)
 
 
 @pytest.mark.parametrize("component", ["residual", "attention", "mlp"])

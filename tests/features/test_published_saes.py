@@ -1,9 +1,10 @@
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from actkit.errors import InputError
+from actkit.errors import CorruptError, InputError
 from actkit.features.sae_loader import load_saes
 from tests.features.published_samples import (
     jumprelu_formula,
@@ -85,6 +86,38 @@ def test_repository_is_read_from_the_cache_without_a_network(tmp_path, monkeypat
     saes = load_saes("google/gemma-scope-2-1b-it/resid_post_all/*_small", layers=[10])
     assert (saes.layers, saes.path) == ([10], "google/gemma-scope-2-1b-it/resid_post_all/*_small")
     assert saes[10].n_features == FEATURES
+
+
+def test_folder_in_a_snapshot_is_read_by_its_path(tmp_path, monkeypatch):
+    snapshot = cached_repository(monkeypatch, tmp_path, "google/gemma-scope-2b-pt-res")
+    write_gemma_scope_1(snapshot)
+    as_blobs(snapshot)
+    assert load_saes(snapshot / "layer_20").layers == [20]
+    path = next(snapshot.rglob("params.npz"))
+    path.resolve().rename(tmp_path / "outside")
+    path.unlink()
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(CorruptError, match="is a link out of the folder"):
+        load_saes(snapshot / "layer_20")
+
+
+def test_cache_decides_if_the_hub_cannot_be_reached(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    snapshot = cached_repository(monkeypatch, tmp_path, "google/gemma-scope-2b-pt-res")
+    write_gemma_scope_1(snapshot)
+    http = import_module(huggingface_hub.errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+
+    def unreachable(*_, **__):
+        raise http.ConnectError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    assert load_saes("google/gemma-scope-2b-pt-res").layers == [20]
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        load_saes("google/gemma-scope-9b-pt-res")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(InputError, match="cannot be downloaded: Name or service not known"):
+        load_saes("google/gemma-scope-2b-pt-res")
 
 
 def test_only_files_of_the_chosen_layers_are_downloaded(tmp_path, monkeypatch):

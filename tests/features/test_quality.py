@@ -1,5 +1,8 @@
 """The quality of autoencoders, against NumPy and scikit-learn."""
 
+import hashlib
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from safetensors.numpy import save
 from sklearn.decomposition import PCA
 from sklearn.metrics import explained_variance_score, r2_score
 
 import actkit
+from actkit.cli import main
 from actkit.errors import InputError, NonfiniteError
 from actkit.features.quality_baselines import Baselines
-from actkit.features.quality_result import read_quality, write_quality
+from actkit.features.quality_result import quality_dataset, read_quality, weights_key, write_quality
 from actkit.features.quality_sums import QualitySums
 from actkit.features.sae_files import write_sae
 from actkit.stats.holdout import held_out
@@ -127,6 +132,29 @@ def test_sums_do_not_depend_on_the_batches() -> None:
     assert measured[0][3] == pytest.approx(exact.var(axis=0).sum(), rel=1e-9)
 
 
+def test_sums_of_a_device_without_float64_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, sae = torch.randn(70, 16), random(16)
+    sums = QualitySums(16, 24, torch.device("mps"))  # which this machine may lack
+    sums.add(x, sae.encode(x), sae.decode(sae.encode(x)))
+    assert sums.mean.device.type == "cpu"
+    monkeypatch.setattr("actkit.features.quality_baselines.sums_device", lambda _: torch.device("meta"))
+    with pytest.raises(NotImplementedError):  # the sums, which the eigenvectors are of, are there
+        Baselines([x], sae)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({1: random(16, layer=1)}, r"has layers \[1\], but the first has \[0\]"),
+        ({0: identity(16, component="mlp")}, "has autoencoders of mlp, not of residual"),
+        ({0: random(16), 1: random(16, layer=1)}, r"has the same weights as the first at layers \[0\]"),
+    ],
+)
+def test_the_other_seed_must_be_comparable(run: Path, other: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"other: {message}"):
+        actkit.sae_quality(run, set_of({0: random(16)}), other=set_of(other))
+
+
 def test_the_held_out_samples_of_the_training_are_used(run: Path) -> None:
     digest = actkit.open_cube(run).attrs["metadata_sha256"]
     recorded = {"holdout_cluster": "image_id", "holdout_share": 0.25, "holdout_seed": 3}
@@ -165,6 +193,100 @@ def test_the_result_is_kept_until_the_autoencoders_change(run: Path, tmp_path: P
     assert read_quality(tmp_path) is None
 
 
+def test_the_result_of_foreign_autoencoders_is_kept_until_their_weights_change(tmp_path: Path) -> None:
+    stored = quality_dataset({5: measures()}, {"weights": "{}", "n_predictions": 0})
+    for name in (
+        "average_l0_82/params.npz",
+        "params.safetensors",
+        "layers.5/sae.safetensors",
+        "a/b/cfg.json",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"first")
+    (tmp_path / "a/b/sae_weights.safetensors").write_bytes(b"weights")
+    for name in (
+        "average_l0_82/params.npz",
+        "params.safetensors",
+        "layers.5/sae.safetensors",
+        "a/b/cfg.json",
+    ):
+        write_quality(tmp_path, stored)
+        assert read_quality(tmp_path) is not None
+        (tmp_path / name).write_bytes(b"other")  # as long as the first
+        os.utime(tmp_path / name, ns=(0, 0))  # the clock of the file system may be coarse
+        assert read_quality(tmp_path) is None, name
+
+
+def test_a_folder_that_cannot_take_the_result_is_refused_first(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actkit.features.quality.as_cube", pytest.fail)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out in ("missing", "file", "link", "\0"):
+        with pytest.raises(InputError, match=r"out: .* is not a folder"):
+            actkit.sae_quality(run, set_of({0: random(16)}), out=tmp_path / out)
+
+
+def test_a_result_that_is_too_large_is_returned_with_a_warning(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actkit.store.result_files.MOST_BYTES", 100)
+    with pytest.warns(UserWarning, match="is not written: it is larger than"):
+        quality = actkit.sae_quality(run, set_of({0: random(16)}), out=tmp_path)
+    assert quality.fvu > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_only_into_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outs = []
+
+    def measured(*_: Any, out: str | None, **_options: Any) -> xr.Dataset:
+        outs.append(out)
+        return quality_dataset({5: measures()}, {})
+
+    monkeypatch.setattr("actkit.features.quality.sae_quality", measured)
+    for saes in (str(tmp_path), "google/gemma-scope-2b-pt-res/layer_*"):
+        main(["saes", "quality", "run", saes])
+    assert outs == [str(tmp_path), None]
+    assert "features" in capsys.readouterr().out
+
+
+def measures(**values: Any) -> dict[str, Any]:
+    """Return measures of a layer with two features."""
+    features = np.zeros(2)
+    return {"n_features": 2, "frequency": features, "mean": features, "max": features, **values}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x00" * 8,
+        (200_000).to_bytes(8, "little") + b"[" * 200_000,
+        (2).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        save({}, {"actkit_result": "[]"}),
+        save({}, {"actkit_result": json.dumps({"variables": [], "attrs": {}})}),
+        save({}, {"actkit_result": json.dumps({"variables": [], "attrs": {"weights": "[" * 10**5}})}),
+        save({}, {"actkit_result": json.dumps({"variables": [{"dims": 3, "coord": 0}], "attrs": []})}),
+    ],
+)
+def test_results_that_others_wrote_do_not_crash_reports(body: bytes, tmp_path: Path) -> None:
+    seal = hashlib.sha256(weights_key(tmp_path).encode() + body).digest()
+    (tmp_path / "quality.safetensors").write_bytes(seal + body)
+    assert read_quality(tmp_path) is None
+
+
+def test_autoencoders_that_cannot_be_read_have_no_result(tmp_path: Path) -> None:
+    write_quality(tmp_path, quality_dataset({5: measures()}, {"weights": "{}", "n_predictions": 0}))
+    os.mkfifo(tmp_path / "params.npz")  # whose reader would wait forever
+    assert read_quality(tmp_path) is None
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -193,6 +315,28 @@ def test_values_that_are_not_finite_are_refused(run: Path) -> None:
     cube.residual.values[0, :, 1, 3] = np.inf
     with pytest.raises(NonfiniteError, match="layer 0 are NaN or Inf"):
         actkit.sae_quality(cube, set_of({0: random(16)}))
+
+
+@pytest.mark.parametrize(("part", "is_held"), [("held-out", True), ("other", False)])
+def test_tokens_of_both_parts_are_needed(run: Path, part: str, is_held: bool) -> None:
+    cube = actkit.open_cube(run)
+    tags = np.full(cube.token_id.shape, "none")
+    tags[held_out(cube, cluster="image_id") != is_held] = "some"
+    some = cube.assign_coords(tag=(("sample", "token"), tags))
+    chosen = actkit.TokenFilter(labels={"tag": "some"})
+    with pytest.raises(InputError, match=f"tokens: selects no token of the .* {part} samples"):
+        actkit.sae_quality(some, set_of({0: random(16)}), tokens=chosen, cluster="image_id")
+
+
+def test_tokens_without_variance_have_no_fvu() -> None:
+    x, sae = torch.full((50, 16), 0.3), random(16)
+    sums, baselines = QualitySums(16, 24, torch.device("cpu")), Baselines([x], sae)
+    sums.add(x, sae.encode(x), sae.decode(sae.encode(x)))
+    baselines.add(x, 100)
+    assert sums.variance == 0
+    assert np.isnan(
+        [sums.fvu, sums.explained_variance, *baselines.fvu(sums.variance, sums.l0).values()]
+    ).all()
 
 
 def test_the_held_out_samples_do_not_depend_on_the_order(run: Path) -> None:

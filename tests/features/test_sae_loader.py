@@ -252,6 +252,51 @@ def test_nan_in_weights_is_found_when_they_are_read(tmp_path):
         saes[20]
 
 
+def compressed_by(method: int) -> Callable[[bytearray], None]:
+    """Return a function that changes the method of compression of the first array, or its encryption."""
+
+    def change(content: bytearray) -> None:
+        content[8:10] = method.to_bytes(2, "little")
+        place = content.index(b"PK\1\2")
+        content[place + 10 : place + 12] = method.to_bytes(2, "little")
+
+    return change
+
+
+def encrypted(content: bytearray) -> None:
+    content[6] |= 1
+    content[content.index(b"PK\1\2") + 8] |= 1
+
+
+def flipped(content: bytearray) -> None:
+    content[300] ^= 1  # beyond the header of the first array
+
+
+@pytest.mark.parametrize(
+    "change", [flipped, encrypted, compressed_by(8), compressed_by(14), compressed_by(99)]
+)
+def test_arrays_damaged_behind_their_header_are_refused_by_file(tmp_path, change):
+    folder = write_gemma_scope_1(tmp_path / "gemma-scope-2b-pt-res") / "layer_20/width_16k/average_l0_71"
+    content = bytearray((folder / "params.npz").read_bytes())
+    saes = load_saes(folder)
+    change(content)
+    (folder / "params.npz").write_bytes(content)
+    with pytest.raises(CorruptError, match=r"params\.npz: cannot be read"):
+        saes[20]
+    if change is not flipped:
+        with pytest.raises(CorruptError, match=r"params\.npz: is not a valid"):
+            load_saes(folder)
+
+
+def test_tensors_damaged_since_they_were_found_are_refused_by_file(tmp_path):
+    folder = write_gemma_scope_2(tmp_path / "gemma-scope-2-1b-it")
+    saes = load_saes(folder)
+    path = next(folder.rglob("params.safetensors"))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CorruptError, match=r"params\.safetensors: cannot be read"):
+        saes[9]
+
+
 REQUESTS = {
     "several components": ({}, "component: there are autoencoders of mlp, residual (give one of them)"),
     "missing component": (
