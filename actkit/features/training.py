@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,15 @@ from .training_progress import (
     tracked_training,
 )
 from .training_settings import TrainedArchitecture, TrainingSettings, check_same
-from .training_state import Position, load_position, remove_state, restore_state, save_state
+from .training_state import (
+    STATE,
+    STATES,
+    Position,
+    load_position,
+    remove_state,
+    restore_state,
+    save_state,
+)
 from .training_tokens import TrainingTokens
 
 _LOG_ENTRIES = 50
@@ -154,6 +163,7 @@ def train_saes(
         check_same(before, data.settings, str(folder))
         manifest = read_manifest(folder)
         if manifest is not None and manifest.complete:
+            _remove_left_state(folder)
             return load_saes(folder, component=component)
     with storage_errors("cannot create the folder of the autoencoders", "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,14 +215,17 @@ class _Training:
         """Train to the end, and write the autoencoders."""
         try:
             held_out = self._begin()
+            write_manifest(self.folder.path, complete=False)  # what is written is refused until all is
             self._steps(held_out)
+            self._write()
         except BaseException as error:
             is_interrupt = isinstance(error, KeyboardInterrupt)
-            if is_interrupt and self.trainers:
-                save_state(self.folder, self.trainers, self.position)
-            self._emit("interrupted" if is_interrupt else "failed")
+            try:
+                if is_interrupt and self.trainers:
+                    save_state(self.folder, self.trainers, self.position)
+            finally:
+                self._emit("interrupted" if is_interrupt else "failed")
             raise
-        self._write()
         self._emit("done")
 
     def _begin(self) -> list[torch.Tensor]:
@@ -343,6 +356,13 @@ def _sae(trainer: LayerTrainer, data: TrainingTokens, extremes: float) -> Sae:
 
 def _settings_text(data: TrainingTokens) -> bytes:
     return json.dumps({"settings": data.settings.dump()}, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _remove_left_state(folder: Path) -> None:
+    """Remove the state of a run that was killed after its end, unless the folder is read-only."""
+    if any(os.path.lexists(folder / name) for name in (STATE, STATES)):
+        with suppress(OSError), closing(Folder(folder)) as opened:
+            remove_state(opened)
 
 
 def _remove_former(folder: Folder) -> None:

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from actkit.cli_cubes import Terminated, terminable
-from actkit.errors import ChangedError, CorruptError
-from actkit.features import training_state
+from actkit.errors import ChangedError, CorruptError, InputError, StorageError
+from actkit.features import training, training_state
 from actkit.features.layer_trainer import LayerTrainer
+from actkit.features.sae_loader import load_saes
 from actkit.features.training import train_saes
 from actkit.features.training_log import training_log
 from actkit.features.training_progress import TrainingProgress
@@ -200,6 +201,34 @@ def test_settings_that_were_tampered_with_are_an_error_and_remove_nothing_outsid
         train(run, out, layers="0", steps=1)
     train(run, out, layers="0", steps=1, resume=False)
     assert (tmp_path / "victim_0").exists()
+
+
+def test_a_run_that_cannot_be_written_has_failed_and_its_part_is_refused(
+    run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, sae: Any) -> None:
+        if path.name == "residual_2":
+            raise StorageError("No space left on device")
+        write_sae(path, sae)
+
+    write_sae, out = training.write_sae, tmp_path / "saes"
+    monkeypatch.setattr(training, "write_sae", full)
+    with pytest.raises(StorageError, match="No space left"):
+        train(run, out)
+    monkeypatch.undo()
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+    with pytest.raises(InputError, match="training has not ended"):
+        load_saes(out)
+    train(run, out)
+    assert digests(out) == digests(whole)
+    assert load_saes(out).layers == [0, 2]
+
+
+def test_a_state_that_was_left_at_the_end_is_removed(run: Path, tmp_path: Path) -> None:
+    train(run, tmp_path / "saes", layers="0", steps=1)
+    (tmp_path / "saes" / "state" / "1").mkdir(parents=True)
+    train(run, tmp_path / "saes", layers="0", steps=1)
+    assert not (tmp_path / "saes" / "state").exists()
 
 
 def test_a_finished_run_is_not_repeated(run: Path, whole: Path) -> None:
