@@ -121,10 +121,12 @@ def _encode(run: str, saes: str, **options: object) -> int:
 
     with terminable():
         features = encode(run, saes, **options)  # type: ignore[arg-type]
-    share = cut_share(features)
-    layers = zip(share.layer.values.tolist(), share.values.tolist(), strict=True)
-    cut = ", ".join(f"{part:.1%} at layer {layer}" for layer, part in layers)
-    print_cube(features, [("cut off", cut)] if options["top"] is not None else [])
+    pairs = []
+    if options["top"] is not None:  # the share takes a pass over all features
+        share = cut_share(features)
+        layers = zip(share.layer.values.tolist(), share.values.tolist(), strict=True)
+        pairs.append(("cut off", ", ".join(f"{part:.1%} at layer {layer}" for layer, part in layers)))
+    print_cube(features, pairs)
     return 0
 
 

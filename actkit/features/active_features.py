@@ -82,7 +82,7 @@ def encode_largest(
         candidates = dense[dense > bound]
         if len(candidates) < count:
             bound, candidates = 0.0, dense[dense > 0]
-        if len(candidates) > count:
+        if len(candidates) >= count:
             smallest = candidates.topk(count, sorted=False).values.min()
             dense.mul_(dense >= smallest)
         return DenseFeatures.of(dense)

@@ -105,6 +105,7 @@ def encode(
     folder = Path(out)
     if faults := _option_faults(source, out, top, dtype, device, resume):
         raise InputError(faults, "cannot encode")
+    top = None if top is None else int(top)  # of NumPy, which JSON files cannot hold
     check_saes(source, chosen)
     require(source, chosen.component, "n_tokens", "token_kind", "sample_id", "text")
     source = source.isel(token=slice(0, max(1, int(source.n_tokens.max()))))
@@ -272,11 +273,7 @@ def _option_faults(
         faults.append(Fault("top", f"is {top!r}", "give an integer of at least 1"))
     if dtype not in get_args(Values):
         faults.append(Fault("dtype", f"{dtype!r} is unknown", f"one of {', '.join(get_args(Values))}"))
-    try:
-        faults += check_device(device) if device != "auto" else []
-        pick_device(device)
-    except RuntimeError:
-        faults.append(Fault("device", f"{device!r} is unknown", "auto, cpu, mps, cuda or cuda:N"))
+    faults += check_device(device)
     taken = [name for name in label_names(cube) if name == K or name in VARIABLES]
     faults += [
         Fault("cube", f"its label `{name}` has the name of a variable of sparse cubes", "rename the label")

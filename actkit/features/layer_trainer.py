@@ -30,7 +30,6 @@ class StepMeasures(NamedTuple):
 
     loss: float
     fvu: float
-    l0: float
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class LayerTrainer:
         variance = float((x - x.mean(0)).square().sum()) / len(x)
         self._update(gradients, step)
         self._average_threshold(features, step)
-        return StepMeasures(loss, loss / variance if variance else float("nan"), features.n_active / len(x))
+        return StepMeasures(loss, loss / variance if variance else float("nan"))
 
     def evaluate(self, batch: torch.Tensor) -> HeldOutMeasures:
         """Return measures on held-out activations, dims ``(token, hidden)``."""

@@ -16,6 +16,7 @@ from ..canonical import Cube
 from ..extraction.models.devices import pick_device
 from ..extraction.monitoring.run_log import log_file, logger
 from ..layer_spec import Spec
+from ..regular_files import MB
 from ..schema import Component
 from ..stats.selection import AUTO, TokenSelection
 from ..store.folders import Folder
@@ -106,7 +107,7 @@ def train_saes(
     seed
         Seed of the initial weights, the order of tokens and the held-out samples.
     device
-        ``auto``, ``cpu`` or ``cuda``.
+        ``auto``, ``cpu``, ``mps``, ``cuda`` or ``cuda:N``.
     memory
         Memory for tokens, in bytes or as ``"4GB"``; a quarter of what is available by default. If all tokens
         fit into it, they are read once.
@@ -162,7 +163,8 @@ def train_saes(
         opened.replace(SETTINGS_FILE, _settings_text(data))
         shown = [TrainingBar()] if listeners is None else list(listeners)
         with torch.no_grad(), tracked_training(tracking, folder, data.settings.dump()) as trackers:
-            _Training(opened, data, [TrainingStatus(opened), *shown, *trackers], checkpoint_seconds).run()
+            told = [TrainingStatus(opened), *shown, *trackers]
+            _Training(opened, data, told, checkpoint_seconds, pick_device(device)).run()
     return load_saes(folder, component=component)
 
 
@@ -179,6 +181,8 @@ class _Training:
         Called with each event.
     checkpoint_seconds
         Time between two states.
+    device
+        Device to compute on; the settings hold only its kind.
     """
 
     def __init__(
@@ -187,9 +191,10 @@ class _Training:
         data: TrainingTokens,
         listeners: Sequence[TrainingListener],
         checkpoint_seconds: float,
+        device: torch.device,
     ) -> None:
         self.folder, self.data, self.settings, self.listeners = folder, data, data.settings, listeners
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.device = checkpoint_seconds, device
         self.process = psutil.Process()
         self.measures: dict[int, dict[str, float]] = {}
         self.trainers: list[LayerTrainer] = []
@@ -220,9 +225,8 @@ class _Training:
             self.position = stored
         self.first = self.position
         _warn_of_extremes(self.settings, self.position)
-        device = pick_device(self.settings.device)
         sites = zip(self.settings.layers, self.position.scales, strict=True)
-        trainers = [LayerTrainer(self.settings, layer, scale, device) for layer, scale in sites]
+        trainers = [LayerTrainer(self.settings, layer, scale, self.device) for layer, scale in sites]
         if stored is not None:
             restore_state(self.folder, trainers)
             logger.info("the training continues after %s steps", f"{stored.step:,}")
@@ -273,7 +277,7 @@ class _Training:
             name: sum(value[name] for value in values) / len(values) if values else float("nan")
             for name in ("loss", "fvu", "l0")
         }
-        is_cuda = self.settings.device == "cuda"
+        is_cuda = self.device.type == "cuda"
         event = TrainingProgress(
             state,
             step=step,
@@ -283,7 +287,7 @@ class _Training:
             tokens_per_second=rate * self.settings.batch,
             eta_seconds=(self.settings.steps - step) / rate if rate else None,
             host_bytes=self.process.memory_info().rss,
-            device_bytes=torch.cuda.memory_allocated() if is_cuda else 0,
+            device_bytes=torch.cuda.memory_allocated(self.device) if is_cuda else 0,
             n_dead=int(sum(value["n_dead"] for value in values)),
             layers=dict(self.measures),
             **means,
@@ -294,7 +298,7 @@ class _Training:
     def _write(self) -> None:
         """Write all autoencoders, then the manifest, then remove the state."""
         for trainer, extremes in zip(self.trainers, self.position.extremes, strict=True):
-            path = self.folder.path / layer_folder(trainer.layer, _component(self.settings))
+            path = self.folder.path / layer_folder(trainer.layer, self.settings.component)
             write_sae(path, _sae(trainer, self.data, extremes))
         write_manifest(self.folder.path)
         remove_state(self.folder)
@@ -306,7 +310,7 @@ def _sae(trainer: LayerTrainer, data: TrainingTokens, extremes: float) -> Sae:
     is_top = settings.architecture == "topk"
     threshold = torch.full_like(trainer.b_enc, (trainer.threshold or 0.0) / scale)
     metadata = {
-        **sae_metadata(data.cube, trainer.layer, _component(settings)),
+        **sae_metadata(data.cube, trainer.layer, settings.component),
         "training_tokens": settings.n_tokens,
         "training_steps": settings.steps,
         "training_batch": settings.batch,
@@ -325,7 +329,7 @@ def _sae(trainer: LayerTrainer, data: TrainingTokens, extremes: float) -> Sae:
     }
     return Sae(
         layer=trainer.layer,
-        component=_component(settings),
+        component=settings.component,
         architecture=settings.architecture,
         w_enc=trainer.w_enc.t().contiguous(),
         b_enc=trainer.b_enc / scale,
@@ -337,17 +341,13 @@ def _sae(trainer: LayerTrainer, data: TrainingTokens, extremes: float) -> Sae:
     )
 
 
-def _component(settings: TrainingSettings) -> Component:
-    return settings.component  # type: ignore[return-value]
-
-
 def _settings_text(data: TrainingTokens) -> bytes:
     return json.dumps({"settings": data.settings.dump()}, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _remove_former(folder: Folder) -> None:
     """Remove what an earlier run wrote, so that nothing of it is taken for this one."""
-    before = folder.read(SETTINGS_FILE, -1)
+    before = folder.read(SETTINGS_FILE, MB)
     folder.remove(MANIFEST)
     remove_state(folder)
     folder.remove(LOG_FILE)
@@ -358,7 +358,7 @@ def _remove_former(folder: Folder) -> None:
     except (ValueError, KeyError, TypeError):
         return
     for layer in settings.layers:
-        folder.remove_tree(layer_folder(layer, _component(settings)))
+        folder.remove_tree(layer_folder(layer, settings.component))
 
 
 def _warn_of_extremes(settings: TrainingSettings, position: Position) -> None:

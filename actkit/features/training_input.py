@@ -38,6 +38,7 @@ from .training_settings import (
     dead_after,
     default_rate,
     default_steps,
+    with_plain_integers,
 )
 from .training_tokens import TrainingTokens, count_tokens, token_bytes
 
@@ -71,6 +72,7 @@ def training_input(run: Cube, options: Mapping[str, Any]) -> TrainingTokens:
     memory, its_faults = _memory(options["memory"])
     if faults := faults + its_faults + _folder_faults(Path(options["out"])):
         raise InputError(faults, "cannot train autoencoders")
+    options = with_plain_integers(options)
     cube = _open(run)
     component = options["component"]
     selection.require(cube, component)
@@ -175,7 +177,10 @@ def _open(run: Cube) -> xr.Dataset:
 def _layers(cube: xr.Dataset, layers: Spec, component: str) -> tuple[int, ...]:
     """Return the layers asked for, in ascending order."""
     parts, faults = parse(layers)
-    parts = [replace(part, component=component) if part.text[0] in "a-0123456789" else part for part in parts]
+    parts = [
+        replace(part, component=component) if part.text == "all" or part.text[0] in "-0123456789" else part
+        for part in parts
+    ]
     captured = selection.captured(cube, component).layer.values.tolist()
     resolved: dict[str, tuple[int, ...]] = {}
     if not faults:
@@ -230,7 +235,7 @@ def _folder_faults(out: Path) -> list[Fault]:
 def _warn_of_few_tokens(settings: TrainingSettings) -> None:
     if settings.n_tokens >= TOKENS_PER_FEATURE * settings.width:
         return
-    published = published_saes(settings.model, settings.component)  # type: ignore[arg-type]
+    published = published_saes(settings.model, settings.component)
     instead = f", or use those published for this model: {published}" if published else ""
     share = settings.n_tokens / settings.width
     warnings.warn(

@@ -3,16 +3,20 @@
 import json
 import numbers
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import ChangedError, Fault
+from ..schema import Component
 
 TrainedArchitecture = Literal["batchtopk", "topk"]
 TOKENS_PER_FEATURE = 100  # fewer make features that another seed does not find again
 _FEWEST_STEPS = 1000
 _DEAD_AFTER, _DEAD_SHARE = 10**7, 0.2  # tokens, and share of all tokens of a run
+_LEAST = {"width": 2, "k": 1, "steps": 1, "epochs": 1, "batch": 2, "seed": 0}
 _WARM_UP, _DECAY = 0.05, 0.2  # shares of the steps
 
 
@@ -45,7 +49,7 @@ class TrainingSettings:
     """
 
     layers: tuple[int, ...]
-    component: str
+    component: Component
     hidden: int
     width: int
     k: int
@@ -86,11 +90,14 @@ class TrainingSettings:
 
         Raises
         ------
-        KeyError, TypeError
+        ValueError
             If one is missing or malformed.
         """
-        values = {field.name: content[field.name] for field in fields(cls)}
-        return cls(**{**values, "layers": tuple(int(layer) for layer in values["layers"])})
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
 
 
 def default_steps(n_tokens: int, batch: int) -> int:
@@ -112,7 +119,7 @@ def check_options(options: Mapping[str, Any]) -> list[Fault]:
     """Return faults of the options of :func:`actkit.train_saes` that are known without the cube."""
     faults = [
         Fault(name, f"is {value!r}", f"give an integer of at least {least}")
-        for name, least in (("width", 2), ("k", 1), ("steps", 1), ("epochs", 1), ("batch", 2), ("seed", 0))
+        for name, least in _LEAST.items()
         if (value := options[name]) is not None and not _is_integer(value, least)
     ]
     if options["architecture"] not in get_args(TrainedArchitecture):
@@ -127,6 +134,12 @@ def check_options(options: Mapping[str, Any]) -> list[Fault]:
     if not (_is_number(seconds) and seconds >= 0):
         faults.append(Fault("checkpoint_seconds", f"is {seconds!r}", "give a number of seconds"))
     return faults
+
+
+def with_plain_integers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return checked options with integers of NumPy as those of Python, which JSON files need."""
+    integers = {name: int(options[name]) for name in _LEAST if options[name] is not None}
+    return {**options, **integers}
 
 
 def check_sizes(width: int, k: int, n_tokens: int) -> list[Fault]:

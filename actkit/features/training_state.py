@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from ..errors import CorruptError, Fault
-from ..regular_files import MB
+from ..regular_files import MB, read_regular
 from ..store.folders import Folder
 from ..store.writer import storage_errors
 from .layer_trainer import LayerTrainer
@@ -111,9 +111,12 @@ def restore_state(folder: Folder, trainers: Sequence[LayerTrainer]) -> None:
         name = f"{trainer.layer}.safetensors"
         path = folder.path_to(STATES) / str(entry["step"]) / name
         try:
-            content = path.read_bytes() if not path.is_symlink() else b""
+            most = sum(tensor.nbytes for tensor in trainer.state().values()) + MB
+            content = read_regular(path, most, follow=False)
         except OSError as error:
-            raise _corrupt(folder.path / STATES / name, error.strerror or str(error)) from error
+            raise _corrupt(
+                folder.path / STATES / str(entry["step"]) / name, error.strerror or str(error)
+            ) from error
         if hashlib.sha256(content).hexdigest() != entry["files"].get(name):
             raise _corrupt(folder.path / STATES / str(entry["step"]) / name, "is damaged")
         with torch.no_grad():

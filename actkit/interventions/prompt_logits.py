@@ -12,7 +12,7 @@ from ..extraction.prompts.encoder import Prompt, collate
 
 
 def last_logits(model: LoadedModel, prompts: Sequence[Prompt]) -> torch.Tensor:
-    """Run a batch and return the logits after the last token of each prompt, dims ``(sample, vocabulary)``.
+    """Run a batch and return the logits after the last token of each prompt, float32, on the CPU.
 
     Parameters
     ----------
@@ -20,6 +20,11 @@ def last_logits(model: LoadedModel, prompts: Sequence[Prompt]) -> torch.Tensor:
         Model that was loaded with its head.
     prompts
         The batch, which is padded on the right.
+
+    Returns
+    -------
+    torch.Tensor
+        Dims ``(sample, vocabulary)``.
     """
     ends = np.array([len(prompt.ids) - 1 for prompt in prompts])
     inputs: dict[str, Any] = collate(prompts, device=model.device)
@@ -28,4 +33,4 @@ def last_logits(model: LoadedModel, prompts: Sequence[Prompt]) -> torch.Tensor:
         positions, ends = np.unique(ends, return_inverse=True)
         inputs["logits_to_keep"] = torch.from_numpy(positions).to(model.device)
     logits: torch.Tensor = model.model(**inputs, use_cache=False).logits
-    return logits[torch.arange(len(prompts)), torch.from_numpy(ends)]
+    return logits[torch.arange(len(prompts)), torch.from_numpy(ends)].float().cpu()

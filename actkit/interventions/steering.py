@@ -12,13 +12,14 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from ..canonical import Cube, as_cube
+from ..canonical import Cube
 from ..errors import Fault, InputError
 from ..extraction.models.hook_points import HookPoints
 from ..features.language_loss import LanguageLoss, load_language_loss
 from ..stats import selection
+from ..stats.finiteness import finite_cube
 from ..stats.group_comparison import two_labels
-from ..stats.holdout import held_out
+from ..stats.holdout import cluster_names
 from ..stats.kernels.gaps import GAP_SUMMARIES, gap_summaries
 from .direction_edits import ablated, added, clamped, random_like
 from .metrics import Metric, as_metric
@@ -102,7 +103,9 @@ def steer(
     """
     selection.check_counts(0, controls=controls)
     chosen_metric = as_metric(metric)
-    whole = as_cube(cube)
+    whole = finite_cube(cube)
+    if isinstance(direction, xr.Dataset) and "layer" in direction.coords and "layer" not in direction.dims:
+        direction = direction.expand_dims("layer")
     vectors, faults = _directions(direction, whole, layers)
     scales = np.atleast_1d(np.asarray(scale, dtype=np.float64))
     if mode not in MODES:
@@ -118,6 +121,8 @@ def steer(
     loss = load_language_loss(
         whole, name, rows=groups.rows, device=device, check_tokenizer=chosen_metric.score
     )
+    if model is not None and "residual" in whole:
+        loss.check(whole, "residual", list(vectors)[:1])
     if mode == "ablate":
         scales = np.ones(1)
     means = direction["mean"].isel(group=0)
@@ -179,14 +184,16 @@ def _directions(
     if (fitted := direction.attrs.get("model")) != cube.attrs.get("model"):
         what = f"was computed from {fitted}, the cube from {cube.attrs.get('model')}"
         faults.append(Fault("direction", what, "compute it from a cube of this model"))
-    available = np.atleast_1d(direction.layer.values).tolist()
-    unknown = [layer for layer in layers or () if layer not in available]
+    available = direction.layer.values.tolist()
+    asked = available if layers is None else [int(layer) for layer in layers]
+    if not asked:
+        faults.append(Fault("layers", "names no layer", f"the direction has {available}"))
+    unknown = [layer for layer in asked if layer not in available]
     if unknown:
         faults.append(Fault("layers", f"the direction lacks {unknown}", f"it has {available}"))
     if faults:
         return {}, faults
-    table = direction.direction.expand_dims("layer") if "layer" not in direction.dims else direction.direction
-    vectors = {layer: _tensor(table.sel(layer=layer)) for layer in layers or available}
+    vectors = {layer: _tensor(direction.direction.sel(layer=layer)) for layer in asked}
     empty = [layer for layer, vector in vectors.items() if not float(vector.norm()) > 0]
     if empty:
         faults.append(Fault("direction", f"has no length at layers {empty}", "leave these out of `layers`"))
@@ -246,11 +253,24 @@ class _Groups:
         )
         halves = {"all": np.ones(len(rows), dtype=bool)}
         if attrs["fit"] == "half":
-            outside = held_out(cube, cluster=cluster, share=0.5, seed=int(attrs["seed"]))[rows]
-            halves = {"fit": ~outside, "held_out": outside}
-        return cls(
-            rows, is_second[rows], np.where(is_second[rows], second, first).astype(object), ids, halves
-        )
+            inside = np.isin(
+                np.array(cluster_names(cube, cluster))[rows], direction.fit_cluster.values.astype(str)
+            )
+            halves = {"fit": inside, "held_out": ~inside}
+        faults = [
+            Fault(
+                f"{attrs['by']} {name}",
+                f"has no sample in the half {half}",
+                "give group_directions another seed",
+            )
+            for half, members in halves.items()
+            for name, mask in zip(names, (~is_second[rows], is_second[rows]), strict=True)
+            if not (mask & members).any()
+        ]
+        if faults:
+            raise InputError(faults, "cannot steer")
+        texts = np.where(is_second[rows], second, first).astype(object)
+        return cls(rows, is_second[rows], texts, ids, halves)
 
 
 def _language_of(direction: xr.Dataset) -> dict[str, Any]:
@@ -291,13 +311,13 @@ def _run(
             at = [place[row] for row in batch.samples.tolist()]
             before = last_logits(loss.model, batch.prompts)
             intact[at] = score(before)
-            before = before.float().log_softmax(dim=-1)
+            before = before.log_softmax(dim=-1)
             for number, edit in enumerate(edits):
                 with edit():
                     after = last_logits(loss.model, batch.prompts)
                 values[number, at] = score(after)
-                after = after.float().log_softmax(dim=-1)
-                divergences[number, at] = (before.exp() * (before - after)).sum(dim=-1).double().cpu()
+                after = after.log_softmax(dim=-1)
+                divergences[number, at] = (before.exp() * (before - after)).sum(dim=-1)
                 bar.update(len(at))
     return values, divergences, intact
 

@@ -45,12 +45,13 @@ def feature_volcano(differential: xr.Dataset, *, language: str | None = None, la
     language
         The language; by default, the first.
     labelled
-        Number of features, those with the smallest p, to label as layer/feature.
+        Number of features to label as layer/feature: of those that differ, those with the largest effects.
 
     Returns
     -------
     holoviews.Overlay
-        Features that differ are coloured by the group that has more of them; the rest are grey.
+        Features that differ are coloured by the group that has more of them; the rest are grey. Infinite
+        effects, of features that separate the groups perfectly, are drawn at 1.1 times the largest finite.
 
     Raises
     ------
@@ -58,8 +59,8 @@ def feature_volcano(differential: xr.Dataset, *, language: str | None = None, la
         If the result lacks the language.
     """
     table = _of_language(differential, language).stack(place=("layer", "feature"), create_index=False)
-    table = table.isel(place=np.flatnonzero(table.live.values & np.isfinite(table.effect.values)))
-    effect, height = table.effect.values, -np.log10(np.maximum(table.p.values, _LEAST))
+    table = table.isel(place=np.flatnonzero(table.live.values))
+    effect, height = _drawn(table.effect.values), -np.log10(np.maximum(table.p.values, _LEAST))
     is_found = table["q"].values <= table.attrs["q"]
     first, second = table.attrs["between"].split(" to ", 1)
     shades = colours([first, second])
@@ -82,9 +83,8 @@ def feature_volcano(differential: xr.Dataset, *, language: str | None = None, la
                 mpl={"s": 12},
             )
         )
-    order = np.lexsort((-np.abs(effect), table.p.values))[: labelled if is_found.any() else 0]
-    texts = [f"{table.layer.values[at]}/{table.feature.values[at]}" for at in order if is_found[at]]
-    marked = [at for at in order if is_found[at]]
+    marked = [at for at in np.lexsort((table.p.values, -np.abs(effect))) if is_found[at]][:labelled]
+    texts = [f"{table.layer.values[at]}/{table.feature.values[at]}" for at in marked]
     labels = hv.Labels((effect[marked], height[marked], texts), ["effect", "height"], "text")
     parts.append(
         styled(
@@ -102,7 +102,7 @@ def feature_volcano(differential: xr.Dataset, *, language: str | None = None, la
             f"{int(is_found.sum()):,} of {n_live:,} features differ at a false discovery rate of "
             f"{table.attrs['q']:.0%}"
         ),
-        ylabel="−log₁₀ p",
+        ylabel=f"−log₁₀ p (p below {_LEAST:.0e} is drawn at {-np.log10(_LEAST):.0f})",
     )
 
 
@@ -188,6 +188,13 @@ def _of_language(differential: xr.Dataset, language: str | None) -> xr.Dataset:
         raise InputError([Fault("language", f"the result lacks {language!r}", f"it has {', '.join(names)}")])
     shown = ["effect", "p", "q", "live", "is_paired", "n_pairs", "n_first", "n_second"]
     return differential[shown].sel(language=names[0] if language is None else language).compute()
+
+
+def _drawn(effect: np.ndarray) -> np.ndarray:
+    """Return effects with infinite ones beside the largest finite one, and 0 for features without one."""
+    finite = np.abs(effect[np.isfinite(effect)])
+    limit = 1.1 * finite.max() if finite.any() else 1.0
+    return np.asarray(np.clip(np.nan_to_num(effect, nan=0.0, posinf=limit, neginf=-limit), -limit, limit))
 
 
 def _units(table: xr.Dataset) -> str:

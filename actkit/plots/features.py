@@ -28,10 +28,12 @@ def feature_frequency(rates: xr.Dataset) -> Any:
         For each language, the number of features of each layer by their ``token_rate``, on a logarithmic
         axis; those that are never active are counted in the legend. With ``by``, of the first group.
     """
-    table = rates[["token_rate"]].compute()
+    table = rates[["token_rate", "n_samples"]].compute()
     group_dim = table.attrs.get("group_dim")
+    group = ""
     if group_dim is not None:
         table = table.isel({group_dim: 0})
+        group = f", {label_text(table[group_dim].item())}"
     layers = table.layer.values.tolist()
     shown = layers[:: max(-(-len(layers) // 6), 1)]
     pictures = []
@@ -55,11 +57,11 @@ def feature_frequency(rates: xr.Dataset) -> Any:
                     mpl={"linewidth": 2},
                 )
             )
-        count = table.attrs["n_samples"]
+        count = int(table.n_samples.sel(language=language))
         pictures.append(
             framed(
                 hv.Overlay(parts),
-                title=f"Frequency of features, {language}",
+                title=f"Frequency of features, {language}{group}",
                 xlabel=f"share of tokens with the feature · {count:,} samples",
                 ylabel="number of features",
                 logx=True,

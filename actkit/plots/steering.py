@@ -29,6 +29,7 @@ def steering(result: xr.Dataset) -> Any:
         the metric in the first group. The second picture shows the chosen layer.
     """
     table = result.compute().isel(half=-1)
+    table.attrs["n_samples"] = int(table.n.sum())
     first = table.attrs["first"]
     name, label = _EFFECTS.get(table.attrs["mode"], _ADDED)
     label = label.format(first=first)

@@ -1,6 +1,7 @@
 """Section of a report about sparse autoencoders: their quality first, and features only beside it."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pandas as pd
 import xarray as xr
 
 from .. import plots
-from ..errors import CubeError, MissingError
+from ..errors import CubeError, InputError, MissingError
 from ..features.quality_result import COLUMNS, read_quality
 from ..features.training_log import training_log
 from ..object_urls import is_url
 from ..stats.top_activations import top_activating
+from .summaries import Summaries
 
 SAES, FEATURES = "saes", "features"
 _FEW_TOKENS = 100  # per feature
@@ -85,10 +87,14 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
             "that folder as --other."
         )
     if quality.ce_recovered.notnull().any():
-        low, high = float(quality.ce_recovered.min()), float(quality.ce_recovered.max())
+        zero, mean = (
+            _span(float(quality[name].min()), float(quality[name].max()))
+            for name in ("ce_recovered", "ce_recovered_from_mean")
+        )
         yield (
-            f"With the reconstruction in place of the output, the model recovers {_span(low, high)} of the "
-            f"loss added by zero ablation ({quality.attrs['n_predictions']:,} predicted tokens)."
+            f"With the reconstruction in place of the output, the model recovers {zero} of the loss added by "
+            f"zero ablation and {mean} of that added by mean ablation "
+            f"({quality.attrs['n_predictions']:,} predicted tokens)."
         )
     tokens = quality.tokens_per_feature
     if bool((tokens < _FEW_TOKENS).any()):
@@ -96,6 +102,23 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
             f"The autoencoders were trained on {float(tokens.min()):,.0f} tokens per feature; below "
             f"{_FEW_TOKENS}, expect features that depend on the seed."
         )
+
+
+def differences(features: xr.Dataset, cube: xr.Dataset, **options: Any) -> xr.Dataset:
+    """Return which features differ, cached, with the baseline of the cube that was encoded if it has one.
+
+    Warns
+    -----
+    UserWarning
+        If the cube has no such baseline, such as one without vectors of all samples.
+    """
+    summaries, name = Summaries(), "feature_differential"
+    try:
+        return summaries.get_several(features, [(name, options | {"cube": cube})])[0]
+    except (InputError, MissingError) as error:
+        result = summaries.get(features, name, **options)
+        warnings.warn(f"features are not compared with the difference of means: {error}", stacklevel=2)
+        return result
 
 
 def of_differences(differential: xr.Dataset) -> Iterator[str]:
@@ -110,10 +133,11 @@ def of_differences(differential: xr.Dataset) -> Iterator[str]:
         )
         if "auroc_best" in here and np.isfinite(here.auroc_best):
             sentence += f" Held-out AUROC of the best feature: {float(here.auroc_best):.2f}"
-            for label, variable in (("difference of means", "auroc_residual"), ("TF-IDF", "auroc_tfidf")):
-                if variable in here and bool(here[variable].notnull().any()):
-                    sentence += f", {label}: {float(here[variable].max()):.2f}"
-            sentence += "."
+            if "auroc_residual" in here and bool(here.auroc_residual.notnull().any()):
+                low, high = float(here.auroc_residual.min()), float(here.auroc_residual.max())
+                span = f"{low:.2f}" if len(here.layer) == 1 else f"{low:.2f} to {high:.2f} over layers"
+                sentence += f", difference of means: {span}"
+            sentence += f", TF-IDF: {float(here.auroc_tfidf):.2f}."
         yield sentence
 
 
@@ -135,12 +159,12 @@ def check_same_saes(features: xr.Dataset, quality: xr.Dataset) -> None:
 
 
 def found_features(differential: xr.Dataset) -> pd.DataFrame:
-    """Return the features with the largest absolute t that differ between the groups, a few per language."""
+    """Return the features with the largest effects of those that differ, a few per language."""
     rows = []
     for name in differential.language.values.tolist():
         here = differential.sel(language=name).stack(place=("layer", "feature"), create_index=False)
         is_found = (here["q"] <= differential.attrs["q"]).values
-        order = np.argsort(-np.where(is_found, np.abs(here.t.values), -np.inf), kind="stable")
+        order = np.argsort(-np.where(is_found, np.abs(here.effect.values), -np.inf), kind="stable")
         for place in order[: min(_SHOWN, int(is_found.sum()))]:
             row = here.isel(place=place)
             numbers = {key: float(row[key]) for key in ("difference", "effect", "t", "q", "p_max")}

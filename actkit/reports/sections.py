@@ -20,6 +20,7 @@ from .sae_section import (
     FEATURES,
     check_same_saes,
     curves_of,
+    differences,
     found_features,
     of_differences,
     of_quality,
@@ -28,7 +29,7 @@ from .sae_section import (
     shown_measures,
     texts_of,
 )
-from .summaries import Request, Summaries
+from .summaries import Request
 
 _LEAST = 10  # samples in each of two groups
 _MOST_CLASSES = 10  # distinct numbers that are classes
@@ -337,12 +338,16 @@ def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     folder = saes_folder(cube)
     assert folder is not None
     path = folder.parent / FEATURES
-    if "sae_quality" not in section.results or not path.is_dir() or not _is_binary(cube, choice.by):
+    if "sae_quality" not in section.results or not path.is_dir():
+        return
+    if not _is_binary(cube, choice.by):
+        label = f"`{choice.by}` does not have exactly two values" if choice.by else "no label was chosen"
+        section.sentences.append(f"Features were not compared between groups: {label}.")
         return
     features = open_cube(path)
     check_same_saes(features, quality_of(folder))
-    options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
-    (differential,) = Summaries().get_several(features, [("feature_differential", options)])
+    whole = open_cube(folder.parent, partial=True)
+    differential = differences(features, whole, by=choice.by, cluster=choice.cluster)
     section.methods.append(describe(differential.attrs))
     section.sentences += of_differences(differential)
     section.pictures["feature_differential"] = plots.feature_differential(differential)

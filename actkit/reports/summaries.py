@@ -118,14 +118,15 @@ class Summaries:
             With the warnings of the statistics, also if their results are cached.
         """
         # the values of a copy cannot be identified without reading them
-        results = compute(cube, requests) if COPY in cube.attrs else self._cached(cube, requests)
+        cubes = [cube, *(value for _, options in requests for value in options.values() if _is_cube(value))]
+        is_copy = any(COPY in each.attrs for each in cubes)
+        results = compute(cube, requests) if is_copy else self._cached(cube, requests)
         for text in dict.fromkeys(text for result in results for text in result.encoding[_WARNINGS]):
             warnings.warn(text, stacklevel=3)
         return results
 
     def _cached(self, cube: xr.Dataset, requests: Sequence[Request]) -> list[xr.Dataset]:
-        source = str(cube.encoding["source"])
-        version_on_disk = () if is_url(source) else cube_version(Path(source))
+        source, version_on_disk = _version_of(cube)
         digests = [_digest(cube, statistic, options) for statistic, options in requests]
         keys = [(source, version_on_disk, digest) for digest in digests]
         with ExitStack() as held:  # concurrent requests share one computation
@@ -134,16 +135,16 @@ class Summaries:
                     busy = self._busy.setdefault(key, Lock())
                 held.enter_context(busy)
             results: dict[_Key, xr.Dataset] = {}
-            missing = []
+            missing: dict[_Key, Request] = {}
             for key, request in zip(keys, requests, strict=True):
                 known = self._recall(key)
                 known = _read(_file(key, request[0]), key[-1]) if known is None else known
                 if known is not None:
                     results[key] = known
-                elif (key, request) not in missing:
-                    missing.append((key, request))
-            computed = compute(cube, [request for _, request in missing])
-            for (key, request), result in zip(missing, computed, strict=True):
+                else:
+                    missing[key] = request
+            computed = compute(cube, list(missing.values()))
+            for (key, request), result in zip(missing.items(), computed, strict=True):
                 results[key] = result
                 _write(result, _file(key, request[0]), key[-1])
             for key, result in results.items():
@@ -200,16 +201,29 @@ def _version() -> str:
     return hashed.hexdigest()
 
 
+def _is_cube(option: Any) -> bool:
+    return isinstance(option, xr.Dataset)
+
+
+def _version_of(cube: xr.Dataset) -> tuple[str, tuple[int, ...]]:
+    """Return where a cube is, and which version of it; empty for a remote one."""
+    source = str(cube.encoding["source"])
+    return source, () if is_url(source) else cube_version(Path(source))
+
+
+def _samples_of(cube: xr.Dataset) -> tuple[str, list[int]]:
+    """Return the checksum of a cube and its committed samples."""
+    return str(cube.attrs[CHECKSUM]), cube.sample.values.tolist()
+
+
 def _digest(cube: xr.Dataset, statistic: str, options: Mapping[str, Any]) -> str:
     """Return a hash of everything the result depends on: the cube, its committed samples, options, code."""
     every = _DEFAULTS[statistic] | dict(options)
-    asked = [
-        _version(),
-        statistic,
-        sorted(every.items()),
-        str(cube.attrs[CHECKSUM]),
-        cube.sample.values.tolist(),
-    ]
+    named = {
+        name: [*_version_of(value), *_samples_of(value)] if _is_cube(value) else value
+        for name, value in every.items()
+    }
+    asked = [_version(), statistic, sorted(named.items()), *_samples_of(cube)]
     return hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
 
 

@@ -66,14 +66,16 @@ def feature_differential(
         Dims ``(language, layer, feature)``:
 
         - ``difference``, the mean over pairs (or clusters) of the second label minus the first, in the units
-          of the summary, and ``effect``, this over the pooled standard deviation within labels;
+          of the summary, and ``effect``, this over the pooled standard deviation within labels: infinite if
+          the feature separates the labels but varies within neither;
         - ``live``: whether the feature is tested, which requires that it differs in at least 10 pairs, or
           that it is active in at least 10 clusters and not constant;
         - ``t``, the mean difference over its standard error (paired; without pairs, Welch's); ``p``, its
-          two-sided permutation p-value; ``q``, corrected over all live features of all layers such that the
-          share of false discoveries among those with ``q`` of at most 0.05 is expected to be at most 5%
-          (Benjamini-Hochberg); and ``p_max``, corrected so that the probability of any false discovery is at
-          most 5% among those with ``p_max`` of at most 0.05 (max-T). NaN unless the feature is live.
+          two-sided permutation p-value; ``q``, corrected over all live features of all layers: of those with
+          ``q`` of at most 0.05, at most 5% are expected to be false if the tests are independent or
+          positively dependent (Benjamini-Hochberg); and ``p_max``, corrected so that the probability of any
+          false discovery is at most 5% among those with ``p_max`` of at most 0.05 (max-T). NaN unless the
+          feature is live.
 
         With dims ``(language,)``: ``is_paired``; the number of pairs ``n_pairs``, or clusters of each label
         ``n_first`` and ``n_second``; ``n_left_out``, the number of samples in clusters of the other kind; and

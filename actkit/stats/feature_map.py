@@ -21,7 +21,7 @@ def feature_map(
     *,
     layer: int,
     directions: np.ndarray | xr.DataArray | None = None,
-    n_clusters: int = 8,
+    k: int = 8,
     tokens: selection.TokenSelection = "content",
     seed: int = 0,
 ) -> xr.Dataset:
@@ -36,7 +36,7 @@ def feature_map(
     directions
         What represents a feature, dims ``(feature, hidden)``, such as the weights of the decoder. By default,
         its activation pattern: the means over the tokens of each sample. Either is scaled to length 1.
-    n_clusters
+    k
         Number of k-means clusters.
     tokens
         Tokens included, as for :func:`actkit.layer_norms`.
@@ -65,7 +65,7 @@ def feature_map(
     k-means uses the first 20 principal components. Neither a map nor its clusters are a test: see
     :func:`actkit.feature_differential`.
     """
-    selection.check_counts(2, n_clusters=n_clusters)
+    selection.check_counts(2, k=k)
     sparse = features_of(features, tokens)
     layers = sparse.index.layer.values
     if layer not in layers:
@@ -78,15 +78,15 @@ def feature_map(
     patterns = sample_features(index, value, mask, sparse.n_features, "mean").T.tocsr()
     counts = np.diff(patterns.indptr)
     live = np.flatnonzero(counts >= LIVE)
-    if len(live) <= max(n_clusters, 2):
+    if len(live) <= max(k, 2):
         problem = f"{len(live)} features of layer {layer} are active in {LIVE} samples or more"
-        raise InputError([Fault("features", problem, f"more than {n_clusters} are needed")])
+        raise InputError([Fault("features", problem, f"more than {k} are needed")])
     represented = patterns[live] if directions is None else _directions(directions, sparse.n_features)[live]
     scores, explained = _components(represented, seed)
-    fitted = kmeans.fit(scores, n_clusters, seed)
+    fitted = kmeans.fit(scores, k, seed)
     if fitted is None:
-        problem = f"has no more than {n_clusters} distinct features"
-        raise InputError([Fault("n_clusters", problem, "choose fewer")])
+        problem = f"has no more than {k} distinct features"
+        raise InputError([Fault("k", problem, "choose fewer")])
     assignment = kmeans.by_size(fitted.labels_)
     result = xr.Dataset(
         {
@@ -103,7 +103,7 @@ def feature_map(
         "feature_map",
         tokens=selection.counted(sparse.cube, "content"),
         of="activations" if directions is None else "directions",
-        n_clusters=n_clusters,
+        k=k,
         seed=seed,
     )
     return result

@@ -10,7 +10,7 @@ from ..errors import Fault, InputError
 from . import selection
 from .finiteness import finite_cube
 from .group_comparison import two_labels
-from .holdout import held_out
+from .holdout import cluster_names, held_out
 from .token_selection import select_tokens
 
 
@@ -45,7 +45,7 @@ def group_directions(
         ``direction``, the mean of the second group minus that of the first, dims
         ``(language, layer, hidden)``; ``mean``, dims ``(group, language, layer, hidden)``; ``norm``, the
         length of the direction, dims ``(language, layer)``; and ``n``, the number of samples, dims
-        ``(language, group)``. Lazy if the cube is.
+        ``(language, group)``. The coordinate ``fit_cluster`` names the clusters used. Lazy if the cube is.
 
     Raises
     ------
@@ -73,6 +73,8 @@ def group_directions(
     used = np.ones(array.sizes["sample"], dtype=bool)
     if fit == "half":
         used = ~held_out(array, cluster=choice.name, share=0.5, seed=seed)
+    clusters = cluster_names(array, choice.name)
+    fitted = sorted({name for name, is_used in zip(clusters, used, strict=True) if is_used})
     masks = [used & ~is_second & has_label, used & is_second]
     present = [language for language, _ in selection.languages(array)]
     members = [
@@ -105,6 +107,7 @@ def group_directions(
             "n": (("language", "group"), np.reshape([len(places) for places in members], (-1, 2))),
         }
     )
+    result = result.assign_coords(fit_cluster=np.array(fitted, dtype=object))
     result.attrs = selection.settings(
         array,
         "group_directions",

@@ -43,7 +43,7 @@ def held_out(
     """
     if not 0 < share < 1:
         raise InputError([Fault("share", f"is {share}", "give a number above 0 and below 1")])
-    names = _names(cube, cluster)
+    names = cluster_names(cube, cluster)
     order = sorted(set(names), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     if len(order) < 2:
         what = f"all samples belong to one cluster of `{cluster or 'sample_id'}`"
@@ -52,8 +52,16 @@ def held_out(
     return np.array([name in chosen for name in names], dtype=bool)
 
 
-def _names(cube: xr.Dataset | xr.DataArray, cluster: str | None) -> list[str]:
-    """Return the name of the cluster of each sample; without an entry, that of its translations."""
+def cluster_names(cube: xr.Dataset | xr.DataArray, cluster: str | None) -> list[str]:
+    """Return the name of the cluster of each sample; without an entry, that of its translations.
+
+    Parameters
+    ----------
+    cube
+        The cube, or vectors from it.
+    cluster
+        The label that dependent samples share; None for translations only.
+    """
     ids = cube["sample_id" if "sample_id" in cube.coords else "sample"].values.tolist()
     names = [f"id {name}" for name in ids]
     if cluster is not None:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from io import TextIOWrapper
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from time import monotonic, sleep
 from typing import IO
 from uuid import uuid4
@@ -147,7 +147,16 @@ class Folder:
             os.unlink(name, dir_fd=self._descriptor)
 
     def remove_tree(self, name: str) -> None:
-        """Remove a folder of any depth, as far as permissions allow."""
+        """Remove a folder of any depth, as far as permissions allow.
+
+        Raises
+        ------
+        ValueError
+            If the name may lead out of this folder, or to itself.
+        """
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"{name!r} is not the name of a folder in {self.path}")
         with suppress(OSError):
             root = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=self._descriptor)
             try:

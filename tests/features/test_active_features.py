@@ -70,6 +70,14 @@ def test_a_batch_with_few_positive_features_keeps_them_all() -> None:
     assert encode_largest(x, w_enc, b_enc, K * TOKENS).n_active == positive
 
 
+def test_as_many_features_above_the_bound_as_are_kept_are_all_that_is_kept() -> None:
+    x, w_enc, b_enc = drawn(TOKENS, HIDDEN), drawn(FEATURES, HIDDEN), drawn(FEATURES)
+    largest = (x @ w_enc.t() + b_enc).flatten().sort(descending=True).values
+    count = K * TOKENS
+    last = float(largest[count - 1 : count + 1].mean()) / active_features._MARGIN
+    assert encode_largest(x, w_enc, b_enc, count, last).n_active == count
+
+
 def test_no_feature_is_active_where_all_are_negative() -> None:
     x, w_enc = drawn(TOKENS, HIDDEN), drawn(FEATURES, HIDDEN)
     features = encode_largest(x, w_enc, torch.full((FEATURES,), -1e3), K * TOKENS)

@@ -262,6 +262,11 @@ def test_faults_are_found_before_anything_is_written(
     assert not (tmp_path / "f").exists()
 
 
+def test_the_number_of_features_may_be_of_numpy(run: Path, tmp_path: Path) -> None:
+    features = encode(run, set_of(random_sae(1)), out=tmp_path / "f", top=np.int64(3))  # type: ignore[arg-type]
+    assert features.sizes["k"] == 3
+
+
 def test_the_folder_of_the_cube_itself_is_refused(run: Path) -> None:
     with pytest.raises(InputError, match="is the folder of the encoded cube"):
         encode(run, set_of(random_sae(0)), out=run)
@@ -301,3 +306,5 @@ def test_the_command_line_encodes(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "1 layer × 10 sample × 7 token × 3 k" in printed
     assert "cut off" in printed
     assert open_cube(tmp_path / "f").sizes["k"] == 3
+    assert main([*arguments[:4], "--out", str(tmp_path / "all")]) == 0
+    assert "cut off" not in capsys.readouterr().out

@@ -14,7 +14,8 @@ from actkit.canonical import as_cube
 from actkit.cli import main
 from actkit.errors import CubeError, InputError, MissingError, NonfiniteError
 from actkit.exporters.torch_dataset import LayerTokens
-from actkit.features import training_progress
+from actkit.features import training, training_input, training_progress
+from actkit.features.layer_trainer import LayerTrainer
 from actkit.features.published_saes import published_saes
 from actkit.features.training_progress import TrainingBar, TrainingProgress
 from actkit.stats.holdout import held_out
@@ -55,7 +56,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "batch": ({"batch": 2.5}, "batch: is 2.5"),
     "memory": ({"memory": "lots"}, "memory: is 'lots'"),
     "component": ({"layers": "mlp_1"}, "layers: names mlp, but component is residual"),
+    "layers of attention": ({"layers": "attention_1"}, "layers: names attention, but component is residual"),
     "layers": ({"layers": "9"}, "layers: `9`: the model has no layer 9"),
+    "device": ({"device": "gpu"}, "device: 'gpu' is unknown (auto, cpu, mps, cuda or cuda:N)"),
+    "index of a device": ({"device": "cuda:x"}, "device: 'cuda:x' is unknown"),
+    "device that is not here": ({"device": "cuda:99"}, "device: there is no `cuda:99` here"),
     "where": ({"where": {"gender": "unknown"}}, "where: no sample has"),
     "holdout": ({"holdout": "colour"}, "the cube has no label `colour`"),
     "kind": ({"tokens": "nouns"}, "'nouns' is not a kind of token"),
@@ -92,6 +97,22 @@ def test_nan_is_an_error_before_any_step(run: Path, tmp_path: Path) -> None:
     with pytest.raises(NonfiniteError, match=r"`residual` contains NaN or Inf values at layers \[1\]"):
         train(cube, tmp_path / "saes", layers="0-2", listeners=[events.append])
     assert [(event.state, event.step) for event in events] == [("failed", 0)]
+
+
+def test_layers_are_trained_on_the_device_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[torch.device] = []
+
+    def trainer(settings: Any, layer: int, scale: float, device: torch.device) -> Any:
+        devices.append(device)
+        return LayerTrainer(settings, layer, scale, torch.device("cpu"))
+
+    monkeypatch.setattr(training_input, "check_device", lambda name: [])
+    monkeypatch.setattr(training, "LayerTrainer", trainer)
+    train(run, tmp_path / "saes", steps=1, device="cuda:1")
+    assert devices == [torch.device("cuda", 1)]
+    assert actkit.training_log(tmp_path / "saes").attrs["device"] == "cuda"
 
 
 def test_few_tokens_are_said_with_what_is_published(run: Path, tmp_path: Path) -> None:
@@ -176,6 +197,18 @@ def test_top_k_keeps_k_features_of_each_token(run: Path, tmp_path: Path) -> None
     sae = actkit.load_saes(tmp_path / "saes")[1]
     active = (sae.encode(held_out_tokens(run, 1)) > 0).sum(1)
     assert (sae.architecture, int(active.max())) == ("topk", 4)
+
+
+def test_options_may_be_numbers_of_numpy(run: Path, tmp_path: Path) -> None:
+    numbers = {"width": 48, "k": 4, "batch": 64, "steps": 2, "seed": 1}
+    train(
+        run,
+        tmp_path / "saes",
+        **{name: np.int64(value) for name, value in numbers.items()},
+        lr=np.float32(0.01),
+    )
+    stored = json.loads((tmp_path / "saes" / "training.json").read_text())["settings"]
+    assert {name: stored[name] for name in numbers} == numbers
 
 
 def test_only_selected_tokens_and_samples_are_used(run: Path, tmp_path: Path) -> None:

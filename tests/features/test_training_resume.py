@@ -162,6 +162,46 @@ def test_a_damaged_state_is_an_error(run: Path, tmp_path: Path) -> None:
     train(run, out, resume=False)
 
 
+def test_a_state_that_is_a_pipe_or_larger_than_its_weights_is_not_read(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "saes"
+    with pytest.raises(Killed):
+        train(run, out, listeners=[KillAt(4)])
+    path = next((out / "state").glob("*/2.safetensors"))
+    os.truncate(path, 2**40)  # sparse
+    with pytest.raises(CorruptError, match="is larger than"):
+        train(run, out)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CorruptError, match="is not a regular file"):
+        train(run, out)
+
+
+BAD_SETTINGS: dict[str, Any] = {
+    "component": "../victim",
+    "layers": ["/../../victim"],
+    "width": 48.5,
+    "is_held": "yes",
+    "architecture": "relu",
+    "lr": None,
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_settings_that_were_tampered_with_are_an_error_and_remove_nothing_outside(
+    run: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "saes"
+    train(run, out, layers="0", steps=1)
+    (tmp_path / "victim_0").mkdir()
+    stored = json.loads((out / "training.json").read_text())
+    stored["settings"][name] = BAD_SETTINGS[name]
+    (out / "training.json").write_text(json.dumps(stored))
+    with pytest.raises(CorruptError, match=f"cannot be read: {name}"):
+        train(run, out, layers="0", steps=1)
+    train(run, out, layers="0", steps=1, resume=False)
+    assert (tmp_path / "victim_0").exists()
+
+
 def test_a_finished_run_is_not_repeated(run: Path, whole: Path) -> None:
     before, events = digests(whole), list[TrainingProgress]()
     train(run, whole, listeners=[events.append])

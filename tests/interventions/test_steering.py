@@ -73,7 +73,8 @@ def test_directions_are_differences_of_means_of_one_half(run: Path, directions: 
 def test_ablation_equals_weights_that_cannot_write_the_direction(
     run: Path, directions: xr.Dataset, tiny_model: Path
 ) -> None:
-    steered = actkit.steer(run, directions, metric=first_logit, layers=[1], controls=0, progress=False)
+    only = directions.sel(layer=1)
+    steered = actkit.steer(run, only, metric=first_logit, model=tiny_model, controls=0, progress=False)
     model = tf.AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     np.testing.assert_allclose(steered.intact, their_logits(model, actkit.open_cube(run))[:, 5], atol=1e-5)
     unit = torch.from_numpy(directions.direction.sel(layer=1).values.astype(np.float32))
@@ -155,6 +156,16 @@ def _fitted(cube: xr.Dataset, directions: xr.Dataset) -> set[str]:
     raise AssertionError("no two pairs give the direction")
 
 
+def test_prompts_of_other_languages_are_left_out(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    options: Any = {"layers": "all", "listeners": []}
+    actkit.extract(model=str(tiny_model), data=str(prompts), out=str(tmp_path / "run"), **options)
+    both = actkit.group_directions(tmp_path / "run", by="gender", cluster=None, fit="all")
+    english = both.sel(language="english")
+    steered = actkit.steer(tmp_path / "run", english, metric=first_logit, controls=0, progress=False)
+    assert set(steered.language.values) == {"english"}
+    assert steered.half.values.tolist() == ["all"]
+
+
 @pytest.mark.parametrize("backend", ["bokeh", "matplotlib"])
 def test_pictures_show_the_held_out_half_beside_random_directions(
     backend: str, run: Path, directions: xr.Dataset
@@ -191,7 +202,8 @@ def test_hooks_are_removed_and_a_zero_vector_changes_nothing(tiny_model: Path) -
     ("options", "message"),
     [
         ({"mode": "erase"}, "mode: 'erase' is not an option"),
-        ({"layers": [1, 9]}, "layers: the direction lacks [9] (it has [0, 1, 2])"),
+        ({"layers": []}, "layers: names no layer"),
+        ({"layers": np.array([1, 9])}, "layers: the direction lacks [9] (it has [0, 1, 2])"),
         ({"scale": float("nan")}, "scale: is nan (give a finite number or several)"),
         ({"metric": 3}, "metric: is a int (give actkit.LogitDifference or a function of the logits)"),
         ({"metric": actkit.LogitDifference("house river", "a")}, 'positive: "house river" is'),

@@ -97,9 +97,7 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "numbers of features": lambda cube: plots.feature_counts(compared(cube)),
     "frequency of features": lambda cube: plots.feature_frequency(rates(cube)),
     "rates of features": lambda cube: plots.feature_rates(rates(cube), 3, [0, 3, 5]),
-    "map of features": lambda cube: plots.feature_map(
-        actkit.feature_map(featured(cube), layer=3, n_clusters=2)
-    ),
+    "map of features": lambda cube: plots.feature_map(actkit.feature_map(featured(cube), layer=3, k=2)),
     "tokens": lambda cube: plots.tokens(cube, 0),
     "projection": lambda cube: plots.projection(cube, 3, by="gender"),
 }
@@ -253,21 +251,45 @@ def test_a_volcano_shows_what_was_found(cube: xr.Dataset) -> None:
     result = compared(cube).compute()
     picture = plots.feature_volcano(result, language="english", labelled=2)
     part = result.sel(language="english")
-    found, tested = part["q"] <= 0.05, part.live & np.isfinite(part.effect)
+    found, tested = part["q"] <= 0.05, part.live
     counts = {points.label: len(points) for points in picture.traverse(lambda points: points, [hv.Points])}
     assert counts["not found to differ"] == int((tested & ~found).sum())
     assert counts["more in male"] == int((found & (part.effect > 0)).sum()) > 0
     assert counts["more in female"] == int((found & (part.effect < 0)).sum())
     (labels,) = picture.traverse(lambda marks: marks, [hv.Labels])
-    first = (part.p == part.p.min()) & (
-        np.abs(part.effect) == np.abs(part.effect).where(part.p == part.p.min()).max()
-    )
-    layer, feature = np.argwhere(first.values)[0]
+    size = np.abs(part.effect).where(found)
+    layer, feature = np.argwhere((size == size.max()).values)[0]
     assert labels.dimension_values("text")[0] == f"{layer}/{feature}"
+    assert "1e-16 is drawn at 16" in hv.render(picture, backend="bokeh").yaxis.axis_label
     with pytest.raises(InputError, match="language: the result lacks 'french'"):
         plots.feature_volcano(result, language="french")
     with pytest.raises(InputError, match="has no AUROCs"):
         plots.feature_auroc(result.drop_vars("auroc_feature"))
+
+
+def test_features_that_separate_perfectly_are_drawn(cube: xr.Dataset) -> None:
+    result = compared(cube).compute()
+    largest = float(np.abs(result.effect.where(result.live)).sel(language="english").max())
+    layer, feature = np.argwhere((result["q"] <= 0.05).sel(language="english").values)[0]
+    result.effect.loc[{"language": "english"}][layer, feature] = np.inf
+    result["q"].loc[{"language": "english"}][layer, feature] = 0.001
+    picture = plots.feature_volcano(result, language="english", labelled=1)
+    drawn = {points.label: points for points in picture.traverse(lambda points: points, [hv.Points])}
+    assert drawn["more in male"].dimension_values("effect").max() == pytest.approx(1.1 * largest)
+    assert sum(map(len, drawn.values())) == int(result.live.sel(language="english").sum())
+    (labels,) = picture.traverse(lambda marks: marks, [hv.Labels])
+    assert labels.dimension_values("text").tolist() == [f"{layer}/{feature}"]
+
+
+def test_frequencies_are_those_of_a_language_and_a_group(cube: xr.Dataset) -> None:
+    found = rates(cube)
+    picture = plots.feature_frequency(found)
+    assert len(picture) == found.sizes["language"] > 1
+    for part, language in zip(picture, found.language.values, strict=True):
+        drawn = hv.render(part, backend="bokeh")
+        chosen = (cube.language == language) & (cube.gender == found.gender.values[0])
+        assert f"{int(chosen.sum())} samples" in drawn.xaxis.axis_label
+        assert f"{language}, {found.gender.values[0]}" in drawn.title.text
 
 
 def test_rates_of_unknown_features_are_errors(cube: xr.Dataset) -> None:

@@ -97,7 +97,7 @@ def test_groups_without_a_language_have_no_rates(pairs: tuple[xr.Dataset, np.nda
 
 def test_a_map_is_that_of_scikit_learn(pairs: tuple[xr.Dataset, np.ndarray]) -> None:
     cube, dense = pairs
-    found = actkit.feature_map(cube, layer=1, n_clusters=3)
+    found = actkit.feature_map(cube, layer=1, k=3)
     x = means(dense, cube)[1].T
     live = (x > 0).sum(axis=1) >= 10
     assert found.feature.values.tolist() == np.flatnonzero(live).tolist()
@@ -114,7 +114,7 @@ def test_a_map_finds_planted_directions(pairs: tuple[xr.Dataset, np.ndarray]) ->
     rng = np.random.default_rng(0)
     planted = np.arange(40) % 3
     directions = np.eye(3, 12)[planted] * 5 + 0.3 * rng.standard_normal((40, 12))
-    found = actkit.feature_map(pairs[0], layer=0, directions=directions, n_clusters=3)
+    found = actkit.feature_map(pairs[0], layer=0, directions=directions, k=3)
     assert adjusted_rand_score(planted[found.feature], found.k_means_cluster) == 1
     assert float(found.silhouette) > 0.7
     scaled = directions / np.linalg.norm(directions, axis=1, keepdims=True)
@@ -131,6 +131,6 @@ def test_invalid_maps_are_errors(pairs: tuple[xr.Dataset, np.ndarray], cube: xr.
     with pytest.raises(InputError, match="give one vector for each of 40 features"):
         actkit.feature_map(pairs[0], layer=0, directions=np.ones((3, 4)))
     with pytest.raises(InputError, match="40 features of layer 0 are active in 10 samples or more"):
-        actkit.feature_map(pairs[0], layer=0, n_clusters=40)
-    with pytest.raises(InputError, match="n_clusters: is 1"):
-        actkit.feature_map(pairs[0], layer=0, n_clusters=1)
+        actkit.feature_map(pairs[0], layer=0, k=40)
+    with pytest.raises(InputError, match="k: is 1"):
+        actkit.feature_map(pairs[0], layer=0, k=1)

@@ -67,7 +67,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "feature_differential": lambda cube: actkit.feature_differential(
         cube, by="gender", permutations=9, splits=0
     ),
-    "feature_map": lambda cube: actkit.feature_map(cube, layer=3, n_clusters=2),
+    "feature_map": lambda cube: actkit.feature_map(cube, layer=3, k=2),
     "feature_rates": lambda cube: actkit.feature_rates(cube, by="gender"),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
     "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),

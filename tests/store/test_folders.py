@@ -114,6 +114,16 @@ def test_a_tree_is_removed_as_far_as_that_is_allowed(
     folder.remove_tree("missing")
 
 
+@pytest.mark.parametrize("name", ["../victim", "a/../../victim", "{absolute}", "..", ".", ""])
+def test_a_tree_outside_the_folder_is_never_removed(tmp_path: Path, name: str) -> None:
+    for path in ("victim", "inside/a"):
+        (tmp_path / path).mkdir(parents=True)
+    with closing(Folder(tmp_path / "inside")) as folder, pytest.raises(ValueError, match="is not the name"):
+        folder.remove_tree(name.format(absolute=tmp_path / "victim"))
+    assert (tmp_path / "victim").exists()
+    assert (tmp_path / "inside" / "a").exists()
+
+
 @pytest.mark.parametrize("name", ["it", ".partial", "it.partially", f"it.{'0a' * 16}"])
 def test_finished_files_are_known_as_such(name: str) -> None:
     assert finished_name(name) == ""

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from ...config import Config
 from ...errors import Fault
 
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?")
 _MAX_BATCHES = 4  # each one needs the memory of a forward pass
 
 
@@ -34,6 +36,8 @@ def device_description(config: Config) -> str:
 
 def check_device(name: str) -> list[Fault]:
     """Check that a device exists, without using it."""
+    if not _DEVICE.fullmatch(name):
+        return [Fault("device", f"{name!r} is unknown", "auto, cpu, mps, cuda or cuda:N")]
     kind, _, index = name.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         return [

@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 LIVE = 10  # units in which a feature has to differ, or to be active, to be tested
 _TIES = 1 - 1e-9  # statistics that differ by rounding errors are equal
+_ROUNDING = 1e-12  # relative difference between averages of equal values
 _CELLS = 2**23  # of the matrices of permuted statistics held at once
 _MORE = 99  # further rounds of permutations for features that no permutation of the first round exceeds
 _TIGHT = 1 / (4 * norm.sf(np.sqrt(2)))
@@ -52,12 +53,14 @@ def paired_test(first: csr_array, second: csr_array, signs: np.ndarray) -> Layer
     Notes
     -----
     t is that of a paired t-test. With the signs flipped, the sum of squares of the differences stays the
-    same, so that t increases with ``|sum| / sqrt(sum of squares)``, which is what is compared. Below
-    1 / (permutations + 1), p is the bound ``2 c P(N >= |sum| / sqrt(sum of squares))`` with c = 3.18, which
-    holds for any differences whose signs are exchangeable: Bentkus, Dzindzalieta, A tight Gaussian bound for
-    weighted sums of Rademacher random variables, Bernoulli 2015.
+    same, so that t increases with ``|sum| / sqrt(sum of squares)``, which is what is compared. If no flip
+    reaches the observed statistic, p is the bound ``2 c P(N >= |sum| / sqrt(sum of squares))`` with c = 3.18
+    where this is below 1 / (permutations + 1). It holds for any differences whose signs are exchangeable:
+    Bentkus, Dzindzalieta, A tight Gaussian bound for weighted sums of Rademacher random variables, Bernoulli
+    2015.
     """
-    differences = (second - first).tocsc()
+    differences, size = (second - first).tocsc(), (abs(first) + abs(second)).tocsc()
+    differences = differences.multiply(abs(differences) > _ROUNDING * size).tocsc()
     differences.eliminate_zeros()
     n_pairs, n_features = differences.shape
     sums, squares = differences.sum(axis=0), differences.power(2).sum(axis=0)
@@ -75,7 +78,8 @@ def paired_test(first: csr_array, second: csr_array, signs: np.ndarray) -> Layer
         largest = np.maximum(largest, flipped.max(axis=1))
     extremeness = np.abs(sums) / scale
     bound = 2 * _TIGHT * norm.sf(extremeness)
-    p = np.where(bound < 1 / (len(signs) + 1), bound, p)
+    is_least = p < 1.5 / (len(signs) + 1)
+    p = np.where(is_least & (bound < 1 / (len(signs) + 1)), bound, p)
     return LayerTest(sums / n_pairs, _effect(first, second, sums / n_pairs), t, p, extremeness, live, largest)
 
 
@@ -111,7 +115,7 @@ def label_test(values: csr_array, labels: np.ndarray, permuted: np.ndarray, *, s
     largest = np.zeros(len(permuted))
     for columns in _blocks(live, len(permuted) + len(labels)):
         block = columns_of[:, columns].toarray()
-        varies = np.ptp(block, axis=0) > 0
+        varies = _varies(block)
         live[columns[~varies]] = False
         columns, block = columns[varies], block[:, varies]
         if not len(columns):
@@ -196,13 +200,18 @@ def best_features(values: csr_array, labels: np.ndarray, train: np.ndarray) -> t
     for columns in _blocks_of(live, values.shape[0] + len(train)):
         block = by_column[:, columns].toarray()
         scores = welch(block, np.broadcast_to(labels, train.shape), train)
-        is_live = (weights @ (block != 0)) >= LIVE
+        is_live = ((weights @ (block != 0)) >= LIVE) & _varies(block)
         size = np.where(is_live, np.nan_to_num(np.abs(scores), posinf=np.finfo(float).max), 0)
         at = size.argmax(axis=1)
         rows = np.flatnonzero(size.max(axis=1) > best)
         best[rows] = size[rows, at[rows]]
         chosen[rows], statistic[rows] = columns[at[rows]], scores[rows, at[rows]]
     return chosen, statistic
+
+
+def _varies(values: np.ndarray) -> np.ndarray:
+    """Return which features differ between units by more than rounding errors."""
+    return np.asarray(np.ptp(values, axis=0) > _ROUNDING * np.abs(values).max(axis=0))
 
 
 def _mean_variance(sums: np.ndarray, squares: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -212,15 +221,20 @@ def _mean_variance(sums: np.ndarray, squares: np.ndarray, count: np.ndarray) -> 
 
 
 def _effect(first: csr_array, second: csr_array, difference: np.ndarray) -> np.ndarray:
-    """Return the difference over the pooled standard deviation within labels; NaN if neither varies."""
-    within, freedom = np.zeros(len(difference)), 0
+    """Return the difference over the pooled standard deviation within labels.
+
+    If neither label varies, it is infinite if they differ, NaN if they do not.
+    """
+    within, size, freedom = np.zeros(len(difference)), np.zeros(len(difference)), 0
     for values in (first, second):
         count, squares = values.shape[0], values.power(2).sum(axis=0)
+        size += np.sqrt(squares / count)
         around = squares - values.sum(axis=0) ** 2 / count
         within += np.where(around > 1e-12 * squares, around, 0)
         freedom += count - 1
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(within > 0, difference / np.sqrt(within / freedom), np.nan))
+        difference = np.where(np.abs(difference) > _ROUNDING * size, difference, 0)
+        return np.asarray(difference / np.sqrt(within / freedom))
 
 
 def _monte_carlo(drawn: np.ndarray, observed: np.ndarray) -> np.ndarray:

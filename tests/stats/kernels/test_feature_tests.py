@@ -84,6 +84,16 @@ def test_p_of_pairs_is_that_of_all_sign_flips_or_above() -> None:
     assert stats.norm.sf(t) * 2 < p < stats.norm.sf(t) * 6.4  # no lower limit of 1 in 1,000
 
 
+def test_the_bound_replaces_only_the_smallest_p() -> None:
+    """Drawn flips that include the observed signs reach the statistic, whatever the bound."""
+    strong = np.random.default_rng(0).exponential(size=(40, 1)) + 1
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], (99, 40))
+    zeros = csr_array((40, 1))
+    assert paired_test(zeros, csr_array(strong), signs).p < 1e-6
+    signs[:3] = 1
+    assert paired_test(zeros, csr_array(strong), signs).p == 4 / 100
+
+
 def test_units_have_the_t_of_scipy_and_the_p_of_permutations() -> None:
     x = values(40, 8)
     labels = np.arange(40) % 3 == 0
@@ -143,6 +153,32 @@ def test_rare_and_equal_features_are_not_tested() -> None:
     assert units.live.tolist() == [False, True, False, True]
     assert np.isnan(units.t[[0, 2]]).all()
     assert units.t[3] == 0
+
+
+def test_effects_of_perfect_separation_are_infinite() -> None:
+    labels = np.arange(40) < 20
+    x = np.stack([labels * 1.0, ~labels * 1.0, np.full(40, 0.1), np.zeros(40)], axis=1)
+    units = label_test(csr_array(x), labels, np.tile(labels, (9, 1)))
+    pairs = paired_test(csr_array(x[20:]), csr_array(x[:20]), np.ones((9, 20)))
+    for found in (units, pairs):
+        np.testing.assert_array_equal(found.effect, [np.inf, -np.inf, np.nan, np.nan])
+
+
+def test_averages_of_equal_values_are_equal() -> None:
+    """The average of six ones is 1 - 1e-16, that of five ones is 1."""
+    sizes = np.where(np.arange(40) < 20, 6, 5)
+    samples = np.repeat(np.arange(40), sizes)
+    x = averages(samples, np.ones(len(samples), dtype=bool), 40) @ csr_array(np.ones((len(samples), 1)))
+    labels = np.arange(40) < 20
+    assert np.ptp(x.toarray()) > 0
+    rng = np.random.default_rng(0)
+    units = label_test(x, labels, rng.permuted(np.tile(labels, (99, 1)), axis=1))
+    pairs = paired_test(x[:20], x[20:], rng.choice([-1.0, 1.0], (99, 20)))
+    assert not units.live.any()
+    assert not pairs.live.any()
+    assert pairs.difference == 0
+    chosen, statistic = best_features(x, labels, np.ones((1, 40), dtype=bool))
+    assert (chosen, statistic) == (-1, 0)
 
 
 def test_the_best_feature_is_that_with_the_largest_t() -> None:
