@@ -17,8 +17,7 @@ from ..regular_files import open_regular
 from ..stats.selection import check_counts
 from ..store.result_files import read_result, write_result
 from ..store.writer import storage_errors
-from .sae_layouts import LAYOUTS, OTHERS
-from .sae_sources import walk
+from .sae_layouts import LAYOUTS, OTHERS, walk
 
 QUALITY = "quality.safetensors"
 # raised by files that others may have written

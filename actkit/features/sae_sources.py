@@ -10,8 +10,8 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 
 from ..errors import Fault, InputError
+from .sae_layouts import walk
 
-_MOST_FILES = 100_000
 _REPO = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?")
 _WILDCARDS = ("*", "?", "[")
 
@@ -98,24 +98,6 @@ def _is_in(path: str, pattern: str) -> bool:
         return True
     parents = [str(parent) for parent in PurePosixPath(path).parents]
     return any(fnmatchcase(parent, pattern) for parent in parents)
-
-
-def walk(root: Path) -> list[str]:
-    """Return the paths of the files in a folder, without hidden folders and cubes.
-
-    Raises
-    ------
-    InputError
-        If there are too many.
-    """
-    files: list[str] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and not name.endswith(".zarr"))
-        files += [(Path(folder) / name).relative_to(root).as_posix() for name in sorted(names)]
-        if len(files) > _MOST_FILES:
-            what = f"holds more than {_MOST_FILES:,} files"
-            raise InputError([Fault(str(root), what, "name the folder of the autoencoders")])
-    return files
 
 
 def _site_prefix(folder: Path) -> str:

@@ -109,6 +109,7 @@ def test_another_model_is_refused(tiny_model: Path, cube: xr.Dataset, tmp_path: 
     torch.manual_seed(1)
     torch.nn.init.normal_(model.model.embed_tokens.weight)
     model.save_pretrained(tmp_path)
+    tf.AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="its residual of layer 0 is not that of the cube"):
         actkit.sae_quality(cube, set_of({0: random(16)}), model=tmp_path, cluster=None)
 
