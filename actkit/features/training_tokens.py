@@ -120,7 +120,7 @@ class TrainingTokens:
         return LayerTokens(
             self.cube,
             layer=list(settings.layers),
-            component=settings.component,  # type: ignore[arg-type]
+            component=settings.component,
             samples=samples,
             batch_size=batch_size,
             shuffle=shuffle,
