@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from .errors import Fault, InputError, MissingError
-from .schema import DIMS, FEATURE_VALUE, OF_CAPTURE, SPARSABLE, VARIABLES, K, sparse_names
+from .schema import DIMS, FEATURE_VALUE, OF_CAPTURE, OF_FEATURES, SPARSABLE, VARIABLES, K, sparse_names
 
 Cube = xr.Dataset | str | os.PathLike[str]
 
@@ -99,6 +99,8 @@ def _remedy(cube: xr.Dataset, name: str) -> str:
         return f"keep it when selecting, or add one with {assigned}"
     if declared is not None and declared.coord:
         return "keep it when selecting, and pass the cube itself, not its group `vision`"
+    if name in OF_FEATURES:
+        return "pass a cube of actkit.encode, with this variable"
     where = "components" if name in ("attention", "mlp") else "save"
     return f"extract it again with `{name}` among `{where}`"
 

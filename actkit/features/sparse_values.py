@@ -85,7 +85,7 @@ def scatter(index: np.ndarray, value: np.ndarray, length: int) -> np.ndarray:
     [[0.0, 0.0, 1.5]]
     """
     rows = np.zeros((value[..., 0].size, length), dtype=np.float32)
-    flat_index, flat_value = index.reshape(len(rows), -1), value.reshape(len(rows), -1)
+    flat_index, flat_value = (array.reshape(len(rows), array.shape[-1]) for array in (index, value))
     row, entry = np.nonzero(flat_value)  # NaN is not 0
     rows[row, flat_index[row, entry]] = flat_value[row, entry]
     rows[np.isnan(flat_value).all(axis=1)] = np.nan

@@ -63,12 +63,14 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     ),
     "cluster_samples": lambda cube: actkit.cluster_samples(cube, k=2, by="gender", **FEW_FITS),
     "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, k=2, **FEW_FITS),
+    "dense_vectors": actkit.dense_vectors,
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
     "feature_differential": lambda cube: actkit.feature_differential(
         cube, by="gender", permutations=9, splits=0
     ),
     "feature_map": lambda cube: actkit.feature_map(cube, layer=3, k=2),
     "feature_rates": lambda cube: actkit.feature_rates(cube, by="gender"),
+    "group_directions": lambda cube: actkit.group_directions(cube, by="gender"),
     "group_differential": lambda cube: actkit.group_differential(cube, by="gender", permutations=2, **FEW),
     "intrinsic_dimension": lambda cube: actkit.intrinsic_dimension(cube, cluster="image_id"),
     "language_cka": actkit.language_cka,
@@ -98,6 +100,17 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
 }
 NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "holm", "import_files", "open_cube"}
 NO_CUBE |= {"extend", "join", "plan", "pull", "push", "report", "seal", "verify"}
+NO_CUBE |= {
+    "LogitDifference",
+    "SaeSet",
+    "cut_share",
+    "best_layers",
+    "load_saes",
+    "match_features",
+    "training_log",
+}
+# what also needs autoencoders or a model is tested with them
+NO_CUBE |= {"check_saes", "encode", "sae_quality", "steer", "train_saes"}
 
 # selections by one label, and the same by a list of it
 SINGLE: dict[str, tuple[Change, Change]] = {
