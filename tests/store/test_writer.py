@@ -285,14 +285,14 @@ def test_a_real_limit_of_the_operating_system(
     assert contents(cube) == undisturbed
 
 
-@pytest.mark.parametrize("small_disk", ["512k"], indirect=True)
+@pytest.mark.parametrize("small_disk", ["1m"], indirect=True)
 def test_a_full_disk(
     small_disk: Path, started: Path, numbers: Synthetic, undisturbed: dict[str, bytes]
 ) -> None:
     cube = Path(shutil.copytree(started / CUBE, small_disk / CUBE))
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space left"):
-        ballast.write_bytes(bytes(2**20))
+        ballast.write_bytes(bytes(2**21))
     with pytest.raises(StorageError, match=r"cannot write window 2.*No space left on device"):
         CubeWriter(cube, numbers.plan).write(LAST, numbers.part(LAST))
     assert verify(cube).committed == 8
