@@ -238,8 +238,8 @@ def write_features(
     Examples
     --------
     >>> import actkit
-    >>> dict(actkit.open_cube(write_features(n_samples=4)).sizes)
-    {'sample': 4, 'layer': 3, 'token': 5, 'k': 8}
+    >>> actkit.open_cube(write_features(n_samples=4)).feature_value.shape
+    (3, 4, 5, 8)
     """
     run = Path(tempfile.mkdtemp(prefix="actkit-")) if run is None else run
     run.mkdir(parents=True, exist_ok=True)

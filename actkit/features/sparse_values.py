@@ -122,7 +122,7 @@ def cut_share(cube: Cube, *, tokens: selection.TokenSelection = "content") -> xr
     total = whole["feature_sum"].astype(np.float64).where(mask, 0.0).sum(["sample", "token"])
     share: xr.DataArray = (1 - kept / total.where(total > 0)).compute()
     # float32 sums of values that are all kept differ in the last bits
-    return share.where(abs(share) > 1e-6, 0.0 * share).rename("cut_share")
+    return share.where(abs(share) > 1e-6, abs(0.0 * share)).rename("cut_share")
 
 
 def _names(cube: xr.Dataset, component: str | None) -> tuple[str, str]:
