@@ -17,6 +17,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+# scripts for the environment of SAELens: make test-saelens
+collect_ignore = ["saelens_check.py", "saelens_training_check.py"]
+
 hypothesis.settings.register_profile("actkit", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("actkit")
 
