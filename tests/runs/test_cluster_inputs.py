@@ -56,7 +56,15 @@ def asked(request: pytest.FixtureRequest, options: Options, model_copy: Path, tm
     return {"model": str(model_copy), "data": str(table), "device": "cpu", **of_chats}
 
 
-@pytest.mark.parametrize("asked", ["images", "chats", "generation"], indirect=True)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "chats",
+        pytest.param("images", marks=pytest.mark.nightly),
+        pytest.param("generation", marks=pytest.mark.nightly),
+    ],
+    indirect=True,
+)
 def test_the_bytes_are_those_of_one_process(asked: Options, local: Client, tmp_path: Path) -> None:
     options: dict[str, Any] = {**asked, "listeners": []}
     extract(**options, out=str(tmp_path / "alone"))
