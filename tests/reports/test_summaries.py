@@ -17,9 +17,10 @@ from actkit.errors import CubeError, MissingError
 from actkit.reports import summaries
 from actkit.reports.summaries import Summaries
 from actkit.store.layout import CUBE
-from actkit.testing import synthetic, write_cube
+from actkit.testing import synthetic, write_cube, write_features
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "feature_differential": {"by": "gender", "permutations": 9, "splits": 0},
     "classification_probe": {"by": "gender"},
     "layer_norms": {"by": "gender"},
     "group_differential": {"by": "gender"},
@@ -158,7 +159,8 @@ def test_what_was_kept_of_another_cube_or_statistic_is_not_shown(run: Path, tmp_
 def test_every_statistic_is_read_back_as_it_was(
     statistic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = write_cube(tmp_path / "run", n_layers=5, n_samples=40)
+    write = write_features if statistic == "feature_differential" else write_cube
+    run = write(tmp_path / "run", n_layers=5, n_samples=40)
     options = OPTIONS.get(statistic, {})
     computed = Summaries().get(open_cube(run), statistic, **options)
     monkeypatch.setattr(summaries, "_STATISTICS", {})
