@@ -46,7 +46,7 @@ class SaeSource:
         if target.is_relative_to(root):
             return False
         snapshots = [folder.parent for folder in (root, *root.parents) if folder.parent.name == "snapshots"]
-        # whose files, at any depth, are links to blobs beside it
+        # whose files, at any depth, are links to a sibling folder of blobs
         return not any(target.is_relative_to(folder.parent / "blobs") for folder in snapshots)
 
 

@@ -102,7 +102,7 @@ def _read(
 
 
 def _scale(folder: Path) -> float | None:
-    """Return the factor of the activations that a checkpoint of a training run has beside its weights."""
+    """Return the factor of the activations that a checkpoint of a training run stores with its weights."""
     try:
         scale = json.loads(read_regular(folder / SCALER, MB))["scaling_factor"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Section of a report about sparse autoencoders: their quality first, and features only beside it."""
+"""Section of a report about sparse autoencoders: features are shown only with the quality of their autoencoders."""
 
 import json
 import warnings
