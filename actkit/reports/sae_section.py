@@ -1,4 +1,4 @@
-"""Section of a report about sparse autoencoders: features are shown only with the quality of their autoencoders."""
+"""Section of a report about sparse autoencoders: features are shown only with the quality of the SAEs."""
 
 import json
 import warnings
