@@ -65,13 +65,13 @@ def of_quality(quality: xr.Dataset) -> Iterator[str]:
     """Yield sentences about the quality of autoencoders, and about what was not measured."""
     for layer in quality.layer.values.tolist():
         here = quality.sel(layer=layer)
-        verdict = "less" if here.fvu < min(here.fvu_pca, here.fvu_pca_top) else "not less"
+        is_better = here.fvu < min(here.fvu_pca, here.fvu_pca_top)
+        verdict = "better than any PCA" if is_better else "no better than the better PCA"
         yield (
             f"Layer {layer}: with {float(here.l0):.1f} active features per held-out token, "
-            f"{float(here.fvu):.1%} of the variance is unexplained, {verdict} than with as many coefficients "
-            f"of a PCA ({float(here.fvu_pca):.1%} with the first components, "
-            f"{float(here.fvu_pca_top):.1%} with the largest coefficients), "
-            f"and {float(here.fvu_random):.1%} with random features."
+            f"{float(here.fvu):.1%} of the variance is unexplained: {verdict} with as many coefficients "
+            f"({float(here.fvu_pca):.1%} with the first components, {float(here.fvu_pca_top):.1%} with the "
+            f"largest coefficients). Random features leave {float(here.fvu_random):.1%} unexplained."
         )
     if quality.found_again.notnull().any():
         low, high = float(quality.found_again.min()), float(quality.found_again.max())

@@ -61,13 +61,13 @@ def test_sentences_say_what_is_better() -> None:
     worse = quality(fvu=0.6, tokens_per_feature=20.0, found_again=0.4, found_again_random=0.0)
     sentences = list(of_quality(worse))
     assert (
-        "60.0% of the variance is unexplained, not less than with as many coefficients of a PCA"
+        "60.0% of the variance is unexplained: no better than the better PCA with as many coefficients"
         in sentences[0]
     )
     assert any("40% have a counterpart in the autoencoder of another seed" in text for text in sentences)
     assert "20 tokens per feature; below 100" in sentences[-1]
     better = list(of_quality(quality(fvu=0.1)))
-    assert "unexplained, less than" in better[0]
+    assert "unexplained: better than any PCA" in better[0]
     assert any("Not measured" in text for text in better)
     recovered = quality(ce_recovered=0.97, ce_recovered_from_mean=0.8).assign_attrs(n_predictions=500)
     said = "97% of the loss added by zero ablation and 80% of that added by mean ablation (500 predicted"
