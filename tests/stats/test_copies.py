@@ -14,9 +14,11 @@ from actkit.canonical import as_cube
 from actkit.errors import InputError
 from actkit.schema import TokenKind
 from actkit.testing import write_cube
-from tests.stats.test_selections import NAMES, assert_same, outcome
+from tests.features import autoencoders
+from tests.stats.test_selections import CALLS, OF_FEATURES, assert_same, marked, outcome
 
 LAYERS = [0, 1, 2, 3]
+OF_STATES = marked(name for name in CALLS if name not in OF_FEATURES)
 Copy = Callable[[xr.Dataset, Path], xr.Dataset]
 
 
@@ -98,20 +100,43 @@ def copy(part: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> xr.Datas
     return copied("xr.open_zarr", part, tmp_path_factory.mktemp("copy"))
 
 
-@NAMES
+@pytest.fixture(scope="module")
+def features_run(planted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The active features of the same samples."""
+    hidden = actkit.open_cube(planted_run).sizes["hidden"]
+    saes = autoencoders.set_of({layer: autoencoders.random(hidden, layer=layer) for layer in LAYERS})
+    out = tmp_path_factory.mktemp("features") / "run"
+    actkit.encode(planted_run, saes, out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def copy_of_features(features_run: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    return copied("xr.open_zarr", actkit.open_cube(features_run), tmp_path_factory.mktemp("copy"))
+
+
+@OF_STATES
 def test_statistics_of_a_copy(part: xr.Dataset, copy: xr.Dataset, name: str) -> None:
     wanted = outcome(name, part)
     assert not isinstance(wanted, Exception)
     assert_same(outcome(name, copy), wanted)
 
 
-@NAMES
+@OF_STATES
 def test_statistics_of_a_path(planted_run: Path, name: str) -> None:
     wanted = outcome(name, actkit.open_cube(planted_run))
     assert not isinstance(wanted, Exception)
     assert_same(outcome(name, planted_run), wanted)
     if name in ("layer_norms", "token_strings"):
         assert_same(outcome(name, str(planted_run / "cube.zarr")), wanted)
+
+
+@marked(OF_FEATURES)
+def test_statistics_of_copied_features(features_run: Path, copy_of_features: xr.Dataset, name: str) -> None:
+    wanted = outcome(name, actkit.open_cube(features_run))
+    assert not isinstance(wanted, Exception)
+    assert_same(outcome(name, copy_of_features), wanted)
+    assert_same(outcome(name, features_run), wanted)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Any selected, dropped, renamed, copied or concatenated cube gives a result or an error with a hint."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -248,10 +248,17 @@ def some(name: str, changes: dict[str, Any], every: bool) -> dict[str, Any]:
     return {change: act for at, (change, act) in enumerate(changes.items()) if every or (first + at) % 3 == 0}
 
 
+def marked(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Return a test's parameter `name`; most of the calls are slow."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=() if name in FAST else slow) for name in names]
+    )
+
+
 FAST = ("cka", "layer_norms", "top_activating")
-NAMES = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CALLS]
-)
+NAMES = marked(CALLS)
+OF_FEATURES = ("dense_vectors", "feature_differential", "feature_map", "feature_rates")
 EVERY = pytest.mark.parametrize(
     "every", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["some", "all"]
 )
