@@ -11,7 +11,7 @@ from .style import GREY, colours, framed, layer_ticks, side_by_side, styled
 
 _DASHES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
 # measure of a training log, its axis, and whether that is logarithmic
-_CURVES = (
+CURVES = (
     ("fvu", "FVU of held-out tokens", False),
     ("l0", "active features per held-out token", False),
     ("loss", "training loss", True),
@@ -50,7 +50,7 @@ def training_curves(log: xr.Dataset) -> Any:
         raise MissingError("the training has not measured anything yet; wait for its first measures")
     shades = layer_colours(table)
     pictures = []
-    for variable, label, logy in _CURVES:
+    for variable, label, logy in CURVES:
         curves = []
         for layer, shade in shades.items():
             values = table[variable].sel(layer=layer)

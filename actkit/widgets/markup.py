@@ -32,6 +32,9 @@ h3 { font-size: 1.05em; margin: 4px 0; overflow-wrap: anywhere; }
 .state.cancelled, .state.interrupted { background: #7a5200; }
 """
 
+# measures of a training, with their names and formats
+_MEASURES = {"loss": ("loss", ".3g"), "fvu": ("FVU", ".3f"), "l0": ("L0", ".1f")}
+
 
 def title(name: str, state: str, what: str) -> str:
     """Return the name of a run with its state and a description."""
@@ -66,23 +69,30 @@ def figures(status: Mapping[str, Any], *, is_running: bool) -> str:
     Parameters
     ----------
     status
-        Fields of :class:`actkit.extraction.monitoring.progress.Progress`, and ``updated``, a POSIX timestamp.
+        Fields of :class:`actkit.store.run_folder.Status`.
     is_running
         Whether the run is in progress, so that its estimate of the remaining time is still valid.
     """
     shown = []
     if total := status.get("total_samples"):
         shown.append(f"{status.get('samples', 0):,} of {total:,} samples")
+    if total := status.get("total_steps"):
+        shown.append(f"{status.get('step', 0):,} of {total:,} steps")
     if is_running and status.get("state") != "running":
         shown.append(str(status.get("state")))
     if status.get("samples_per_second"):
         shown.append(f"{status['samples_per_second']:,.1f} samples/s")
-        shown.append(f"{status.get('tokens_per_second', 0):,.0f} tokens/s")
+    if status.get("tokens_per_second"):
+        shown.append(f"{status['tokens_per_second']:,.0f} tokens/s")
     if is_running and status.get("eta_seconds") is not None:
         shown.append(f"{readable_seconds(status['eta_seconds'])} left")
     for name in ("allocated", "reserved"):
         if size := (status.get("device_bytes") or {}).get(name):
             shown.append(f"{readable_bytes(size)} {name} on device")
+    known = [name for name in _MEASURES if status.get(name) is not None]
+    shown += [f"{_MEASURES[name][0]} {status[name]:{_MEASURES[name][1]}}" for name in known]
+    if known:
+        shown.append(f"{status.get('n_dead', 0):,} dead")
     if updated := status.get("updated"):
         shown.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)))
     return f"<span class='figures'>{escape(' · '.join(shown))}</span>"
