@@ -47,7 +47,7 @@ class Block:
 
 
 def _joined(blocks: Any) -> np.ndarray:
-    """Return the array of nested tuples of blocks, one level for each dimension; a single one is not copied."""
+    """Return the array of nested tuples of blocks, one level per dimension; a single one is not copied."""
     single = blocks
     while isinstance(single, (list, tuple)) and len(single) == 1:
         single = single[0]
