@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-import dask
 import dask.array as da
 import dask.base
 import numpy as np
 import xarray as xr
 from dask.delayed import delayed
+from dask.local import get_sync
 
 from ..regular_files import MB
 
@@ -43,7 +43,7 @@ class Block:
         else:  # slicing would build and optimize a graph for each layer
             graph = dict(self._data.dask)
             for keys in self._data.__dask_keys__():
-                yield _joined(dask.get(graph, keys))[0]
+                yield _joined(get_sync(graph, keys))[0]
 
 
 def _joined(blocks: Any) -> np.ndarray:

@@ -65,7 +65,7 @@ def grouped_folds(
     return cuts
 
 
-class _Splitter(StratifiedGroupKFold):
+class _Splitter(StratifiedGroupKFold):  # type: ignore[misc]
     """scikit-learn's splitter, which compares the folds of each cluster in one step."""
 
     def _find_best_fold(
