@@ -11,6 +11,8 @@ from ..stats import selection
 from .methods import describe
 from .summaries import Request
 
+MOST_CLASSES = 10  # distinct numbers that are classes
+
 Compute = Callable[[Sequence[Request]], list[xr.Dataset]]
 
 
@@ -107,3 +109,9 @@ def few_layers(cube: xr.Dataset, most: int) -> list[int]:
     count = min(most, len(layers))
     places = [round(at * (len(layers) - 1) / max(count - 1, 1)) for at in range(count)]
     return [layers[place] for place in places]
+
+
+def is_numeric(cube: xr.Dataset, by: str) -> bool:
+    """Return whether a label holds numbers that are not classes."""
+    values = selection.column(cube, by, "by").values
+    return len(values) > MOST_CLASSES and values.dtype.kind in "iuf"

@@ -29,10 +29,9 @@ from .sae_section import (
     shown_measures,
     texts_of,
 )
-from .section import Choice, Compute, Section
+from .section import Choice, Compute, Section, is_numeric
 
 _LEAST = 10  # samples in each of two groups
-_MOST_CLASSES = 10  # distinct numbers that are classes
 
 Maker = Callable[[xr.Dataset, Choice, Section], None]
 
@@ -107,7 +106,7 @@ def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     norms = section.add("norms", "layer_norms", cluster=choice.cluster)
     section.pictures["norms"] = plots.layer_norms(norms)
     section.sentences += findings.of_norms(norms)
-    if choice.by and not _is_numeric(cube, choice.by):
+    if choice.by and not is_numeric(cube, choice.by):
         options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
         by = section.add("norms_by_group", "layer_norms", is_described=False, **options)
         section.pictures["norms_by_group"] = plots.layer_norms(by)
@@ -274,7 +273,7 @@ def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     captured = selection.captured(cube)
-    by = choice.by if choice.by and not _is_numeric(cube, choice.by) else None
+    by = choice.by if choice.by and not is_numeric(cube, choice.by) else None
     layers = captured.layer.values
     for layer in dict.fromkeys(layers[[0, len(layers) // 2, -1]].tolist()):
         picture = plots.projection(captured, layer, by=by, vectors=choice.vectors)
@@ -285,21 +284,15 @@ def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 
 def _kmeans(cube: xr.Dataset, choice: Choice, section: Section) -> None:
-    add_kmeans(cube, choice, section, by=[] if not choice.by or _is_numeric(cube, choice.by) else [choice.by])
+    add_kmeans(cube, choice, section, by=[] if not choice.by or is_numeric(cube, choice.by) else [choice.by])
 
 
 def _makers(cube: xr.Dataset, choice: Choice) -> Sequence[Maker]:
     """Return what is computed of the label: of two groups, of several classes, or of numbers."""
-    if _is_numeric(cube, choice.by):
+    if is_numeric(cube, choice.by):
         return (_numbers,)
     n_classes = len(selection.column(cube, choice.by, "by").values)
     return (_classes,) if n_classes > 2 else (_groups, _transfer, _directions)
-
-
-def _is_numeric(cube: xr.Dataset, by: str) -> bool:
-    """Return whether a label holds numbers that are not classes."""
-    values = selection.column(cube, by, "by").values
-    return len(values) > _MOST_CLASSES and values.dtype.kind in "iuf"
 
 
 def _is_binary(cube: xr.Dataset, by: str) -> bool:

@@ -90,8 +90,8 @@ def test_two_classes_have_the_residual_auroc_of_group_differential(confounded: x
     np.testing.assert_allclose(found.macro_auroc_difference, wanted.auroc_difference, atol=0.05)
     np.testing.assert_array_equal(found.macro_auroc_p, wanted.p)
     assert wanted.attrs["residualized_on"] == "length and tfidf"
-    assert abs(float(wanted.auroc.sel(layer=0)) - 0.5) < 0.08
-    assert float(wanted.balanced_accuracy.sel(layer=1)) > 0.7
+    assert abs(wanted.auroc.sel(layer=0).item() - 0.5) < 0.08
+    assert wanted.balanced_accuracy.sel(layer=1).item() > 0.7
     assert ((wanted.auroc_control - 0.5).abs() < 0.1).all()
     with pytest.raises(InputError, match="estimator: residuals are probed by ridge regression only"):
         actkit.group_differential(two, **options, estimator="logistic")
