@@ -349,8 +349,15 @@ def apply(
     """
     if any(map(dask.base.is_dask_collection, arrays)):
         arrays = tuple(array.chunk(dict.fromkeys(dims, -1)) for array, dims in zip(arrays, core, strict=True))
+
+    def kernel(*values: Any) -> Any:
+        # values that are not finite are refused by a check that may run after the kernel
+        with np.errstate(invalid="ignore"):
+            results = function(*values)
+        return results if len(out) > 1 else results[0]
+
     outputs = xr.apply_ufunc(
-        function if len(out) > 1 else (lambda *values: function(*values)[0]),
+        kernel,
         *arrays,
         input_core_dims=core,
         output_core_dims=out,
