@@ -15,6 +15,7 @@ from .lines import (
     selectivity,
     transfer,
 )
+from .logit_lens import logit_lens
 from .maps import (
     cka,
     direction_cosines,
@@ -53,6 +54,7 @@ __all__ = [
     "layer_norms",
     "layer_updates",
     "load_matplotlib",
+    "logit_lens",
     "projection",
     "regression_probe",
     "sae_frequencies",
