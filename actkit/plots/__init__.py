@@ -25,6 +25,7 @@ from .maps import (
     token_correlation,
     tokens,
 )
+from .measures import similarity_measures
 from .points import projection
 from .saes import sae_frequencies, sae_quality, training_curves
 from .steering import steering
@@ -60,6 +61,7 @@ __all__ = [
     "sae_quality",
     "selectivity",
     "similarity",
+    "similarity_measures",
     "steering",
     "token_correlation",
     "tokens",

@@ -28,7 +28,8 @@ from ..stats import selection
 from ..stats.finiteness import finite_cube
 from ..store.run_folder import replace_text
 from . import findings, summaries
-from .sections import Choice, Section, choose, sections, titles
+from .section import Choice, Section
+from .sections import choose, sections, titles
 from .summaries import Summaries, is_unmodified
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

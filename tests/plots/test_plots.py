@@ -85,6 +85,9 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
     "similarity of languages": lambda cube: plots.similarity(
         actkit.similarity(cube, across="language", measure="rsa", permutations=3), "similarity"
     ),
+    "measures of similarity": lambda cube: plots.similarity_measures(
+        [actkit.similarity(cube, measure=name, permutations=3) for name in ("cka", "rsa")]
+    ),
     "k-means": lambda cube: plots.kmeans(
         actkit.cluster_samples(cube, k=[2, 3], by="gender", resamples=1, permutations=3)
     ),

@@ -15,6 +15,7 @@ COVARIATES: tuple[str, ...] = get_args(Covariate)
 N_COMPONENTS = 10  # of TF-IDF
 _KNOTS = 5
 _SMALLEST = 1e-10  # singular value of a basis, relative to the largest
+_SMALLEST_COMPONENT = 1e-7  # singular value of TF-IDF; ARPACK finds it as a square root
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ class Covariates:
             return np.zeros((len(train), 0)), np.zeros((len(test), 0))
         if k >= x.shape[1]:
             return x.toarray(), tested.toarray()
-        right = svds(x, k=k, v0=np.ones(min(x.shape)), return_singular_vectors="vh")[2].T
+        _, sizes, right = svds(x, k=k, v0=np.ones(min(x.shape)), return_singular_vectors="vh")
+        # texts of few words have a low rank, beyond which the components are arbitrary
+        right = right[sizes > _SMALLEST_COMPONENT * sizes.max()].T
         return x @ right, tested @ right
 
 
