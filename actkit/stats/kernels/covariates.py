@@ -111,9 +111,10 @@ class Covariates:
         k = min(N_COMPONENTS, len(train) - 1)
         if k < 1:
             return np.zeros((len(train), 0)), np.zeros((len(test), 0))
-        if k >= x.shape[1]:
-            return x.toarray(), tested.toarray()
-        _, sizes, right = svds(x, k=k, v0=np.ones(min(x.shape)), return_singular_vectors="vh")
+        if k < x.shape[1]:
+            _, sizes, right = svds(x, k=k, v0=np.ones(min(x.shape)), return_singular_vectors="vh")
+        else:
+            _, sizes, right = np.linalg.svd(x.toarray(), full_matrices=False)
         # texts of few words have a low rank, beyond which the components are arbitrary
         right = right[sizes > _SMALLEST_COMPONENT * sizes.max()].T
         return x @ right, tested @ right
