@@ -1,7 +1,7 @@
 """HTML fragments shared by notebooks and the app: progress of a run, memory use, faults."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -124,3 +124,37 @@ def short_model(name: object) -> str:
 def call_arguments(*names: str, **options: Any) -> str:
     """Return the arguments of a call as Python code."""
     return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])
+
+
+def language_dims(statistic: str) -> tuple[str, ...]:
+    """Return the dimensions of a statistic that are languages, of which some can be selected."""
+    return ("train", "test") if statistic == "transfer" else ("language",)
+
+
+def statistic_code(
+    draw: str,
+    statistics: Sequence[str],
+    options: Mapping[str, Any],
+    how: Mapping[str, Any],
+    languages: list[str],
+) -> str:
+    """Return Python code that computes statistics of ``cube`` and draws them.
+
+    Parameters
+    ----------
+    draw
+        Name of the plotting function.
+    statistics
+        Names of the statistics, which share their options.
+    options, how
+        Options of the statistics, and of the plotting function.
+    languages
+        The languages to show; all if empty.
+    """
+    lines = []
+    for statistic in statistics:
+        lines.append(f"{statistic} = actkit.{statistic}({call_arguments('cube', **options)})\n")
+        if languages:
+            selection = call_arguments(**dict.fromkeys(language_dims(statistic), languages))
+            lines.append(f"{statistic} = {statistic}.sel({selection})\n")
+    return "".join(lines) + f"actkit.plots.{draw}({call_arguments(*statistics, **how)})\n"
