@@ -44,7 +44,8 @@ def test_a_training_is_seen_while_it_runs(server: Server, browser: Browser) -> N
             for step in range(40, 300, 20):
                 trainer.measure(step)
             expect(page.get_by_text("280 of 1,000 steps · 90,000 tokens/s")).to_be_visible()
-            page.wait_for_function(f"({_LAST_STEPS})().every((step) => step == 280)")
+            # four measures of three layers
+            page.wait_for_function(f"({_LAST_STEPS})().join() == '{','.join(['280'] * 12)}'")
             assert "page=explore&run=made-before%2Fsaes" in page.url
             trainer.report("done", 1000)
             expect(page.get_by_role("heading", name=f"{name} done")).to_be_visible()
@@ -57,10 +58,10 @@ def test_a_training_is_seen_while_it_runs(server: Server, browser: Browser) -> N
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-# the last training step of each curve that is drawn
+# the last training step of each curve of the figures on the page
 _LAST_STEPS = """() => Bokeh.documents.flatMap((shown) => [...shown._all_models.values()])
-    .filter((model) => model.type == "ColumnDataSource" && model.data.step?.length > 1)
-    .map((model) => model.data.step.at(-1))"""
+    .filter((model) => model.type == "GlyphRenderer" && model.data_source.data.step)
+    .map((model) => [...model.data_source.data.step].at(-1))"""
 
 
 def test_numbers_are_told_under_the_pointer(server: Server, browser: Browser) -> None:
