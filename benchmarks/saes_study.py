@@ -1,8 +1,8 @@
 """What autoencoders trained on few tokens are worth: ``python -m benchmarks.saes_study [STUDY ...]``.
 
 Each study runs the commands that it prints: they extract a run, train autoencoders of three layers with two
-seeds, measure them, and compare the features of two groups. `seeds` trains on the captions of the demo for more
-and more steps. The results are Markdown tables.
+seeds, measure them, and compare the features of two groups. `seeds` trains on the captions of the demo for
+more and more steps. The results are Markdown tables.
 """
 
 import argparse
