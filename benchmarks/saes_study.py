@@ -10,6 +10,7 @@ import shlex
 import tempfile
 import warnings
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from .subjects import SENTENCES, model_folder
 from .timing import print_table
 
 XSTEST = SENTENCES.with_name("xstest.csv")
-EPOCHS = (2, 9, 35, 140)
+SPARSITIES, STEPS = (16, 8, 4), (400, 1600, 6400)  # of `seeds`
 
 
 @dataclass(frozen=True)
@@ -164,23 +165,29 @@ def swapped_discoveries(features: xr.Dataset, label: str, result: xr.Dataset, se
 
 
 def seeds(folder: Path, layer: int = 5) -> None:
-    """Print how many features a second seed finds again after more and more epochs."""
+    """Print how many features a second seed finds again, by active features of a token and by steps."""
     run = folder / "demo"
     call(f"extract --model {MODEL} --data {CAPTIONS} --dtype float32 --layers {layer} --out {run}")
     rows = []
-    for epochs in EPOCHS:
-        for seed in (0, 1):
-            sizes = f"--width 320 --k 16 --batch 1024 --epochs {epochs}"
-            call(f"saes train {run} {sizes} --seed {seed} --out {folder}/{epochs}_{seed}")
-        quality = actkit.sae_quality(run, folder / f"{epochs}_0", other=folder / f"{epochs}_1").isel(layer=0)
+    for k, steps in product(SPARSITIES, STEPS):
+        saes = [folder / f"k{k}_{steps}_{seed}" for seed in (0, 1)]
+        for seed, out in enumerate(saes):
+            call(
+                f"saes train {run} --width 320 --k {k} --batch 256 --steps {steps} --seed {seed} --out {out}"
+            )
+        quality = actkit.sae_quality(run, saes[0], other=saes[1]).isel(layer=0)
+        epochs = 256 * steps / (320 * quality.tokens_per_feature.item())
         rows.append(
             {
-                "epochs": epochs,
-                "FVU": f"{quality.fvu.item():.3f}",
-                "PCA, largest": f"{quality.fvu_pca_top.item():.3f}",
+                "k": k,
+                "steps": f"{steps:,}",
+                "epochs": f"{epochs:.0f}",
                 "L0": f"{quality.l0.item():.1f}",
                 "never active": f"{quality.n_never_active.item():.0f}",
+                "SAE": f"{quality.fvu.item():.3f}",
+                "PCA, largest": f"{quality.fvu_pca_top.item():.3f}",
                 "found again": f"{quality.found_again.item():.1%}",
+                "by chance": f"{quality.found_again_random.item():.1%}",
             }
         )
     print_table(rows)
