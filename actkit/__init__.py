@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .features.training import train_saes
     from .features.training_log import training_log
     from .importers.run_import import import_files
+    from .interventions.logit_lens import logit_lens
     from .interventions.metrics import LogitDifference
     from .interventions.steering import steer
     from .reports import report
@@ -88,6 +89,7 @@ __all__ = [
     "layer_subset",
     "layer_updates",
     "load_saes",
+    "logit_lens",
     "massive_activations",
     "match_features",
     "open_cube",
@@ -163,6 +165,7 @@ _MODULES = {
     "seal": ".extraction.seal",
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
+    "logit_lens": ".interventions.logit_lens",
     "steer": ".interventions.steering",
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",

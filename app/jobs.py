@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,8 @@ import psutil
 
 from actkit.config import Config
 from actkit.errors import Fault, InputError, LockedError
+from actkit.features.manifest import MANIFEST
+from actkit.features.training_settings import SETTINGS_FILE
 from actkit.regular_files import open_descriptor, read_tail
 from actkit.store.folders import Folder
 from actkit.store.layout import CUBE
@@ -35,7 +37,7 @@ from actkit.store.run_folder import (
 from actkit.store.writer import storage_errors
 from actkit.yaml_files import read_yaml
 
-from . import processes
+from . import processes, trainings
 from .allowed_paths import inside, run_name
 from .run_state import SUBMITTED, Run, State, state_of
 from .settings import Settings
@@ -68,9 +70,9 @@ class Jobs:
         folders = []
         with suppress(FileNotFoundError), os.scandir(self.settings.workspace) as entries:
             for entry in entries:
-                if self._may_be_run(entry.name):
+                for name in (entry.name, *self._trainings_in(entry.name)):
                     with suppress(OSError):
-                        folders.append((entry.stat().st_mtime, entry.name))
+                        folders.append(((self.settings.workspace / name).stat().st_mtime, name))
         names = [name for _, name in sorted(folders, reverse=True)[: self.settings.max_runs]]
         return (run for name in names if (run := self._read(name)) is not None)
 
@@ -89,16 +91,31 @@ class Jobs:
         return run
 
     def _may_be_run(self, name: str) -> bool:
-        """Return whether a name is that of a folder that may hold a run: no link or folder of the app."""
+        """Return whether a name is that of a folder that may hold a run: no link or folder of the app.
+
+        Autoencoders are often trained within the folder of their run, so that a name may have two parts.
+        """
+        first, *inner = parts = name.split("/")
+        path = self.settings.workspace / first
+        is_own = path == self.settings.data or any(part.startswith(".") for part in parts)
+        if is_own or len(parts) > 2 or not all(parts) or not _is_folder(path):
+            return False
+        return not inner or (_is_folder(path / inner[0]) and trainings.is_training(path / inner[0]))
+
+    def _trainings_in(self, name: str) -> list[str]:
+        """Return the names of trainings within the folder of a run."""
+        if not self._may_be_run(name):
+            return []
         path = self.settings.workspace / name
-        is_own = path == self.settings.data or name.startswith(".")
-        # unlike Path, os.path also takes names that are too long for the disk
-        return not is_own and path.name == name and not os.path.islink(path) and os.path.isdir(path)
+        listed, _ = self._once(path, lambda: trainings.subfolders(path))
+        return [f"{name}/{inner}" for inner in listed["names"] if trainings.is_training(path / inner)]
 
     def _read(self, name: str) -> Run | None:
         if not self._may_be_run(name):
             return None
         path = self.settings.workspace / name
+        if trainings.is_training(path):
+            return self._read_training(name, path)
         has_cube = (path / CUBE).is_dir()
         status, faults = self._once(path / STATUS, lambda: read_status(path))
         if not status and not faults and not has_cube and not (path / PARTS).is_dir():
@@ -119,6 +136,19 @@ class Jobs:
             name, path, state, status, asked, has_cube, (*faults, *shown_faults), newest, self._cluster(path)
         )
 
+    def _read_training(self, name: str, path: Path) -> Run:
+        asked, setting_faults = self._once(path / SETTINGS_FILE, lambda: trainings.read_settings(path))
+        status, faults = self._once(path / STATUS, lambda: read_status(path))
+        alive = processes.is_alive(path, status, self._command(path))
+        if not alive and status.get("state") != State.DONE:
+            ended, more = self._once(path / MANIFEST, lambda: trainings.read_completeness(path))
+            setting_faults = [*setting_faults, *more]
+            if ended["complete"]:  # killed before it said so, or copied without its status
+                status, faults = trainings.completed(status), []
+        known = status or ({} if faults else {"state": "interrupted"})
+        state = state_of(known, is_alive=alive, is_cancelled=False) if known else State.UNREADABLE
+        return Run(name, path, state, known, asked, False, (*faults, *setting_faults), is_training=True)
+
     def _parts(self, path: Path) -> dict[Part, dict[str, Any]]:
         return read_parts(path, lambda folder: self._once(folder / STATUS, lambda: read_status(folder)))
 
@@ -134,7 +164,7 @@ class Jobs:
         known = self._known.get(path)
         # two changes within one clock tick are indistinguishable
         if known is None or known[0] != seen or abs(time.time_ns() - now.st_ctime_ns) < 2e9:
-            if len(self._known) > 4 * self.settings.max_runs:
+            if len(self._known) > 8 * self.settings.max_runs:
                 self._known.clear()
             known = self._known[path] = seen, read()
         return known[1]
@@ -192,7 +222,9 @@ class Jobs:
             faults = self._too_many()
             if run.state.is_active or run.state is State.DONE:
                 faults.append(Fault(name, f"is {run.state}", "there is nothing to resume"))
-            if not os.path.lexists(run.path / CONFIG):
+            if run.is_training:
+                faults.append(Fault(name, "trains autoencoders", "repeat its command in a shell or notebook"))
+            elif not os.path.lexists(run.path / CONFIG):
                 faults.append(Fault(name, f"has no {CONFIG}", "start a new run with its data and model"))
             faults += [fault for fault in run.faults if fault.where.startswith(str(run.path / CONFIG))]
             if faults:
@@ -244,27 +276,28 @@ class Jobs:
         return child.pid if child is not None and child.poll() is None else None
 
     def delete(self, name: str) -> None:
-        """Delete an inactive run with everything that it wrote.
+        """Delete an inactive run with everything that it wrote, and with the trainings in its folder.
 
         Raises
         ------
         LockedError
-            If the run is active, or a process holds its lock, whatever its status says.
+            If the run, or a training in its folder, is active, or a process holds its lock, whatever its
+            status says.
         StorageError
             If the workspace is not writable.
         """
         gone = f".deleted-{uuid4().hex}"
-        with (
-            storage_errors(f"cannot delete {name}", "nothing was removed"),
-            closing(Folder(self.settings.workspace)) as workspace,
-        ):
-            with self._lock:
+        with storage_errors(f"cannot delete {name}", "nothing was removed"), ExitStack() as opened:
+            with self._lock, ExitStack() as locks:
                 run = self[name]
-                if run.state.is_active:
-                    raise LockedError(f"{name} is {run.state}; cancel it first")
-                with unused(run.path):
-                    workspace.rename(name, gone)  # atomic, whatever the folder contains
-            workspace.remove_tree(gone)
+                for each in (run, *(self[inner] for inner in self._trainings_in(name))):
+                    if each.state.is_active:
+                        how = "wait for it, or stop its process" if each.is_training else "cancel it first"
+                        raise LockedError(f"{each.name} is {each.state}; {how}")
+                    locks.enter_context(unused(each.path))
+                folder = opened.enter_context(closing(Folder(run.path.parent)))
+                folder.rename(run.path.name, gone)  # atomic, whatever the folder contains
+            folder.remove_tree(gone)
 
     def log(self, run: Run) -> str:
         """Return the end of the log of a run, or of its output if it failed or has no log."""
@@ -321,6 +354,12 @@ class Jobs:
         self._children[path] = child
         # until it is reaped, an ended process looks alive
         threading.Thread(target=child.wait, daemon=True).start()
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether a path is that of a folder, and not of a link."""
+    # unlike Path, os.path also takes names that are too long for the disk
+    return not os.path.islink(path) and os.path.isdir(path)
 
 
 def _tail(path: Path, most: int) -> str:

@@ -22,6 +22,7 @@ from .allowed_hosts import allowed_origins, is_own_host
 from .allowed_urls import allowed, has_folders, named
 from .views.run_form import ExtractForm
 from .views.run_list import RunList
+from .views.training_view import TrainingView
 
 _TABS = ("extract", "explore")
 _REMOTE_SECONDS = 15.0
@@ -36,7 +37,7 @@ class Page:
     def __init__(self) -> None:
         search = pn.state.location.search if pn.state.location else ""
         self._asked = parse_qs(search.removeprefix("?"), keep_blank_values=True)
-        self._explorers: list[Explorer] = []
+        self._explorers: list[Explorer | TrainingView] = []
         self._form: ExtractForm | None = None
         self._runs: RunList | None = None
         self._is_begun = False
@@ -135,15 +136,23 @@ class Page:
         self._begin_tab()
 
     def _list_runs(self) -> None:
-        names = ["", *(run.name for run in services.jobs() if run.has_cube), *self._urls]
+        names = ["", *self._run_names(), *self._urls]
         for widget in (self._first, self._second):
             if widget.options != names:
                 widget.options = names
             if widget.value not in names:  # the run was deleted
                 widget.value = ""
 
+    def _run_names(self) -> list[str]:
+        return [run.name for run in services.jobs() if run.has_cube or run.is_training]
+
+    @property
+    def _cubes(self) -> list[Explorer]:
+        """Explorers of the cubes that are open; they share their choices, which trainings do not have."""
+        return [explorer for explorer in self._explorers if isinstance(explorer, Explorer)]
+
     def _open(self, *_events: Any) -> None:
-        """Open the chosen cubes; cubes that are already open are unchanged."""
+        """Open the chosen cubes and trainings; those that are already open are unchanged."""
         open_before, self._explorers, faults = self._explorers, [], []
         for place, widget in enumerate((self._first, self._second)):
             if not widget.value:
@@ -154,8 +163,9 @@ class Page:
                     (opened for opened in open_before[place : place + 1] if opened.path == run), None
                 )
                 if explorer is None:
-                    explorer = Explorer(run, services.summaries())
-                    faults += self._set_up(explorer)
+                    explorer = self._view_of(widget.value, run)
+                    if isinstance(explorer, Explorer):
+                        faults += self._set_up(explorer)
             except ActkitError as error:
                 faults.append(str(error))
             else:
@@ -176,6 +186,11 @@ class Page:
         """Return the URL, or the folder, of a run."""
         return allowed(services.settings().urls, name) if is_url(name) else services.jobs()[name].path
 
+    def _view_of(self, name: str, run: str | Path) -> Explorer | TrainingView:
+        if not is_url(name) and (training := services.jobs()[name]).is_training:
+            return TrainingView(services.jobs(), training)
+        return Explorer(run, services.summaries())
+
     def _typed(self, event: Any) -> None:
         """Choose the run at a URL that was typed."""
         if not event.new:
@@ -195,8 +210,8 @@ class Page:
 
     def _set_up(self, explorer: Explorer) -> list[str]:
         """Apply the selection of the link, or of the first cube, to a cube; return the errors."""
-        if self._explorers:
-            shared = {name: value for name, value in self._explorers[0].chosen.items() if name != _SEPARATE}
+        if self._cubes:
+            shared = {name: value for name, value in self._cubes[0].chosen.items() if name != _SEPARATE}
             explorer.choices.active = []  # most options follow those of the first cube
             explorer.choose(shared)  # ignoring errors: the cubes may differ in layers and labels
             asked = {_SEPARATE: self._asked.pop(_SECOND, [])}
@@ -210,7 +225,7 @@ class Page:
     def _chosen(self, *events: Any) -> None:
         """Apply a change to the other cube."""
         for event in events:
-            for other in self._explorers:
+            for other in self._cubes:
                 if other is not event.obj and event.name != _SEPARATE:
                     other.choose({event.name: event.new})
         self._put_url()
@@ -239,10 +254,11 @@ class Page:
             return
         query: dict[str, Any] = {"page": _TABS[self._tabs.active]}
         query |= {"run": self._first.value, "second": self._second.value}
-        if self._explorers:
-            query |= self._explorers[0].chosen
-        if len(self._explorers) > 1:
-            query[_SECOND] = self._explorers[1].languages
+        cubes = self._cubes
+        if cubes:
+            query |= cubes[0].chosen
+        if len(cubes) > 1:
+            query[_SECOND] = cubes[1].languages
         kept = {name: value for name, value in query.items() if value or name in Explorer.CHOICES}
         pn.state.location.search = f"?{urlencode(self._asked | kept, doseq=True)}"
 

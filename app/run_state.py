@@ -44,7 +44,7 @@ class Run:
     status
         Heartbeat, with the fields of :class:`actkit.store.run_folder.Status`.
     asked
-        Options of its config.
+        Options of its config, or settings of the training.
     has_cube
         Whether the folder contains a cube.
     faults
@@ -53,6 +53,8 @@ class Run:
         The part that sent the last heartbeat, if the run is computed in parts.
     cluster
         The cluster that computes the run; empty for this machine.
+    is_training
+        Whether the run trains autoencoders rather than extracting a cube.
     """
 
     name: str
@@ -64,12 +66,14 @@ class Run:
     faults: tuple[Fault, ...] = ()
     newest_part: Part | None = None
     cluster: str = ""
+    is_training: bool = False
 
     @property
     def progress(self) -> float:
-        """Fraction of samples processed, from 0 to 1."""
-        total = self.status.get("total_samples") or 0
-        share = self.status.get("samples", 0) / total if total else 0.0
+        """Fraction of samples processed, or of training steps made, from 0 to 1."""
+        counted, planned = ("step", "total_steps") if self.is_training else ("samples", "total_samples")
+        total = self.status.get(planned) or 0
+        share = self.status.get(counted, 0) / total if total else 0.0
         return 1.0 if self.state is State.DONE else min(share, 1.0)
 
 

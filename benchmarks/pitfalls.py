@@ -6,7 +6,6 @@ Each row simulates data of known truth, and gives the naive estimate beside that
 """
 
 import argparse
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,16 +18,9 @@ from actkit.stats.kernels.probes import fit, grouped_folds, standardized
 from actkit.stats.kernels.similarity import principal_components, procrustes_similarities, sample_orders
 from actkit.stats.kernels.split_halves import Cells, cluster_halves, half_cosines
 
+from .label_pitfalls import label_pitfalls
+from .pitfall import Pitfall
 from .timing import print_machine, print_table
-
-
-class Pitfall(NamedTuple):
-    """A quantity, its true value, and two estimates of it."""
-
-    quantity: str
-    truth: float
-    naive: float
-    actkit: float
 
 
 def offset_in_float32() -> Pitfall:
@@ -254,6 +246,7 @@ def pitfalls(trials: int) -> list[Pitfall]:
         one_factor_for_both_classes(trials),
         twins_in_dimension(),
         unrelated_procrustes(trials),
+        *label_pitfalls(trials),
     ]
 
 

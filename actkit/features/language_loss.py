@@ -1,6 +1,5 @@
 """Next-token cross-entropy of a cube's own prompts, with outputs of the model left intact or replaced."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,15 @@ import xarray as xr
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from ..config import Config
 from ..errors import Fault, InputError, ModelError
 from ..extraction.capture.hooks import run
-from ..extraction.models.architecture import read_architecture
-from ..extraction.models.checkpoint import find_checkpoint
-from ..extraction.models.loader import LoadedModel, check_model_options, load_model
+from ..extraction.models.loader import LoadedModel
 from ..extraction.prompts.encoder import Prompt, collate
-from ..extraction.prompts.processor import load_tokenizer
-from ..schema import Component, TokenKind, current_options
+from ..schema import Component, TokenKind
 from ..stats import selection
+from .cube_model import find_model
 from .replacement import Replace, replaced
 
-# options of a run that determine what its model computes
-_OPTIONS = ("attn_implementation", "batch_size", "device_map", "dtype", "quantization")
 _LOGIT_BYTES = 256 * 10**6  # of a batch
 _DIFFERENCE = 0.1  # median over tokens; rounding of bfloat16 and other kernels cause less than 0.05
 
@@ -171,33 +165,17 @@ def load_language_loss(
         Lists why the loss cannot be measured: the model is an encoder, the cube holds parts of its prompts,
         or prompts with images.
     """
-    faults = prompt_faults(cube, rows)
-    options = current_options(json.loads(str(cube.attrs.get("options", "{}"))))
-    kept = {name: options[name] for name in _OPTIONS if name in options}
-    revision = cube.attrs.get("model_revision") if str(model) == cube.attrs.get("model") else None
-    config = Config(
-        model=str(model), data="cube", out="cube", adapter=cube.attrs.get("adapter"), device=device, **kept
-    )
-    checkpoint, found = find_checkpoint(config.model, _commit(revision), adapter=config.adapter)
-    faults += found
-    architecture = tokenizer = None
-    if checkpoint is not None:
-        architecture, found = read_architecture(checkpoint)
-        faults += found
-        if architecture is not None and not architecture.can_generate:
-            what = f"`{architecture.full.model_type}` is an encoder, which predicts no next token"
-            faults.append(Fault("model", what, "give a model that generates text, if the cube is of one"))
-        faults += check_model_options(architecture, config, checkpoint)
-        tokenizer, found = load_tokenizer(checkpoint)
-        faults += found
-    if faults or checkpoint is None or architecture is None or tokenizer is None:
+    found, faults = find_model(cube, model, device)
+    faults = prompt_faults(cube, rows) + faults
+    if faults or found is None:
         raise InputError(faults)
-    batches = list(_batches(cube, rows, int(architecture.config.vocab_size), config.batch_size == 1))
+    single = found.config.batch_size == 1
+    batches = list(_batches(cube, rows, int(found.architecture.config.vocab_size), single))
     if not any(bool(_counted(batch).any()) for batch in batches):
         raise InputError([Fault("tokens", f"no token follows a token of {tokens!r}")])
     if check_tokenizer is not None:
-        check_tokenizer(tokenizer)
-    return LanguageLoss(load_model(checkpoint, architecture, config, head=True), tokenizer, batches)
+        check_tokenizer(found.tokenizer)
+    return LanguageLoss(found.load(), found.tokenizer, batches)
 
 
 def prompt_faults(cube: xr.Dataset, rows: np.ndarray) -> list[Fault]:
@@ -212,11 +190,6 @@ def prompt_faults(cube: xr.Dataset, rows: np.ndarray) -> list[Fault]:
     if bool((some.token_kind == TokenKind.IMAGE).any()):
         return [Fault("model", "the prompts contain images, which the cube does not hold", "use texts")]
     return []
-
-
-def _commit(revision: object) -> str | None:
-    """Return a revision that names a commit of a Hugging Face id; folders have a SHA-256 instead."""
-    return str(revision) if revision is not None and len(str(revision)) == 40 else None
 
 
 def _batches(cube: xr.Dataset, rows: np.ndarray, vocabulary: int, single: bool) -> Iterator[Batch]:

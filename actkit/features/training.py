@@ -14,10 +14,10 @@ import psutil
 import torch
 
 from ..canonical import Cube
+from ..errors import CorruptError
 from ..extraction.models.devices import pick_device
 from ..extraction.monitoring.run_log import log_file, logger
 from ..layer_spec import Spec
-from ..regular_files import MB
 from ..schema import Component
 from ..stats.selection import AUTO, TokenSelection
 from ..store.folders import Folder
@@ -31,8 +31,8 @@ from .sae_files import write_sae
 from .sae_loader import load_saes
 from .sae_origin import sae_metadata
 from .sae_set import SaeSet
-from .training_input import check_wandb, stored_settings, training_input, with_memory_of
-from .training_log import LOG_FILE, SETTINGS_FILE, TrainingLog
+from .training_input import check_wandb, training_input, with_memory_of
+from .training_log import LOG_FILE, TrainingLog
 from .training_progress import (
     TrainingBar,
     TrainingListener,
@@ -40,7 +40,13 @@ from .training_progress import (
     TrainingStatus,
     tracked_training,
 )
-from .training_settings import TrainedArchitecture, TrainingSettings, check_same
+from .training_settings import (
+    SETTINGS_FILE,
+    TrainedArchitecture,
+    TrainingSettings,
+    check_same,
+    stored_settings,
+)
 from .training_state import (
     STATE,
     STATES,
@@ -367,18 +373,15 @@ def _remove_left_state(folder: Path) -> None:
 
 def _remove_former(folder: Folder) -> None:
     """Remove what an earlier run wrote, so that nothing of it is taken for this one."""
-    before = folder.read(SETTINGS_FILE, MB)
+    before = None
+    with suppress(CorruptError):
+        before = stored_settings(folder.path)
     folder.remove(MANIFEST)
     remove_state(folder)
     folder.remove(LOG_FILE)
-    if before is None:
-        return
-    try:
-        settings = TrainingSettings.load(json.loads(before)["settings"])
-    except (ValueError, KeyError, TypeError):
-        return
-    for layer in settings.layers:
-        folder.remove_tree(layer_folder(layer, settings.component))
+    if before is not None:
+        for layer in before.layers:
+            folder.remove_tree(layer_folder(layer, before.component))
 
 
 def _warn_of_extremes(settings: TrainingSettings, position: Position) -> None:

@@ -15,12 +15,11 @@ import xarray as xr
 from ..canonical import Cube, as_cube, require
 from ..config import Tracking
 from ..config_faults import check
-from ..errors import CorruptError, Fault, InputError, MissingError
+from ..errors import Fault, InputError, MissingError
 from ..exporters.cube_blocks import model_layers, where_labels
 from ..extraction.models.devices import check_device, pick_device
 from ..extraction.monitoring.wandb_sink import check_tracking
 from ..layer_spec import Spec, describe, parse, resolve
-from ..regular_files import MB, read_regular
 from ..schema import COMPONENTS
 from ..stats import selection
 from ..stats.finiteness import finite_cube
@@ -29,8 +28,8 @@ from ..stats.token_masks import SELECTED
 from ..stats.token_selection import select_tokens
 from ..store.reader import read_cube
 from .published_saes import published_saes
-from .training_log import SETTINGS_FILE
 from .training_settings import (
+    SETTINGS_FILE,
     TOKENS_PER_FEATURE,
     TrainingSettings,
     check_options,
@@ -143,24 +142,6 @@ def check_wandb(wandb: str | Mapping[str, Any] | None) -> Tracking | None:
     if faults := faults or check_tracking(tracking):
         raise InputError(faults, "cannot train autoencoders")
     return tracking
-
-
-def stored_settings(out: Path) -> TrainingSettings | None:
-    """Return the settings of a run that was begun in a folder; None if there is none.
-
-    Raises
-    ------
-    CorruptError
-        If they cannot be read.
-    """
-    path = out / SETTINGS_FILE
-    try:
-        return TrainingSettings.load(json.loads(read_regular(path, MB, follow=False))["settings"])
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fault = Fault(str(path), f"cannot be read: {error}", "start anew with resume=False")
-        raise CorruptError([fault]) from error
 
 
 def with_memory_of(settings: TrainingSettings, before: TrainingSettings) -> TrainingSettings:

@@ -4,19 +4,21 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import CubeError, StorageError
 from ..regular_files import MB, read_regular
 from ..store.folders import Folder
+from .training_settings import stored_settings
 
 LOG_FILE = "training_log.jsonl"
-SETTINGS_FILE = "training.json"
-_MOST_LOG = 256 * MB
+_MOST_LOG = 16 * MB  # a hundred entries of a thousand layers
 # measure, and what it is
 MEASURES: Mapping[str, str] = {
     "loss": "Squared error of a training token in units in which activations have a mean norm of √hidden.",
@@ -30,6 +32,16 @@ _RUN_MEASURES: Mapping[str, str] = {
     "tokens": "Training tokens seen, counting those that were repeated.",
     "seconds": "Time since training began, in seconds, without pauses between sessions.",
 }
+
+
+class _Entry(BaseModel):
+    """An entry of a log, whose file may come from elsewhere; unknown fields are ignored."""
+
+    step: int = Field(ge=0, lt=2**63)
+    layers: dict[int, dict[str, float]]
+    lr: float = nan
+    tokens: float = nan
+    seconds: float = nan
 
 
 class TrainingLog:
@@ -46,7 +58,7 @@ class TrainingLog:
     def __init__(self, folder: Folder, step: int) -> None:
         self._folder = folder
         content = folder.read(LOG_FILE, -1) or b""
-        kept = [line for line in content.splitlines() if (entry := _parse(line)) and entry["step"] <= step]
+        kept = [line for line in content.splitlines() if (entry := _parse(line)) and entry.step <= step]
         folder.replace(LOG_FILE, b"".join(line + b"\n" for line in kept))
 
     def append(self, step: int, layers: Mapping[int, Mapping[str, float]], **measures: float) -> None:
@@ -75,49 +87,47 @@ def training_log(path: str | os.PathLike[str]) -> xr.Dataset:
     ------
     CubeError
         If the folder has no log.
-    StorageError
-        If it cannot be read.
+    StorageError, CorruptError
+        If the log, or the settings of the run, cannot be read.
     """
     folder = Path(path)
+    settings = stored_settings(folder)
     try:
-        content = read_regular(folder / LOG_FILE, _MOST_LOG)
-        settings = json.loads(read_regular(folder / SETTINGS_FILE, MB))
+        content = read_regular(folder / LOG_FILE, _MOST_LOG, follow=False)
     except (FileNotFoundError, NotADirectoryError):
-        raise CubeError(f"{folder}: no autoencoders were trained there") from None
-    except (OSError, ValueError) as error:
+        settings = None
+    except OSError as error:
         raise StorageError(f"cannot read the training log in {folder}: {error}") from error
-    entries = {entry["step"]: entry for line in content.splitlines() if (entry := _parse(line))}
+    if settings is None:
+        raise CubeError(f"{folder}: no autoencoders were trained there")
+    entries = {entry.step: entry for line in content.splitlines() if (entry := _parse(line))}
     ordered = [entries[step] for step in sorted(entries)]
-    layers = [int(layer) for layer in settings["settings"]["layers"]]
+    layers = list(settings.layers)
     variables: dict[str, Any] = {
         name: (("layer", "step"), _table(ordered, layers, name), {"long_name": meaning})
         for name, meaning in MEASURES.items()
     }
     for name, meaning in _RUN_MEASURES.items():
-        values = np.array([float(entry.get(name, np.nan)) for entry in ordered])
+        values = np.array([getattr(entry, name) for entry in ordered], dtype=np.float64)
         variables[name] = ("step", values, {"long_name": meaning})
-    steps = np.array([entry["step"] for entry in ordered], dtype=np.int64)
+    steps = np.array([entry.step for entry in ordered], dtype=np.int64)
     attrs = {
         name: " ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in settings["settings"].items()
+        for name, value in settings.dump().items()
         if not isinstance(value, bool)
     }
     return xr.Dataset(variables, {"layer": layers, "step": steps}, {"statistic": "training_log", **attrs})
 
 
-def _table(entries: Sequence[Mapping[str, Any]], layers: Sequence[int], name: str) -> np.ndarray:
+def _table(entries: Sequence[_Entry], layers: Sequence[int], name: str) -> np.ndarray:
     """Return a measure, dims ``(layer, step)``; NaN where it is missing."""
-    values = [
-        [entry["layers"].get(str(layer), {}).get(name, np.nan) for entry in entries] for layer in layers
-    ]
+    values = [[entry.layers.get(layer, {}).get(name, nan) for entry in entries] for layer in layers]
     return np.array(values, dtype=np.float64).reshape(len(layers), len(entries))
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> _Entry | None:
     """Return an entry, or None for a line that was not written to its end."""
     try:
-        entry = json.loads(line)
-    except ValueError:
+        return _Entry.model_validate_json(line)
+    except ValidationError:
         return None
-    is_entry = isinstance(entry, dict) and isinstance(entry.get("step"), int)
-    return entry if is_entry and isinstance(entry.get("layers"), dict) else None

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,18 @@ class TrainingStatus:
         now = time.monotonic()
         if event.state == self._state and now - self._last < 1:
             return
-        content = {name: None if value != value else value for name, value in asdict(event).items()}
+        content = {name: _for_json(value) for name, value in asdict(event).items()}
         content["device_bytes"] = {"allocated": event.device_bytes} if event.device_bytes else {}
         with suppress(StorageError):  # only failed writes of the state end a run
             write_status(self._folder, content)
         self._last, self._state = now, event.state
+
+
+def _for_json(value: Any) -> Any:
+    """Return a value with None in place of NaN and Inf, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {name: _for_json(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 class TrainingBar:

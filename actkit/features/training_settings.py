@@ -5,14 +5,17 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import ChangedError, Fault
+from ..errors import ChangedError, CorruptError, Fault
+from ..regular_files import MB, read_regular
 from ..schema import Component
 
 TrainedArchitecture = Literal["batchtopk", "topk"]
+SETTINGS_FILE = "training.json"
 TOKENS_PER_FEATURE = 100  # fewer make features that another seed does not find again
 _FEWEST_STEPS = 1000
 _DEAD_AFTER, _DEAD_SHARE = 10**7, 0.2  # tokens, and share of all tokens of a run
@@ -98,6 +101,24 @@ class TrainingSettings:
         except ValidationError as error:
             problem = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+
+
+def stored_settings(folder: Path) -> TrainingSettings | None:
+    """Return the settings of a run that was begun in a folder; None if there is none.
+
+    Raises
+    ------
+    CorruptError
+        If they cannot be read.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        return TrainingSettings.load(json.loads(read_regular(path, MB, follow=False))["settings"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        fault = Fault(str(path), f"cannot be read: {error}", "start anew with resume=False")
+        raise CorruptError([fault]) from error
 
 
 def default_steps(n_tokens: int, batch: int) -> int:

@@ -15,6 +15,7 @@ from .lines import (
     selectivity,
     transfer,
 )
+from .logit_lens import logit_lens
 from .maps import (
     cka,
     direction_cosines,
@@ -24,6 +25,7 @@ from .maps import (
     token_correlation,
     tokens,
 )
+from .measures import similarity_measures
 from .points import projection
 from .saes import sae_frequencies, sae_quality, training_curves
 from .steering import steering
@@ -52,12 +54,14 @@ __all__ = [
     "layer_norms",
     "layer_updates",
     "load_matplotlib",
+    "logit_lens",
     "projection",
     "regression_probe",
     "sae_frequencies",
     "sae_quality",
     "selectivity",
     "similarity",
+    "similarity_measures",
     "steering",
     "token_correlation",
     "tokens",

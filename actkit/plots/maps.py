@@ -22,7 +22,7 @@ from .style import (
 )
 
 _MOST_TOKENS = 60
-_MEASURES = {
+MEASURES = {
     "cka": "Debiased CKA",
     "mutual_knn": "Mutual nearest neighbours",
     "rsa": "RSA",
@@ -163,7 +163,7 @@ def similarity(
         An overlay of curves over layers if languages were compared.
     """
     table = similarity.compute()
-    measure = _MEASURES[table.attrs["measure"]]
+    measure = MEASURES[table.attrs["measure"]]
     label = f"{measure} ({variable.replace('_', ' ')})"
     if table.attrs["across"] == "layer":
         span = (float(table[variable].min()), float(table[variable].max()))

@@ -11,7 +11,7 @@ from .style import GREY, colours, framed, layer_ticks, side_by_side, styled
 
 _DASHES = {"solid": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
 # measure of a training log, its axis, and whether that is logarithmic
-_CURVES = (
+CURVES = (
     ("fvu", "FVU of held-out tokens", False),
     ("l0", "active features per held-out token", False),
     ("loss", "training loss", True),
@@ -49,12 +49,14 @@ def training_curves(log: xr.Dataset) -> Any:
     if not table.sizes.get("step"):
         raise MissingError("the training has not measured anything yet; wait for its first measures")
     shades = layer_colours(table)
+    named = dict(layer_ticks([(layer, f"layer {layer}") for layer in shades]))  # few enough for a legend
     pictures = []
-    for variable, label, logy in _CURVES:
+    for variable, label, logy in CURVES:
         curves = []
         for layer, shade in shades.items():
-            values = table[variable].sel(layer=layer)
-            curve = hv.Curve((table.step.values, values.values), "step", variable, label=f"layer {layer}")
+            values = table[variable].sel(layer=layer).values
+            columns = (table.step.values, values, np.full(len(values), layer))
+            curve = hv.Curve(columns, "step", [variable, "layer"], label=named.get(layer, ""))
             curves.append(_lined(curve, shade, "solid"))
         title = label[0].upper() + label[1:]
         picture = framed(hv.Overlay(curves), title=title, xlabel="training step", ylabel=label, logy=logy)
@@ -140,8 +142,9 @@ def sae_frequencies(quality: xr.Dataset) -> Any:
 def layer_colours(table: xr.Dataset) -> dict[int, str]:
     """Return a colour for each layer, from dark to light in their order."""
     layers = [int(layer) for layer in table.layer.values]
-    palette = hv.plotting.util.process_cmap("Viridis", max(len(layers), 2) + 1)
-    return dict(zip(layers, palette, strict=False))
+    palette = hv.plotting.util.process_cmap("Viridis", 100)
+    places = np.linspace(25, 75, len(layers)).astype(int)  # what can be seen on white and on black
+    return dict(zip(layers, [palette[place] for place in places], strict=True))
 
 
 def _over_layers(table: xr.Dataset, variable: str, label: str, colour: str, dash: str = "solid") -> list[Any]:

@@ -79,6 +79,8 @@ def framed(
         facts = []
         if "cluster" in table.attrs:
             facts.append(f"clusters of dependent samples: {table.attrs['cluster'] or 'none'}")
+        if table.attrs.get("residualized_on"):
+            facts.append(f"removed before probing: {table.attrs['residualized_on']}")
         facts += [f"bands: {bands}"] if bands else []
         xlabel = f"{xlabel} · {table.attrs['n_samples']:,} samples" + "".join(f"\n{fact}" for fact in facts)
     # HoloViews measures logarithmic axes in powers of e, Matplotlib in powers of 10

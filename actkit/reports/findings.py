@@ -128,8 +128,8 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         sentence = (
             f"{name}: the probe separates the groups best at layer {probe.layer.values[at]} (AUROC "
             f"{auroc[at]:.3f}, 95% interval {probe.auroc_low.values[at]:.3f} to "
-            f"{probe.auroc_high.values[at]:.3f}; p {_p(float(probe.p_holm.values[at]))}, corrected over "
-            "layers and languages)"
+            f"{probe.auroc_high.values[at]:.3f}; p {probability(float(probe.p_holm.values[at]))}, corrected "
+            "over layers and languages)"
         )
         baselines = {name: float(probe[f"auroc_{name}"]) for name in _BASELINES}
         baselines = {name: value for name, value in baselines.items() if np.isfinite(value)}
@@ -140,7 +140,7 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         sentence += (
             f" The layer adds {float(added.auroc_difference):+.3f} (95% interval "
             f"{float(added.auroc_difference_low):+.3f} to {float(added.auroc_difference_high):+.3f}, "
-            f"p {_p(float(added.auroc_difference_p_holm))}) to the strongest baseline, "
+            f"p {probability(float(added.auroc_difference_p_holm))}) to the strongest baseline, "
             f"{_BASELINES[strongest]}"
         )
         sentence += (
@@ -184,8 +184,8 @@ def of_measure(probe: xr.Dataset, measure: str, does: str, name: str) -> list[st
         low, high, p = (float(best[f"{measure}_{part}"]) for part in ("low", "high", "p"))
         sentence = (
             f"{language}: the probe {does} best at layer {best.layer.item()} ({name} "
-            f"{float(best[measure]):.3f}, 95% interval {low:.3f} to {high:.3f}; p {_p(p)}, corrected over "
-            "layers)"
+            f"{float(best[measure]):.3f}, 95% interval {low:.3f} to {high:.3f}; p {probability(p)}, "
+            "corrected over layers)"
         )
         baselines = {key: float(best[f"{measure}_{key}"]) for key in _BASELINES}
         baselines = {key: value for key, value in baselines.items() if np.isfinite(value)}
@@ -310,5 +310,6 @@ def _listed(layers: list[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def _p(value: float) -> str:
+def probability(value: float) -> str:
+    """Return a p-value with its sign of equality, as in a sentence."""
     return f"= {value:.3f}" if value >= 0.001 else "< 0.001"

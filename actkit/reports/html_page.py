@@ -14,7 +14,9 @@ from typing import Any
 import holoviews as hv
 import pandas as pd
 import xarray as xr
+from bokeh.document import Document
 from bokeh.embed import components
+from bokeh.model import Model
 from bokeh.resources import Resources
 from jinja2 import Environment
 from tqdm import tqdm
@@ -26,7 +28,8 @@ from ..stats import selection
 from ..stats.finiteness import finite_cube
 from ..store.run_folder import replace_text
 from . import findings, summaries
-from .sections import Choice, Section, choose, sections, titles
+from .section import Choice, Section
+from .sections import choose, sections, titles
 from .summaries import Summaries, is_unmodified
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -160,7 +163,7 @@ def _page(cube: xr.Dataset, choice: Choice, made: list[Section], noted: list[str
         for section in made
         for name, picture in section.pictures.items()
     }
-    script, divs = components(shown) if shown else ("", {})
+    script, divs = components(_in_one_document(shown)) if shown else ("", {})
     template = files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     model = "/".join(Path(str(cube.attrs.get("model", "a model"))).parts[-2:])
     languages = Counter(cube.language.values.astype(str).tolist())
@@ -198,6 +201,18 @@ def _page(cube: xr.Dataset, choice: Choice, made: list[Section], noted: list[str
             facts=_facts(cube, choice),
         )
     )
+
+
+def _in_one_document(shown: dict[str, Model]) -> dict[str, Model]:
+    """Move figures to one document, which looks for the models of all figures once instead of after each."""
+    document = Document()
+    for model in shown.values():
+        if model.document is not None:
+            model.document.remove_root(model)
+    with document.models.freeze():
+        for model in shown.values():
+            document.add_root(model)
+    return shown
 
 
 def _scripts() -> str:

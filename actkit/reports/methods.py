@@ -36,6 +36,25 @@ TEXTS = {
     "cka": "CKA as for adjacent layers, between all pairs of layers; {vectors} vectors.",
     "language_cka": "CKA as for adjacent layers, between the same samples in two languages, matched by "
     "sample_id. Interval: {interval}.",
+    "similarity": (
+        "Similarity of {vectors} vectors of a few layers by debiased CKA; mutual k-nearest neighbours by "
+        "cosine (k = {k}; Huh et al. 2024); RSA, Spearman's correlation of cosine distances (Kriegeskorte et "
+        "al. 2008); and orthogonal Procrustes of the {n_components} leading principal components. "
+        "Calibrated: (similarity - m) / (1 - m), with the mean m over {permutations} permutations of the "
+        "samples (seed {seed}). Of each language, at most {max_samples} samples; {independence}."
+    ),
+    "token_correlation": (
+        "Correlation over {tokens} tokens of their norms at two of a few layers: Pearson's, and Spearman's. "
+        "Interval: {interval}, on the scale of Fisher's z."
+    ),
+    "cluster_samples": (
+        "k-means (scikit-learn, best of 5 starts) of the {n_components} leading principal components of "
+        "{vectors} vectors, within each language; of the candidates, the one with the largest {criterion}. "
+        "Stability: adjusted Rand index of fits to two disjoint halves ({resamples} divisions). Agreement "
+        "with a label: adjusted Rand index and adjusted mutual information; p from {permutations} "
+        "permutations of the label that respect dependent samples (seed {seed}). k-means divides any data; "
+        "only gaps, as in a projection, show groups. In what follows, clusters are dependent samples."
+    ),
     "intrinsic_dimension": (
         "Intrinsic dimension of {vectors} vectors: TwoNN (Facco et al. 2017), fitted to the samples with the "
         "{fraction:.0%} smallest ratios of distances; {independence}. Interval: {interval}, from {splits} "

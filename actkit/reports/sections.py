@@ -3,10 +3,8 @@
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 import xarray as xr
 
 from .. import plots
@@ -15,6 +13,8 @@ from ..stats import selection
 from ..stats.control_types import WORD
 from ..store.reader import open_cube
 from . import findings
+from .kmeans_section import add_kmeans
+from .layer_comparison import add_measures, add_norm_correlation
 from .methods import describe
 from .sae_section import (
     FEATURES,
@@ -29,93 +29,11 @@ from .sae_section import (
     shown_measures,
     texts_of,
 )
-from .summaries import Request
+from .section import Choice, Compute, Section, is_numeric
 
 _LEAST = 10  # samples in each of two groups
-_MOST_CLASSES = 10  # distinct numbers that are classes
 
-Compute = Callable[[Sequence[Request]], list[xr.Dataset]]
-
-
-@dataclass
-class Section:
-    """One part of the report.
-
-    Parameters
-    ----------
-    name
-        Identifies the section in the page and in links.
-    title
-        Heading.
-    compute
-        Computes statistics.
-    results
-        Result by name; each becomes a table.
-    pictures
-        HoloViews figure by name.
-    sentences
-        Findings.
-    methods
-        How the results were computed.
-    lead
-        Name of the result whose table is shown before the figures; empty for none.
-    tables
-        Tables of texts by name, with right-to-left texts among them.
-    """
-
-    name: str
-    title: str
-    compute: Compute
-    results: dict[str, xr.Dataset] = field(default_factory=dict)
-    pictures: dict[str, Any] = field(default_factory=dict)
-    sentences: list[str] = field(default_factory=list)
-    methods: list[str] = field(default_factory=list)
-    lead: str = ""
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-
-    def add(self, name: str, statistic: str, *, is_described: bool = True, **options: Any) -> xr.Dataset:
-        """Compute a statistic and add it with its methods."""
-        (result,) = self.compute([(statistic, options)])
-        self.results[name] = result
-        if is_described:
-            self.methods.append(describe(result.attrs))
-        return result
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The comparison that a report makes.
-
-    Parameters
-    ----------
-    by
-        Label column that defines the two groups; empty for none.
-    cluster
-        The label that dependent samples share; None if all are treated as independent.
-    vectors
-        ``pooled`` or ``last``.
-    is_detected
-        Whether the cluster label was detected.
-    warning
-        Why that label is uncertain; "" if it is clear.
-    """
-
-    by: str
-    cluster: str | None
-    vectors: selection.Pooling
-    is_detected: bool = False
-    warning: str = ""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Options of statistics that compare groups."""
-        return {"by": self.by, "cluster": self.cluster, "vectors": self.vectors}
-
-    @property
-    def clusters(self) -> str:
-        """Description of the clusters."""
-        name = self.cluster or "none: samples are treated as independent"
-        return f"{name} ({'detected' if self.is_detected else 'chosen'})"
+Maker = Callable[[xr.Dataset, Choice, Section], None]
 
 
 def choose(cube: xr.Dataset, by: str | None, cluster: str | None, vectors: selection.Pooling) -> Choice:
@@ -165,21 +83,18 @@ def sections(
         yield section, noted
 
 
-Maker = Callable[[xr.Dataset, Choice, Section], None]
-
-
 def titles(cube: xr.Dataset, choice: Choice) -> list[tuple[str, str, Sequence[Maker]]]:
     """Return the name and the heading of each section, and the functions that make its parts."""
     about_groups: Sequence[Maker] = _makers(cube, choice) if choice.by else ()
     every: list[tuple[str, str, Sequence[Maker]]] = [
         ("norms", "Norms", (_norms, _special)),
         ("updates", "Layer updates", (_updates, _massive)),
-        ("cka", "Layer alignment", (_neighbours, _all_layers)),
+        ("cka", "Layer alignment", (_neighbours, _all_layers, add_measures, add_norm_correlation)),
         ("geometry", "Geometry", (_dimension, _anisotropy)),
         ("languages", "Language alignment", (_languages,)),
         ("groups", f"Groups: {choice.by}", about_groups),
         ("saes", "Sparse autoencoders", (_saes, _features)),
-        ("samples", "Samples", (_samples,)),
+        ("samples", "Samples", (_samples, _kmeans)),
     ]
     left_out = set() if choice.by else {"groups"}
     left_out |= set() if len(_languages_of(cube)) > 1 else {"languages"}
@@ -191,7 +106,7 @@ def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     norms = section.add("norms", "layer_norms", cluster=choice.cluster)
     section.pictures["norms"] = plots.layer_norms(norms)
     section.sentences += findings.of_norms(norms)
-    if choice.by and not _is_numeric(cube, choice.by):
+    if choice.by and not is_numeric(cube, choice.by):
         options: dict[str, Any] = {"by": choice.by, "cluster": choice.cluster}
         by = section.add("norms_by_group", "layer_norms", is_described=False, **options)
         section.pictures["norms_by_group"] = plots.layer_norms(by)
@@ -358,7 +273,7 @@ def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     captured = selection.captured(cube)
-    by = choice.by if choice.by and not _is_numeric(cube, choice.by) else None
+    by = choice.by if choice.by and not is_numeric(cube, choice.by) else None
     layers = captured.layer.values
     for layer in dict.fromkeys(layers[[0, len(layers) // 2, -1]].tolist()):
         picture = plots.projection(captured, layer, by=by, vectors=choice.vectors)
@@ -368,18 +283,16 @@ def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
         section.pictures[f"tokens_of_sample_{sample}"] = plots.tokens(captured, sample)
 
 
+def _kmeans(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    add_kmeans(cube, choice, section, by=[] if not choice.by or is_numeric(cube, choice.by) else [choice.by])
+
+
 def _makers(cube: xr.Dataset, choice: Choice) -> Sequence[Maker]:
     """Return what is computed of the label: of two groups, of several classes, or of numbers."""
-    if _is_numeric(cube, choice.by):
+    if is_numeric(cube, choice.by):
         return (_numbers,)
     n_classes = len(selection.column(cube, choice.by, "by").values)
     return (_classes,) if n_classes > 2 else (_groups, _transfer, _directions)
-
-
-def _is_numeric(cube: xr.Dataset, by: str) -> bool:
-    """Return whether a label holds numbers that are not classes."""
-    values = selection.column(cube, by, "by").values
-    return len(values) > _MOST_CLASSES and values.dtype.kind in "iuf"
 
 
 def _is_binary(cube: xr.Dataset, by: str) -> bool:

@@ -25,8 +25,11 @@ from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
 from ..stats.feature_differential import feature_differential
 from ..stats.geometry import anisotropy, intrinsic_dimension
+from ..stats.kmeans import cluster_samples
 from ..stats.norms import layer_norms, layer_updates, massive_activations
 from ..stats.regression_probe import regression_probe
+from ..stats.similarity import similarity
+from ..stats.token_correlation import token_correlation
 from ..stats.transitions import transitions
 from ..store.metadata import CHECKSUM
 from ..store.object_clients import work_folder
@@ -47,6 +50,7 @@ _STATISTICS: dict[str, Callable[..., xr.Dataset]] = {
         anisotropy,
         cka,
         classification_probe,
+        cluster_samples,
         direction_cosines,
         feature_differential,
         group_differential,
@@ -56,6 +60,8 @@ _STATISTICS: dict[str, Callable[..., xr.Dataset]] = {
         layer_updates,
         massive_activations,
         regression_probe,
+        similarity,
+        token_correlation,
         transfer,
         transitions,
     )

@@ -1,5 +1,6 @@
 """Group differentials: probe AUROC, effect sizes and directions by layer, with text-only baselines."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,9 @@ from .group_probes import (
     probe_layers,
 )
 from .kernels import contrasts, probes
+from .kernels.covariates import Covariate, Covariates
+from .kernels.label_models import null_sources
+from .label_samples import covariate_names, covariates_of
 from .length_matches import MatchedOn
 from .multiple_results import over_languages
 from .token_selection import select_tokens
@@ -44,6 +48,7 @@ def group_differential(
     seed: int = 0,
     estimator: probes.Estimator = "ridge",
     matched_on: MatchedOn | None = None,
+    residualized_on: Covariate | Sequence[Covariate] = (),
     control: str | None = None,
 ) -> xr.Dataset:
     """Measure how separable two groups of samples are at each layer, with baselines and permutation tests.
@@ -69,7 +74,8 @@ def group_differential(
     folds, seeds
         Number of cross-validation folds, and of repetitions with different seeds.
     permutations
-        Number of label permutations, which respect ``cluster``.
+        Number of label permutations, which respect ``cluster`` and, with ``residualized_on``, the dependence
+        of the labels on the covariates.
     seed
         Random seed of the permutations.
     estimator
@@ -79,8 +85,12 @@ def group_differential(
     matched_on
         ``length`` keeps, within each language, the same number of samples of each group at each length (see
         "Matching and residuals" in the methods). Clusters are put in a random order that depends on
-        ``seed``, and the first samples are kept. :func:`actkit.classification_probe` can also remove what
-        length predicts.
+        ``seed``, and the first samples are kept.
+    residualized_on
+        ``length``, ``tfidf`` or both: their prediction of the vectors and of the labels is subtracted, by a
+        regression fitted in each training part (see "Matching and residuals" in the methods). This affects
+        the probes of the layers, the embedding and the control tasks, and p-values and bounds come from
+        labels that depend on the covariates alone; effect sizes and directions are those of the vectors.
     control
         The type of a sample in control tasks, which give each type a random label: a label column, such as
         a template or a noun; or ``word`` (unless a label column has that name), the most frequent word of the
@@ -150,7 +160,8 @@ def group_differential(
     """
     selection.check_counts(seeds=seeds, permutations=permutations)
     selection.check_counts(2, folds=folds)
-    check_estimator(estimator)
+    covariates = covariate_names(residualized_on)
+    check_estimator(estimator, covariates)
     whole = select_tokens(finite_cube(cube), tokens)
     selection.require(whole, "text", "n_tokens")
     array = selection.vectors(whole, vectors)
@@ -170,14 +181,15 @@ def group_differential(
     def summarize(language: str, _places: np.ndarray) -> xr.Dataset:
         contrast = group_contrasts[language]
         splits = cut_folds(language, contrast.labels, contrast.groups, folds, seeds, contrast.strata)
-        permuted = contrasts.permuted(contrast.labels, contrast.groups, permutations, seed=seed)
         part = array.isel(sample=contrast.places)
+        removed = covariates_of(part, covariates)
+        permuted = _permuted(contrast, permutations, seed, removed)
         share, drawn = np.nan, None
         if control is not None:
             share, drawn = control_tasks_of(language, part, contrast, control, fewest=folds, seed=seed)
-        layers = probe_layers(part, contrast, splits, permuted, estimator, drawn)
+        layers = probe_layers(part, contrast, splits, permuted, estimator, drawn, removed)
         inputs = None if embedding is None else embedding.isel(sample=contrast.places)
-        baselines = probe_baselines(part, inputs, contrast, splits, estimator)
+        baselines = probe_baselines(part, inputs, contrast, splits, estimator, removed)
         result = layers.drop_vars("influence").merge(differences(layers, baselines, contrast))
         result = result.merge(layer_differences(layers, contrast, seed))
         if control is not None:
@@ -221,9 +233,20 @@ def group_differential(
         **choice.attrs,
         estimator=estimator,
         matched_on=matched_on,
+        residualized_on=" and ".join(covariates) or None,
         control=control,
     )
     return result
+
+
+def _permuted(contrast: Contrast, count: int, seed: int, covariates: Covariates | None) -> np.ndarray:
+    """Draw labels under the null hypothesis, dims ``(permutation, sample)``."""
+    labels, groups = contrast.labels, contrast.groups
+    if covariates is None:
+        return contrasts.permuted(labels, groups, count, seed=seed)
+    codes = labels.astype(np.int64)
+    sources = null_sources(codes, groups, count, seed=seed, covariates=covariates, is_numeric=False)
+    return np.asarray(labels[sources])
 
 
 def _effects(

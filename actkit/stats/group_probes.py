@@ -10,6 +10,8 @@ from ..errors import Fault, InputError
 from . import selection
 from .group_comparison import Contrast
 from .kernels import auroc, control_tasks, multiple_tests, probes
+from .kernels.covariates import Covariates
+from .kernels.residual_probe import residual_probe
 
 BASELINES = ("embedding", "tfidf", "length")
 SELECTIVITY = ("auroc_control", "selectivity", "selectivity_low", "selectivity_high")
@@ -17,8 +19,11 @@ _VECTORS = [["sample", "hidden"]]
 _INFLUENCE = ["role", "cluster"]
 
 
-def check_estimator(estimator: str) -> None:
-    """Raise InputError if the estimator is unknown."""
+def check_estimator(estimator: str, covariates: tuple[str, ...] = ()) -> None:
+    """Raise InputError if the estimator is unknown, or cannot be used with covariates."""
+    if covariates and estimator == "logistic":
+        problem = "residuals are probed by ridge regression only"
+        raise InputError([Fault("estimator", problem, "leave out `estimator`, or `residualized_on`")])
     if estimator not in probes.ESTIMATORS:
         raise InputError(
             [Fault("estimator", f"{estimator!r} is unknown", f"one of {', '.join(probes.ESTIMATORS)}")]
@@ -32,6 +37,7 @@ def probe_layers(
     permuted: np.ndarray,
     estimator: probes.Estimator,
     control: np.ndarray | None = None,
+    covariates: Covariates | None = None,
 ) -> xr.Dataset:
     """Return the AUROC of each layer, with its interval and its null distribution.
 
@@ -49,6 +55,8 @@ def probe_layers(
         ``ridge`` or ``logistic``.
     control
         Labels of control tasks, dims ``(draw, sample)``; none by default.
+    covariates
+        What to remove from the vectors; nothing by default.
 
     Returns
     -------
@@ -59,9 +67,11 @@ def probe_layers(
     """
 
     def kernel(x: np.ndarray) -> tuple[np.ndarray, ...]:
-        held_out, draws = probes.probe(
-            x, contrast.labels, folds, permuted=permuted, control=control, estimator=estimator
-        )
+        options = {"permuted": permuted, "control": control}
+        if covariates is None:
+            held_out, draws = probes.probe(x, contrast.labels, folds, estimator=estimator, **options)
+        else:
+            held_out, draws = residual_probe(x, contrast.labels, folds, covariates=covariates, **options)
         aurocs = auroc.fold_aurocs(held_out.scores, contrast.labels)
         sd, accuracy = aurocs.std(ddof=1), probes.balanced_accuracy(held_out.scores, contrast.labels)
         found = (*_summary(held_out, contrast), np.asarray(sd), np.asarray(accuracy), draws)
@@ -94,6 +104,7 @@ def probe_baselines(
     contrast: Contrast,
     folds: list[probes.Fold],
     estimator: probes.Estimator,
+    covariates: Covariates | None = None,
 ) -> xr.Dataset:
     """Return the AUROC of baselines that do not use the layers: embedding, text and length.
 
@@ -105,6 +116,8 @@ def probe_baselines(
         Embeddings of the samples of the contrast, dims ``(sample, hidden)``, if all tokens are known.
     contrast, folds, estimator
         As for :func:`probe_layers`. The text is classified by logistic regression.
+    covariates
+        What to remove from the embedding; nothing by default.
 
     Returns
     -------
@@ -117,6 +130,11 @@ def probe_baselines(
         matrix = x.reshape(len(contrast.labels), -1)
         found = _summary(probes.probe(matrix, contrast.labels, folds, estimator=estimator)[0], contrast)
         return found if matrix.shape[1] > 1 else of_either_sign(*found)
+
+    def of_embedding(x: np.ndarray) -> tuple[np.ndarray, ...]:
+        if covariates is None:
+            return of_vectors(x)
+        return _summary(residual_probe(x, contrast.labels, folds, covariates=covariates)[0], contrast)
 
     def of_texts(texts: np.ndarray) -> tuple[np.ndarray, ...]:
         return _summary(probes.probe_texts([str(text) for text in texts], contrast.labels, folds), contrast)
@@ -131,12 +149,12 @@ def probe_baselines(
         inputs["embedding"] = embedding
     names = ("auroc", "auroc_low", "auroc_high", "influence")
     out: list[list[str]] = [[], [], [], _INFLUENCE]
-    parts = []
+    parts, kernels = [], {"embedding": of_embedding, "tfidf": of_texts, "length": of_vectors}
     for baseline in BASELINES:
         if baseline in inputs:
             array = inputs[baseline]
             found = selection.apply(
-                of_texts if baseline == "tfidf" else of_vectors,
+                kernels[baseline],
                 array,
                 core=[list(array.dims)],
                 out=out,

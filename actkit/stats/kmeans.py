@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from ..canonical import Cube
-from ..errors import Fault, InputError, MissingError
+from ..errors import Fault, InputError
 from . import selection
 from .cluster_detection import ClusterChoice
 from .finiteness import finite_cube
@@ -122,7 +122,7 @@ def cluster_samples(
     True
     """
     options = _options(k, criterion, n_components, resamples, permutations, seed)
-    array = selection.vectors(_of_layers(select_tokens(finite_cube(cube), tokens), layers), vectors)
+    array = selection.vectors(selection.of_layers(select_tokens(finite_cube(cube), tokens), layers), vectors)
     names = _names(by)
     choice, groups = _dependent(array, array, cluster, names, np.arange(array.sizes["sample"]))
     result = _clustered(array, groups, names, options)
@@ -183,7 +183,7 @@ def cluster_tokens(
     """
     selection.check_counts(max_sampled_tokens=max_sampled_tokens)
     options = _options(k, criterion, n_components, resamples, permutations, seed)
-    available = _of_layers(select_tokens(finite_cube(cube), tokens), layers)
+    available = selection.of_layers(select_tokens(finite_cube(cube), tokens), layers)
     selection.require(available, "residual")
     array, names = sampled_tokens(available, max_sampled_tokens, seed), _names(by)
     sample, token = array.drawn_from.values, array.drawn_at.values
@@ -234,18 +234,6 @@ def _options(
 
 def _names(by: str | Sequence[str]) -> list[str]:
     return [by] if isinstance(by, str) else list(dict.fromkeys(by))
-
-
-def _of_layers(cube: xr.Dataset, layers: Sequence[int] | None) -> xr.Dataset:
-    if layers is None:
-        return cube
-    if "layer" not in cube.coords:
-        raise MissingError("the cube has no `layer`; keep it when selecting, as cube.sel(layer=[3]) does")
-    known = cube.layer.values.tolist()
-    if missing := sorted(set(layers) - set(known)) or not len(layers):
-        problem = "is empty" if missing is True else f"the cube lacks {missing}"
-        raise InputError([Fault("layers", problem, f"it has {known}")])
-    return cube.sel(layer=sorted(set(layers)))
 
 
 def _dependent(

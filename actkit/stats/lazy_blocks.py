@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from typing import Any
 
 import dask.array as da
 import dask.base
 import numpy as np
 import xarray as xr
 from dask.delayed import delayed
+from dask.local import get_sync
 
 from ..regular_files import MB
 
@@ -33,9 +35,29 @@ class Block:
 
     def layers(self) -> Iterator[np.ndarray]:
         """Yield the values of one layer, the first dimension, after the other."""
-        for layer in self._data:
-            lazy = dask.base.is_dask_collection(layer)
-            yield np.asarray(layer.compute(scheduler="synchronous") if lazy else layer)
+        if not dask.base.is_dask_collection(self._data):
+            yield from map(np.asarray, self._data)
+        elif max(self._data.chunks[0], default=1) > 1:
+            for layer in self._data:
+                yield np.asarray(layer.compute(scheduler="synchronous"))
+        else:  # slicing would build and optimize a graph for each layer
+            graph = dict(self._data.dask)
+            for keys in self._data.__dask_keys__():
+                yield _joined(get_sync(graph, keys))[0]
+
+
+def _joined(blocks: Any) -> np.ndarray:
+    """Return the array of nested tuples of blocks, one level per dimension; a single one is not copied."""
+    single = blocks
+    while isinstance(single, (list, tuple)) and len(single) == 1:
+        single = single[0]
+    if not isinstance(single, (list, tuple)):
+        return np.asarray(single)
+    return np.block(_lists(blocks))
+
+
+def _lists(blocks: Any) -> Any:
+    return [_lists(block) for block in blocks] if isinstance(blocks, (list, tuple)) else blocks
 
 
 OfSamples = Callable[[Iterator[np.ndarray], np.ndarray], np.ndarray]

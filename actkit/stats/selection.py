@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ..canonical import require as require
-from ..errors import Fault, InputError
+from ..errors import Fault, InputError, MissingError
 from .cluster_detection import ClusterChoice, detect
 from .finiteness import checked
 from .groups import Groups
@@ -46,6 +46,25 @@ def captured(cube: xr.Dataset, component: str = "residual") -> xr.Dataset:
     """Return the cube without layers at which a component was not captured."""
     has = cube.coords.get(f"has_{component}")
     return cube if has is None or bool(has.all()) else cube.isel(layer=np.flatnonzero(has.values))
+
+
+def of_layers(cube: xr.Dataset, layers: Sequence[int] | None) -> xr.Dataset:
+    """Return the cube with some of its layers, in ascending order; with all if `layers` is None.
+
+    Raises
+    ------
+    InputError, MissingError
+        If the cube lacks a layer, or `layers` is empty.
+    """
+    if layers is None:
+        return cube
+    if "layer" not in cube.coords:
+        raise MissingError("the cube has no `layer`; keep it when selecting, as cube.sel(layer=[3]) does")
+    known = cube.layer.values.tolist()
+    if missing := sorted(set(layers) - set(known)) or not len(layers):
+        problem = "is empty" if missing is True else f"the cube lacks {missing}"
+        raise InputError([Fault("layers", problem, f"it has {known}")])
+    return cube.sel(layer=sorted(set(layers)))
 
 
 def vectors(cube: xr.Dataset, pooling: Pooling) -> xr.DataArray:

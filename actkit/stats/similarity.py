@@ -1,6 +1,6 @@
 """Similarity of layers, cubes and languages by several measures, each calibrated by permutations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, get_args
 
@@ -36,10 +36,12 @@ def similarity(
     *,
     measure: Measure = "cka",
     across: Across = "layer",
+    layers: Sequence[int] | None = None,
     vectors: selection.Pooling = "pooled",
     tokens: selection.TokenSelection = "content",
     match: Match = "ids",
     cluster: str | None = selection.AUTO,
+    max_samples: int | None = None,
     k: int = 10,
     n_components: int | None = 64,
     permutations: int = 100,
@@ -61,6 +63,8 @@ def similarity(
         ``layer`` compares every pair of layers within each language: those of ``a``, or of ``a`` with ``b``.
         ``language`` compares every pair of languages of ``a`` at each layer, on samples matched by
         ``sample_id``.
+    layers
+        Layers compared, of each cube; all by default.
     vectors
         ``pooled`` or ``last``.
     tokens
@@ -71,6 +75,9 @@ def similarity(
         A label that dependent samples share, such as twins; ``auto`` detects it, and None treats samples as
         independent. One sample of each cluster, drawn at random, is compared, so that all permutations
         of samples are equally likely under the null.
+    max_samples
+        Maximum number of samples compared in each language, drawn at random, because the cost of ``cka`` and
+        ``rsa`` grows with the square of their number; None for all.
     k
         Number of nearest neighbours for ``mutual_knn``.
     n_components
@@ -94,8 +101,8 @@ def similarity(
     Raises
     ------
     InputError, MissingError
-        If the cubes or languages share no samples or their samples cannot be matched, or ``k`` is not below
-        the number of samples.
+        If a cube lacks a layer, the cubes or languages share no samples or their samples cannot be matched,
+        or ``k`` is not below the number of samples.
 
     Notes
     -----
@@ -116,9 +123,9 @@ def similarity(
     >>> [round(float(english[name].sel(layer_2=0)), 6) for name in ("similarity", "calibrated", "p")]
     [1.0, 1.0, 0.05]
     """
-    _check(measure, across, b, k, n_components, permutations)
+    _check(measure, across, b, k, permutations, n_components=n_components, max_samples=max_samples)
     arrays = [
-        selection.vectors(select_tokens(finite_cube(cube), tokens), vectors)
+        selection.vectors(selection.of_layers(select_tokens(finite_cube(cube), tokens), layers), vectors)
         for cube in (a, b)
         if cube is not None
     ]
@@ -132,10 +139,13 @@ def similarity(
     )
 
     def entering(samples: np.ndarray) -> np.ndarray:
-        """Return the positions, among the samples, of one sample of each cluster."""
-        if cluster_ids is None:
-            return np.arange(len(samples))
-        return representatives(selection.codes(cluster_ids[samples]), seed)
+        """Return the positions, among the samples, of one sample of each cluster, at most `max_samples`."""
+        positions = np.arange(len(samples))
+        if cluster_ids is not None:
+            positions = representatives(selection.codes(cluster_ids[samples]), seed)
+        if max_samples is None or len(positions) <= max_samples:
+            return positions
+        return np.sort(np.random.default_rng(seed).choice(positions, max_samples, replace=False))
 
     if across == "language":
         result = _between_languages(arrays[0], entering, compare)
@@ -157,6 +167,7 @@ def similarity(
         match=None if b is None else match,
         **choice.attrs,
         independence=independence(choice.name, seed),
+        max_samples=max_samples,
         k=k if measure == "mutual_knn" else None,
         n_components=n_components if measure == "procrustes" else None,
         permutations=permutations,
@@ -167,10 +178,10 @@ def similarity(
 
 
 def _check(
-    measure: str, across: str, b: Cube | None, k: int, n_components: int | None, permutations: int
+    measure: str, across: str, b: Cube | None, k: int, permutations: int, **limits: int | None
 ) -> None:
-    counts = {"k": k, "permutations": permutations}
-    selection.check_counts(**counts, **({} if n_components is None else {"n_components": n_components}))
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    selection.check_counts(k=k, permutations=permutations, **given)
     faults = []
     if measure not in MEASURES:
         faults.append(Fault("measure", f"{measure!r} is unknown", f"one of {', '.join(MEASURES)}"))

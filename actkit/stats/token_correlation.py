@@ -1,5 +1,6 @@
 """Correlation of tokens between layers: of their vectors, or of a quantity such as the norm."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import dask.array as da
@@ -30,6 +31,7 @@ def token_correlation(
     cube: Cube,
     *,
     of: str = VECTOR,
+    layers: Sequence[int] | None = None,
     tokens: selection.TokenSelection = "content",
     cluster: str | None = selection.AUTO,
 ) -> xr.Dataset:
@@ -42,6 +44,8 @@ def token_correlation(
     of
         ``vector`` correlates the vectors of each token in two layers, and averages over tokens. ``norm``, or
         another variable of the cube with the dims ``(layer, sample, token)``, is correlated over tokens.
+    layers
+        Layers compared; all by default.
     tokens
         Tokens included, as for :func:`layer_norms`.
     cluster
@@ -59,7 +63,7 @@ def token_correlation(
     Raises
     ------
     InputError, MissingError
-        If the cube lacks requested data, or no sample has a content token.
+        If the cube lacks requested data or a layer, or no sample has a content token.
 
     Notes
     -----
@@ -78,7 +82,7 @@ def token_correlation(
     1.0
     """
     is_vector = of == VECTOR
-    available = selection.captured(select_tokens(finite_cube(cube), tokens))
+    available = selection.captured(selection.of_layers(select_tokens(finite_cube(cube), tokens), layers))
     selection.require(available, "residual" if is_vector else of)
     array = available["residual" if is_vector else of]
     wanted = ("layer", "sample", "token", *(["hidden"] if is_vector else []))

@@ -41,7 +41,8 @@ _Amount = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
 class Status(BaseModel):
     """The validated heartbeat of a run; unknown fields are ignored.
 
-    It holds the :class:`actkit.extraction.monitoring.progress.Progress` of the run, the process and host that
+    It holds the :class:`actkit.extraction.monitoring.progress.Progress` of the run, or the main fields of the
+    :class:`actkit.features.training_progress.TrainingProgress` of a training, the process and host that
     wrote it, and the time (`updated`, in seconds since 1970; years 1 to 9999, since clocks can be wrong).
     """
 
@@ -67,6 +68,13 @@ class Status(BaseModel):
     workers: dict[str, dict[str, _Count]] = {}
     languages: dict[str, _Count] = {}
     labels: dict[str, dict[str, _Count]] = {}
+    # of a training of autoencoders
+    step: _Count = 0
+    total_steps: _Count = 0
+    loss: _Amount | None = None
+    fvu: _Amount | None = None
+    l0: _Amount | None = None
+    n_dead: _Count = 0
 
 
 def check_folder(run: Path) -> list[Fault]:

@@ -66,10 +66,10 @@ class Card:
     picture
         The plot to draw.
     mark
-        Method called with the arguments of a HoloViews hook and ``axes``.
+        Method called with the arguments of a HoloViews hook and ``axes``; None for plots without layers.
     """
 
-    def __init__(self, picture: Picture, mark: Callable[..., None]) -> None:
+    def __init__(self, picture: Picture, mark: Callable[..., None] | None = None) -> None:
         self._picture, self._mark = picture, mark
         self._made: Any = None
         self._result: xr.Dataset | None = None
@@ -114,7 +114,7 @@ class Card:
         except (ActkitError, ValueError) as error:
             self._place.objects = [pmui.Alert(title=str(error), severity="warning")]
             return
-        hook = _hook(self._mark, picture.axes)
+        hooks = [] if self._mark is None else [_hook(self._mark, picture.axes)]
         figure = self._made
         if picture.name != "tokens":
             size = {"responsive": True, "frame_width": None, "min_width": 280}
@@ -122,7 +122,7 @@ class Card:
                 lambda element: element.opts(**size, backend="bokeh"), [hv.Overlay, hv.QuadMesh]
             )
         figure = figure.map(
-            lambda element: element.opts(hooks=[hook], backend="bokeh"), [hv.Overlay, hv.QuadMesh]
+            lambda element: element.opts(hooks=hooks, backend="bokeh"), [hv.Overlay, hv.QuadMesh]
         )
         self._place.objects = [
             pn.Column(

@@ -17,14 +17,16 @@ from .. import plots
 from ..object_urls import is_url
 from ..reports.summaries import Summaries
 from ..stats import selection
+from ..stats.control_types import WORD
 from ..store.layout import find_cube, open_group
 from ..store.reader import open_cube
 from ..store.verification import read_committed
 from ..store.xarray_copies import COPY
+from . import group_plots
 from .background import in_background
 from .cards import Card, Picture
 from .marks import Marks
-from .markup import call_arguments, short_model
+from .markup import language_dims, short_model, statistic_code
 from .panel_style import ACCORDION, html
 from .sample_list import SampleList
 
@@ -56,6 +58,10 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         default="cka", objects=["cka", "cka_biased", "se"], doc="quantity shown in the CKA map"
     )
     between = param.List([], doc="the two groups to compare if the label has more")
+    residuals = param.Selector(
+        default="", objects=list(group_plots.RESIDUALS.values()), doc="what is removed before probes"
+    )
+    control = param.String("", doc="type of control tasks; empty for none")
     languages = param.List([], doc="languages shown; all if empty")
     sample = param.Integer(-1, doc="the sample whose tokens are shown; -1 for none")
 
@@ -69,6 +75,8 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         "vectors",
         "tokens",
         "estimator",
+        "residuals",
+        "control",
         "languages",
         "sample",
     )
@@ -106,25 +114,31 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
     def _build(self, labels: list[str], layers: list[int]) -> None:
         names = self._language_names()
         choices = {_NONE: "", **{name: name for name in labels}}
+        controls = choices | {WORD: WORD}
         self._layer = pmui.DiscreteSlider(label="Layer", options=layers, value=self.layer)
         widgets = {
             "by": pmui.Select(label="Group by", options=choices, value=self.by),
             "cluster": pmui.Select(label="Cluster by", options=choices, value=self.cluster),
-            "between": pmui.MultiChoice(label="Groups to compare", options=[], placeholder="choose two"),
+            "between": pmui.MultiChoice(label="Groups to compare", options=[], placeholder="two, or all"),
             "vectors": pmui.Select(label="Vectors", options=["pooled", "last"], value=self.vectors),
             "tokens": pmui.Select(
                 label="Tokens included in norms", options=list(selection.TOKENS), value=self.tokens
             ),
             "estimator": pmui.Select(label="CKA map", options=_ESTIMATORS, value=self.estimator),
+            "residuals": pmui.Select(
+                label="Remove before probing", options=group_plots.RESIDUALS, value=self.residuals
+            ),
+            "control": pmui.Select(label="Control task by", options=controls, value=self.control),
             "languages": pmui.MultiChoice(label="Languages", options=names, placeholder="all"),
         }
         for name, widget in widgets.items():
             widget.param.update(width=_WIDTH, margin=(6, 6))
             widget.link(self, value=name)
             self.param.watch(lambda event, widget=widget: widget.param.update(value=event.new), name)
-        self._between = widgets["between"]
+        self._between, self._of_probes = widgets["between"], [widgets["residuals"], widgets["control"]]
         self._offer_groups()
         self.param.watch(self._offer_groups, "by")
+        self.param.watch(self._offer_probes, ["tab", "by", "between"])
         self._layer.link(self, value="layer")
         self.param.watch(self._mark, "layer")
         self.param.watch(self._redraw, [name for name in self.CHOICES if name != "layer"])
@@ -175,6 +189,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             "tab": list(self.TABS),
             "by": labels,
             "cluster": labels,
+            "control": [*labels, WORD],
             "languages": self._language_names(),
             "sample": [-1, *self._cube.sample.values.tolist()],
         }
@@ -201,6 +216,15 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         names = selection.column(self._cube, self.by, "by").texts if self.by else []
         self.between = []
         self._between.param.update(options=names, visible=len(names) > 2)
+        self._offer_probes()
+
+    def _offer_probes(self, *_events: Any) -> None:
+        """Offer the options of probes where they apply: control tasks, to two groups."""
+        probe = group_plots.probe_of(self._cube, self.by, self.between) if self.tab == "groups" else ""
+        for widget, is_offered in zip(
+            self._of_probes, (bool(probe), probe == "group_differential"), strict=True
+        ):
+            widget.visible = is_offered
 
     def refresh(self) -> None:
         """Reload the cube if more samples have been committed."""
@@ -227,7 +251,7 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         summary = f"{cube.sizes['sample']:,} samples, {cube.sizes['layer']} layers, {model}, {clusters}"
         name = escape(Path(self.path).name)
         self._what.object = f"<h2>{name} <span class='figures'>{escape(summary)}</span></h2>"
-        missing = self._missing()
+        missing = group_plots.missing(self._cube, self.by, self.between) if self.tab == "groups" else ""
         wanted = [] if missing else self._wanted()
         self._marks.boxes.clear()
         self._cards = [Card(picture, self._marks.draw) for picture in wanted]
@@ -253,17 +277,6 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         """Redraw, unless the explorer has not been shown yet."""
         if self._is_shown:
             self.show()
-
-    def _missing(self) -> str:
-        """Return a prompt for a selection that the plots still need, or ""."""
-        if self.tab != "groups":
-            return ""
-        if not self.by:
-            return "Choose a label under Group by to define the groups to compare."
-        groups = self._between.options
-        if len(groups) > 2 and len(self.between) != 2:
-            return f"{self.by} has {len(groups)} groups: choose two under Groups to compare."
-        return ""
 
     def _wanted(self) -> list[Picture]:
         makers: dict[str, Callable[[], list[Picture]]] = {
@@ -301,15 +314,9 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             results = self._statistics(statistics, options)
             return getattr(plots, draw)(*results, **how), results[0]
 
-        arguments = call_arguments("cube", **{key: value for key, value in options.items() if value != ""})
-        lines = [self._opening]
-        for statistic in statistics:
-            lines.append(f"{statistic} = actkit.{statistic}({arguments})\n")
-            if languages:
-                selection = call_arguments(**dict.fromkeys(_language_dims(statistic), languages))
-                lines.append(f"{statistic} = {statistic}.sel({selection})\n")
-        lines.append(f"actkit.plots.{draw}({call_arguments(*statistics, **how)})\n")
-        return Picture(name, make, "".join(lines), axes)
+        asked = {key: value for key, value in options.items() if value != ""}
+        code = self._opening + statistic_code(draw, statistics, asked, how, languages)
+        return Picture(name, make, code, axes)
 
     @property
     def _opening(self) -> str:
@@ -325,17 +332,14 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
         return pictures
 
     def _groups(self) -> list[Picture]:
-        options: dict[str, Any] = {"by": self.by, "cluster": self.cluster or None, "vectors": self.vectors}
-        if self.between:
-            options["between"] = tuple(self.between)
-        statistics = ["group_differential"]
-        pictures = [
-            self._picture("groups", "group_differential", statistics, options),
-            self._picture("auroc_difference", "auroc_difference", statistics, options),
+        chosen = {
+            name: getattr(self, name)
+            for name in ("by", "between", "cluster", "vectors", "residuals", "control")
+        }
+        return [
+            self._picture(plot.name, plot.draw, [plot.statistic], plot.options)
+            for plot in group_plots.group_plots(self._cube, **chosen)
         ]
-        if len(self._language_names()) > 1:
-            pictures.append(self._picture("transfer", "transfer", ["transfer"], options))
-        return pictures
 
     def _cka(self) -> list[Picture]:
         options = {"vectors": self.vectors, "cluster": self.cluster or None}
@@ -391,10 +395,6 @@ class Explorer(pn.viewable.Viewer):  # type: ignore[misc]
             self._redraw()
 
 
-def _language_dims(statistic: str) -> tuple[str, ...]:
-    return ("train", "test") if statistic == "transfer" else ("language",)
-
-
 def _in_languages(result: xr.Dataset, statistic: str, languages: Sequence[str]) -> xr.Dataset:
-    dims = _language_dims(statistic)
+    dims = language_dims(statistic)
     return result.isel({dim: np.flatnonzero(np.isin(result[dim].values, languages)) for dim in dims})

@@ -39,14 +39,14 @@ def measure(process_bytes: int = 0) -> list[Gauge]:
     Parameters
     ----------
     process_bytes
-        Memory used by the extraction process; 0 if unknown.
+        Memory used by the process of the run; 0 if unknown.
     """
     if devices := _devices():
         return devices
     memory = psutil.virtual_memory()
     measured = [Gauge("System memory", int(memory.total - memory.available), int(memory.total))]
     if process_bytes:
-        measured.append(Gauge("Extraction process", process_bytes, int(memory.total)))
+        measured.append(Gauge("Process of the run", process_bytes, int(memory.total)))
     return measured
 
 

@@ -1,7 +1,7 @@
 """HTML fragments shared by notebooks and the app: progress of a run, memory use, faults."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -31,6 +31,9 @@ h3 { font-size: 1.05em; margin: 4px 0; overflow-wrap: anywhere; }
 .state.failed, .state.unreadable { background: #a3290b; }
 .state.cancelled, .state.interrupted { background: #7a5200; }
 """
+
+# measures of a training, with their names and formats
+_MEASURES = {"loss": ("loss", ".3g"), "fvu": ("FVU", ".3f"), "l0": ("L0", ".1f")}
 
 
 def title(name: str, state: str, what: str) -> str:
@@ -66,23 +69,30 @@ def figures(status: Mapping[str, Any], *, is_running: bool) -> str:
     Parameters
     ----------
     status
-        Fields of :class:`actkit.extraction.monitoring.progress.Progress`, and ``updated``, a POSIX timestamp.
+        Fields of :class:`actkit.store.run_folder.Status`.
     is_running
         Whether the run is in progress, so that its estimate of the remaining time is still valid.
     """
     shown = []
     if total := status.get("total_samples"):
         shown.append(f"{status.get('samples', 0):,} of {total:,} samples")
+    if total := status.get("total_steps"):
+        shown.append(f"{status.get('step', 0):,} of {total:,} steps")
     if is_running and status.get("state") != "running":
         shown.append(str(status.get("state")))
     if status.get("samples_per_second"):
         shown.append(f"{status['samples_per_second']:,.1f} samples/s")
-        shown.append(f"{status.get('tokens_per_second', 0):,.0f} tokens/s")
+    if status.get("tokens_per_second"):
+        shown.append(f"{status['tokens_per_second']:,.0f} tokens/s")
     if is_running and status.get("eta_seconds") is not None:
         shown.append(f"{readable_seconds(status['eta_seconds'])} left")
     for name in ("allocated", "reserved"):
         if size := (status.get("device_bytes") or {}).get(name):
             shown.append(f"{readable_bytes(size)} {name} on device")
+    known = [name for name in _MEASURES if status.get(name) is not None]
+    shown += [f"{_MEASURES[name][0]} {status[name]:{_MEASURES[name][1]}}" for name in known]
+    if known:
+        shown.append(f"{status.get('n_dead', 0):,} dead")
     if updated := status.get("updated"):
         shown.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)))
     return f"<span class='figures'>{escape(' · '.join(shown))}</span>"
@@ -114,3 +124,37 @@ def short_model(name: object) -> str:
 def call_arguments(*names: str, **options: Any) -> str:
     """Return the arguments of a call as Python code."""
     return ", ".join([*names, *(f"{name}={value!r}" for name, value in options.items())])
+
+
+def language_dims(statistic: str) -> tuple[str, ...]:
+    """Return the dimensions of a statistic that are languages, of which some can be selected."""
+    return ("train", "test") if statistic == "transfer" else ("language",)
+
+
+def statistic_code(
+    draw: str,
+    statistics: Sequence[str],
+    options: Mapping[str, Any],
+    how: Mapping[str, Any],
+    languages: list[str],
+) -> str:
+    """Return Python code that computes statistics of ``cube`` and draws them.
+
+    Parameters
+    ----------
+    draw
+        Name of the plotting function.
+    statistics
+        Names of the statistics, which share their options.
+    options, how
+        Options of the statistics, and of the plotting function.
+    languages
+        The languages to show; all if empty.
+    """
+    lines = []
+    for statistic in statistics:
+        lines.append(f"{statistic} = actkit.{statistic}({call_arguments('cube', **options)})\n")
+        if languages:
+            selection = call_arguments(**dict.fromkeys(language_dims(statistic), languages))
+            lines.append(f"{statistic} = {statistic}.sel({selection})\n")
+    return "".join(lines) + f"actkit.plots.{draw}({call_arguments(*statistics, **how)})\n"

@@ -9,6 +9,8 @@ import panel as pn
 import panel_material_ui as pmui
 
 from actkit.errors import ActkitError
+from actkit.features.training_settings import SETTINGS_FILE
+from actkit.layer_spec import describe_all
 from actkit.store.run_folder import CONFIG
 from actkit.widgets import markup
 from actkit.widgets.gauges import measure, of_workers
@@ -96,13 +98,14 @@ class RunCard(pn.viewable.Viewer):  # type: ignore[misc]
         """Show the current state of the run."""
         self.run = run
         state = run.state
-        self._title.object = markup.title(run.name, state, _what(run))
+        self._title.object = markup.title(run.name, state, what(run))
         self._bar.object = markup.bar(run.name, run.progress)
         self._figures.object = markup.figures(run.status, is_running=state is State.RUNNING)
-        self._explore.disabled = not run.has_cube
-        self._buttons["Cancel"].visible = state.is_active
+        self._explore.disabled = not (run.has_cube or run.is_training)
+        # the app starts no trainings, and so neither ends nor resumes them
+        self._buttons["Cancel"].visible = state.is_active and not run.is_training
         can_go_on = state in (State.CANCELLED, State.INTERRUPTED, State.FAILED, State.UNREADABLE)
-        self._buttons["Resume"].visible = can_go_on
+        self._buttons["Resume"].visible = can_go_on and not run.is_training
         self._delete.visible = not state.is_active
         shown = self._is_log_open or state is State.FAILED
         text = escape(self._jobs.log(run)) if shown else ""
@@ -179,18 +182,31 @@ class RunList(pn.viewable.Viewer):  # type: ignore[misc]
 
 
 def _started(run: Run) -> float:
-    """Return when the config of a run was last written, which keeps the order of cards stable."""
+    """Return when the options of a run were last written, which keeps the order of cards stable."""
     try:
-        return (run.path / CONFIG).lstat().st_ctime
+        return (run.path / (SETTINGS_FILE if run.is_training else CONFIG)).lstat().st_ctime
     except OSError:
         return 0.0
 
 
-def _what(run: Run) -> str:
+def what(run: Run) -> str:
+    """Return in a few words what a run extracts, or trains."""
     if run.state is State.UNREADABLE:
         return "status cannot be read"
+    if run.is_training:
+        return _what_trains(run.asked)
     options = {name: str(run.asked.get(name, ""))[-_LONGEST:] for name in ("model", "data", "layers")}
     model, data = markup.short_model(options["model"]), options["data"].rsplit("/", 1)[-1]
     parts = f", in {run.newest_part.count} parts" if run.newest_part else ""
     parts += f", on {run.cluster}" if run.cluster else ""
     return f"{model} on {data}, layers {options['layers'] or 'all'}{parts}" if model else "no config"
+
+
+def _what_trains(settings: Mapping[str, Any]) -> str:
+    """Return the settings of a training in a few words; they are empty if they cannot be read."""
+    if not settings:
+        return "autoencoders, settings cannot be read"
+    model = markup.short_model(settings["model"])[-_LONGEST:]
+    layers = describe_all({settings["component"]: settings["layers"][:_LONGEST]})
+    size = f"{settings['width']:,} features, k {settings['k']}, layers {layers[:_LONGEST]}"
+    return f"autoencoders of {model or 'a cube'}: {size}"

@@ -14,8 +14,9 @@ from typing import Literal
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Browser, FloatRect, Page, expect
+from playwright.sync_api import Browser, Download, FloatRect, Locator, Page, expect
 from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from app.jobs import Jobs
 from app.settings import Settings
@@ -134,6 +135,16 @@ def click_figure(page: Page, across: float, down: float, number: int = 0) -> Non
     """Click into a figure at a fraction of its width and its height."""
     box = figure_box(page, number)
     page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+
+
+def downloaded(page: Page, button: Locator) -> Download:
+    """Click until a download starts: on a busy machine, a form may move between press and release."""
+    for _ in range(3):
+        with suppress(PlaywrightTimeout):
+            with page.expect_download(timeout=LONG / 4) as waiting:
+                button.click()
+            return waiting.value
+    raise AssertionError("no download starts")
 
 
 def card(page: Page, name: str) -> None:

@@ -11,7 +11,17 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from actkit.testing import synthetic, write_cube
-from tests.app.server import IN_BROWSER, SCREENS, Server, click_figure, drawn, figure_box, opened, ready
+from tests.app.server import (
+    IN_BROWSER,
+    SCREENS,
+    Server,
+    click_figure,
+    downloaded,
+    drawn,
+    figure_box,
+    opened,
+    ready,
+)
 
 pytestmark = IN_BROWSER
 
@@ -139,10 +149,9 @@ def test_files_and_the_python_of_a_plot(server: Server, browser: Browser, tmp_pa
         for kind, begin in (("PNG", b"\x89PNG"), ("SVG", b"<?xml"), ("CSV", b"language,")):
             button = page.get_by_role("button", name=kind, exact=True)
             expect(button).to_be_enabled()
-            with page.expect_download() as waiting:
-                button.click()
-            assert waiting.value.suggested_filename == f"updates.{kind.lower()}"
-            waiting.value.save_as(tmp_path / kind)
+            download = downloaded(page, button)
+            assert download.suggested_filename == f"updates.{kind.lower()}"
+            download.save_as(tmp_path / kind)
             assert (tmp_path / kind).read_bytes().startswith(begin)
         page.get_by_role("button", name="Python").click()
         shown = page.get_by_label("Python", exact=True).inner_text()
@@ -237,9 +246,7 @@ def test_prompts_and_a_config_are_uploaded(server: Server, browser: Browser, tmp
         expect(page.get_by_text("3 layers: 2-4")).to_be_visible()
         expect(page.get_by_text("2 in en, ar")).to_be_visible()
         expect(page.get_by_label("Batch size")).to_have_value("7")
-        with page.expect_download() as waiting:
-            page.get_by_role("button", name="Download YAML").click()
-        config = Path(waiting.value.path()).read_text()
+        config = Path(downloaded(page, page.get_by_role("button", name="Download YAML")).path()).read_text()
         assert "mine.csv" in config
         assert "batch_size: 7" in config
 

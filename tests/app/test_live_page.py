@@ -7,7 +7,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from actkit.testing import synthetic
-from tests.app.server import IN_BROWSER, SCREENS, Server, figure_box, opened
+from tests.app.server import IN_BROWSER, SCREENS, Server, drawn, figure_box, opened
+from tests.app.training_runs import training
 
 pytestmark = IN_BROWSER
 
@@ -28,6 +29,38 @@ def test_a_cube_is_seen_while_it_is_written(server: Server, browser: Browser) ->
             expect(figures.first).to_be_visible()
         page.screenshot(path=SCREENS / "grown_1440_light.png")
     writer.close()
+
+
+def test_a_training_is_seen_while_it_runs(server: Server, browser: Browser) -> None:
+    name = "made-before/saes"
+    with training(server.workspace / name, layers=(0, 2, 5)) as trainer:
+        trainer.measure(20)
+        with opened(browser, server.url) as page:
+            heading = page.get_by_role("heading", name=f"{name} running")
+            expect(page.get_by_text("20 of 1,000 steps")).to_be_visible()
+            paper = page.locator(".MuiPaper-root").filter(has=heading).last
+            paper.get_by_role("button", name="Explore").click()
+            drawn(page, 4)
+            for step in range(40, 300, 20):
+                trainer.measure(step)
+            expect(page.get_by_text("280 of 1,000 steps · 90,000 tokens/s")).to_be_visible()
+            page.wait_for_function(f"({_LAST_STEPS})().every((step) => step == 280)")
+            assert "page=explore&run=made-before%2Fsaes" in page.url
+            trainer.report("done", 1000)
+            expect(page.get_by_role("heading", name=f"{name} done")).to_be_visible()
+            page.screenshot(path=SCREENS / "training_1440_light.png")
+            page.set_viewport_size({"width": 390, "height": 844})
+            page.emulate_media(color_scheme="dark")
+            page.reload()
+            drawn(page, 4)
+            page.screenshot(path=SCREENS / "training_390_dark.png")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+# the last training step of each curve that is drawn
+_LAST_STEPS = """() => Bokeh.documents.flatMap((shown) => [...shown._all_models.values()])
+    .filter((model) => model.type == "ColumnDataSource" && model.data.step?.length > 1)
+    .map((model) => model.data.step.at(-1))"""
 
 
 def test_numbers_are_told_under_the_pointer(server: Server, browser: Browser) -> None:

@@ -82,5 +82,8 @@ def test_training_is_a_curve_per_layer(tmp_path: Path) -> None:
     assert labels(picture)[:2] == ["layer 3", "layer 7"]
     np.testing.assert_allclose(picture[0].Curve.Layer_3.dimension_values(1), [0.1, 0.05, 1 / 30, 0.025])
     plots.figure(picture, tmp_path / "training.png")
+    many = xr.concat([log().assign_coords(layer=[at, at + 20]) for at in range(20)], "layer").sortby("layer")
+    shown = [label for label in labels(plots.training_curves(many)) if label]
+    assert shown[:10] == [f"layer {layer}" for layer in range(0, 40, 4)]
     with pytest.raises(MissingError, match="not measured anything yet"):
         plots.training_curves(log(0))

@@ -93,6 +93,13 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert "corrected over layers and languages" in text
     assert re.search(r"english: the intrinsic dimension is between \d+\.\d \(95% interval", text)
     assert re.search(r"arabic: the mean cosine of vectors of different clusters is at most 0\.\d\d, at", text)
+    assert re.search(
+        r"english: of the layers 0, 1, 2, 3 and 4, adjacent ones are least similar from layer", text
+    )
+    assert re.search(r"by CKA \(-?0\.\d\d\)", text)
+    assert re.search(r"arabic: from layer \d to layer \d, the order of tokens by norm changes most", text)
+    assert re.search(r"english: of 2, 4 or 8 k-means clusters at layer 2, \d are the most distinct", text)
+    assert re.search(r"agreement with gender: adjusted Rand index -?0\.\d\d \(0\.\d\d by chance, p", text)
     assert "TF-IDF of the text" in text
     assert "unbiased HSIC of Song et al. (2012)" in text
     assert "Samples that share a value of image_id are treated as one cluster" in text

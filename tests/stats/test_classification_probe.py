@@ -79,6 +79,24 @@ def test_two_classes_have_the_auroc_of_group_differential(cube: xr.Dataset) -> N
     np.testing.assert_allclose(found.auroc.sel(gender="male"), wanted.auroc, atol=1e-9)
 
 
+def test_two_classes_have_the_residual_auroc_of_group_differential(confounded: xr.Dataset) -> None:
+    two = confounded.isel(sample=np.flatnonzero(confounded.length_group.values != "longest"))
+    two = two.assign_coords(type=("sample", np.arange(two.sizes["sample"]) % 9, {"label": True}))
+    options = {**MIXED, "residualized_on": ("length", "tfidf")}
+    found = actkit.classification_probe(two, **options)
+    wanted = actkit.group_differential(two, **options, control="type")
+    for name in ("auroc", "auroc_low", "auroc_high", "auroc_length_low"):
+        np.testing.assert_allclose(found[f"macro_{name}"], wanted[name], atol=1e-9)
+    np.testing.assert_allclose(found.macro_auroc_difference, wanted.auroc_difference, atol=0.05)
+    np.testing.assert_array_equal(found.macro_auroc_p, wanted.p)
+    assert wanted.attrs["residualized_on"] == "length and tfidf"
+    assert abs(wanted.auroc.sel(layer=0).item() - 0.5) < 0.08
+    assert wanted.balanced_accuracy.sel(layer=1).item() > 0.7
+    assert ((wanted.auroc_control - 0.5).abs() < 0.1).all()
+    with pytest.raises(InputError, match="estimator: residuals are probed by ridge regression only"):
+        actkit.group_differential(two, **options, estimator="logistic")
+
+
 def test_it_is_lazy_and_order_and_chunks_change_nothing(classes: xr.Dataset, result: xr.Dataset) -> None:
     lazy = actkit.classification_probe(classes.chunk(sample=7), **QUICK)
     assert dask.is_dask_collection(lazy)

@@ -105,7 +105,10 @@ def test_results_equal_those_without_the_samples(cube: xr.Dataset, name: str, va
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ANALYSES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.nightly if at % 3 else ()) for at, name in enumerate(ANALYSES)],
+)
 def test_one_warning_names_number_layers_and_remedy(cube: xr.Dataset, name: str) -> None:
     message = (
         r"^2 of 120 samples contain NaN or Inf values at layers 2-3 and are excluded; "
@@ -123,7 +126,8 @@ def test_one_warning_names_number_layers_and_remedy(cube: xr.Dataset, name: str)
 @pytest.mark.parametrize(
     ("name", "lazy"),
     [
-        pytest.param(name, lazy, marks=() if (at + lazy) % 2 else pytest.mark.nightly)
+        # each third, half of these of a lazy cube; all at night
+        pytest.param(name, lazy, marks=pytest.mark.nightly if (at + 3 * lazy) % 6 else ())
         for at, name in enumerate(ANALYSES)
         for lazy in (False, True)
     ],

@@ -50,6 +50,10 @@ def test_layers_of_a_cube(cube: xr.Dataset, measure: str) -> None:
 def test_cka_is_that_of_cka(cube: xr.Dataset) -> None:
     found, wanted = actkit.similarity(cube, permutations=2), actkit.cka(cube)
     np.testing.assert_allclose(found.similarity, wanted.cka, atol=1e-9)
+    fewer = actkit.similarity(cube, layers=[3, 1], max_samples=20, permutations=2).compute()
+    assert fewer.layer.values.tolist() == fewer.layer_2.values.tolist() == [1, 3]
+    assert fewer.n.values.tolist() == [20, 20]
+    np.testing.assert_allclose(fewer.similarity, wanted.cka.sel(layer=[1, 3], layer_2=[1, 3]), atol=0.2)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -155,6 +159,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"cluster": "height"}, "cluster: the cube has no label `height`"),
     ({"n_components": 0}, "n_components: is 0"),
     ({"permutations": 0}, "permutations: is 0"),
+    ({"max_samples": 0}, "max_samples: is 0"),
+    ({"layers": [9]}, "layers: the cube lacks .9."),
 ]
 
 

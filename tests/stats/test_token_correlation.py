@@ -124,6 +124,8 @@ def test_filters_and_faults(cube: xr.Dataset) -> None:
     tokens = ~TokenFilter(positions=-1)
     result = actkit.token_correlation(cube, of="norm", tokens=TokenFilter(positions=[1, 2]))
     assert result.attrs["tokens"] == "TokenFilter(positions=(1, 2))"
+    one = actkit.token_correlation(cube, of="norm", tokens=TokenFilter(positions=[1, 2]), layers=[1])
+    xr.testing.assert_allclose(one.pearson, result.pearson.sel(layer=[1], layer_2=[1]))
     with pytest.warns(UserWarning, match="have no selected token"):
         fewer = actkit.token_correlation(cube, tokens=tokens).n_tokens
     # one token fewer in each of the 12 samples of a language

@@ -183,6 +183,29 @@ def test_two_of_several_groups(tmp_path: Path) -> None:
     assert not explorer._between.visible
 
 
+def test_a_probe_and_its_options_follow_from_the_label(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cube = open_cube(run)
+    kinds = np.array(["a", "b", "c"], dtype=object)[np.arange(48) % 3]
+    labels = {"kind": kinds, "rating": np.arange(48) * 0.5, "type": np.arange(48) % 4}
+    cube = cube.assign_coords({name: ("sample", label, {"label": True}) for name, label in labels.items()})
+    monkeypatch.setattr(explorer_module, "open_cube", lambda *_path, **_options: cube)
+    explorer = Explorer(run, tab="groups", by="kind", cluster="", residuals="both")
+    assert [widget.visible for widget in explorer._of_probes] == [True, False]
+    (picture,) = explorer._wanted()
+    assert "classification_probe(cube, by='kind', cluster=None, vectors='pooled'" in picture.code
+    assert "residualized_on=['length', 'tfidf'])" in picture.code
+    explorer.by = "rating"
+    assert "actkit.plots.regression_probe(regression_probe)" in explorer._wanted()[0].code
+    assert explorer.choose({"by": "kind", "between": ["a", "b"], "control": "word", "residuals": ""}) == []
+    assert [widget.visible for widget in explorer._of_probes] == [True, True]
+    names = [picture.name for picture in explorer._wanted()]
+    assert names == ["groups", "auroc_difference", "selectivity", "transfer"]
+    assert "between=('a', 'b'), control='word')" in explorer._wanted()[0].code
+    assert explorer.choose({"control": "nowhere"}) == ["control: 'nowhere' is not in this cube"]
+    explorer.tab = "norms"
+    assert not any(widget.visible for widget in explorer._of_probes)
+
+
 def test_nothing_to_compare_is_said(run: Path) -> None:
     explorer = Explorer(run, tab="groups", by="")
     explorer.show()

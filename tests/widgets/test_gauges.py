@@ -50,4 +50,4 @@ def test_without_devices_it_is_the_machine(monkeypatch: pytest.MonkeyPatch) -> N
     assert machine.total == psutil.virtual_memory().total
     assert 0 < machine.share < 1
     machine, process = measure(10**8)
-    assert (process.label, process.used) == ("Extraction process", 10**8)
+    assert (process.label, process.used) == ("Process of the run", 10**8)

@@ -8,13 +8,14 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from .text_features import ngram_counts, tfidf
+from .text_features import NgramCounts, ngram_counts, tfidf
 
 Covariate = Literal["length", "tfidf"]
 COVARIATES: tuple[str, ...] = get_args(Covariate)
 N_COMPONENTS = 10  # of TF-IDF
 _KNOTS = 5
 _SMALLEST = 1e-10  # singular value of a basis, relative to the largest
+_SMALLEST_COMPONENT = 1e-7  # singular value of TF-IDF; ARPACK finds it as a square root
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,21 @@ class Covariates:
         return Basis(*(np.hstack(side) for side in zip(*parts, strict=True)))
 
     @cached_property
-    def _counts(self) -> object:
+    def _counts(self) -> NgramCounts:
         return ngram_counts(self.texts)
 
     def _components(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the coordinates of texts along the leading right singular vectors of their TF-IDF."""
-        counts = self._counts
-        x, tested = tfidf(counts[train], counts[test])  # type: ignore[index]
-        k = min(N_COMPONENTS, min(x.shape) - 1)
+        x, tested = tfidf(self._counts[train], self._counts[test])
+        k = min(N_COMPONENTS, len(train) - 1)
         if k < 1:
             return np.zeros((len(train), 0)), np.zeros((len(test), 0))
-        right = svds(x, k=k, v0=np.ones(min(x.shape)), return_singular_vectors="vh")[2].T
+        if k < x.shape[1]:
+            _, sizes, right = svds(x, k=k, v0=np.ones(min(x.shape)), return_singular_vectors="vh")
+        else:
+            _, sizes, right = np.linalg.svd(x.toarray(), full_matrices=False)
+        # texts of few words have a low rank, beyond which the components are arbitrary
+        right = right[sizes > _SMALLEST_COMPONENT * sizes.max()].T
         return x @ right, tested @ right
 
 

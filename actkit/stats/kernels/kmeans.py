@@ -7,6 +7,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from sklearn.metrics.cluster import expected_mutual_information
 
+from .label_permutations import permuted_sources
+
 AGREEMENTS = ("adjusted_rand", "adjusted_mutual_information")
 _STARTS = 5
 _MOST = 2000  # vectors of which the silhouette is computed, because its cost grows with their square
@@ -107,7 +109,7 @@ def agreement(
     groups
         What dependent vectors share, as for :func:`stability`.
     permutations
-        Number of permutations, from :func:`permuted_labels`.
+        Number of permutations, as by :func:`~actkit.stats.kernels.label_permutations.permuted_sources`.
     seed
         Random seed of the permutations.
 
@@ -122,7 +124,7 @@ def agreement(
     if len(np.unique(labels)) < 2:
         return np.full((len(AGREEMENTS), 3), np.nan)
     groups = np.unique(groups[is_known], return_inverse=True)[1]
-    rows = permuted_labels(labels, groups, permutations, seed)
+    rows = labels[permuted_sources(labels, groups, permutations, seed=seed)]
     tables = np.stack([contingency(row, assignment) for row in (labels, *rows)])
     scores = np.stack([adjusted_rand(tables), adjusted_mutual_information(tables)])
     observed, null = scores[:, 0], scores[:, 1:]
@@ -178,39 +180,3 @@ def adjusted_mutual_information(tables: np.ndarray) -> np.ndarray:
 def _entropy(counts: np.ndarray) -> float:
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
-
-
-def permuted_labels(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draw permutations of labels that respect what makes vectors dependent.
-
-    Parameters
-    ----------
-    labels
-        Integers from 0, dims ``(sample,)``.
-    groups
-        What dependent vectors share, integers from 0, dims ``(sample,)``. Labels are permuted within groups
-        that contain several, such as twins, and exchanged between whole groups that contain only one.
-    count
-        Number of permutations.
-    seed
-        Random seed.
-
-    Returns
-    -------
-    numpy.ndarray
-        Dims ``(permutation, sample)``.
-    """
-    rng = np.random.default_rng(seed)
-    order = np.lexsort((labels, groups))
-    starts = np.unique(groups[order], return_index=True)[1]
-    lowest, highest = np.minimum.reduceat(labels[order], starts), np.maximum.reduceat(labels[order], starts)
-    is_pure = lowest == highest
-    rows = np.empty((count, len(labels)), dtype=labels.dtype)
-    for row in rows:
-        of_group = lowest.copy()
-        of_group[is_pure] = rng.permutation(lowest[is_pure])
-        shuffled = np.empty_like(labels)
-        # sorting by group, then at random, shuffles labels within each group
-        shuffled[np.argsort(groups, kind="stable")] = labels[np.lexsort((rng.random(len(labels)), groups))]
-        row[:] = np.where(is_pure[groups], of_group[groups], shuffled)
-    return rows

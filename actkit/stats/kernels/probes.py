@@ -53,7 +53,7 @@ def grouped_folds(
     cuts, n_labels = [], len(np.unique(labels))
     strata = labels if strata is None else strata
     for seed in range(seeds):
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        splitter = _Splitter(folds, shuffle=True, random_state=seed)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "The least populated class"
@@ -63,6 +63,26 @@ def grouped_folds(
             if all(len(np.unique(labels[side])) == n_labels for side in (train, test)):
                 cuts.append((train, test))
     return cuts
+
+
+class _Splitter(StratifiedGroupKFold):  # type: ignore[misc]
+    """scikit-learn's splitter, which compares the folds of each cluster in one step."""
+
+    def _find_best_fold(
+        self, y_counts_per_fold: np.ndarray, y_cnt: np.ndarray, group_y_counts: np.ndarray
+    ) -> int | None:
+        """Return the fold that a cluster goes to, with the same arithmetic as scikit-learn."""
+        n_folds = len(y_counts_per_fold)
+        trials = np.repeat(y_counts_per_fold[None], n_folds, axis=0)
+        trials[range(n_folds), range(n_folds)] += group_y_counts
+        spreads = np.std(trials / y_cnt, axis=1).mean(axis=1).tolist()
+        sizes = trials[range(n_folds), range(n_folds)].sum(axis=1).tolist()
+        best, least, fewest = None, np.inf, np.inf
+        for fold, (spread, size) in enumerate(zip(spreads, sizes, strict=True)):
+            is_close = abs(spread - least) <= 1e-8 + 1e-5 * least
+            if spread < least or (is_close and size < fewest):
+                best, least, fewest = fold, spread, size
+        return best
 
 
 def standardized(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:

@@ -7,12 +7,12 @@ import pytest
 from scipy.interpolate import CubicSpline
 from scipy.stats import spearmanr
 from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from actkit.stats.kernels.covariates import Covariates, natural_spline
 from actkit.stats.kernels.label_permutations import conditional_sources, permuted_sources
 from actkit.stats.kernels.length_strata import length_matched, length_strata
 from actkit.stats.kernels.rank_correlation import column_spearman, spearman_gradient, spearman_influence
-from actkit.stats.kernels.text_features import ngram_counts, tfidf
 
 
 def test_labels_are_exchanged_within_and_between_clusters() -> None:
@@ -68,11 +68,12 @@ def test_the_basis_spans_natural_splines_and_is_linear_outside() -> None:
 
 def test_components_are_those_of_a_truncated_svd() -> None:
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(["dog", "cat", "sat", "mat", "on", "the"], 6)) for _ in range(60)]
+    words = ["dog", "cat", "sat", "mat", "on", "the", "a", "Very", "very", "old", "émigré", "who", "hat"]
+    texts = ["\t".join(rng.choice(words, 6)) for _ in range(60)]
     train, test = np.arange(40), np.arange(40, 60)
     basis = Covariates(("tfidf",), np.ones(60), texts).basis(train, test)
-    counts = ngram_counts(texts)
-    x, tested = tfidf(counts[train], counts[test])
+    weighting = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 5), sublinear_tf=True)
+    x, tested = weighting.fit_transform(texts[:40]), weighting.transform(texts[40:])
     svd = TruncatedSVD(10, algorithm="arpack", random_state=0).fit(x)
     for own, wanted in ((basis.train[:, 1:], svd.transform(x)), (basis.test[:, 1:], svd.transform(tested))):
         order = np.argsort(-np.square(basis.train[:, 1:]).sum(axis=0))

@@ -7,7 +7,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
@@ -113,6 +113,18 @@ def test_training_parts_that_share_products_are_fitted_exactly() -> None:
             np.testing.assert_allclose(found.weights, wanted.weights, rtol=1e-8, atol=1e-12)
             n_shared += 1
     assert n_shared == 8
+
+
+def test_folds_are_those_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    for n_labels in (2, 3, 2, 3, 6):
+        labels, groups = rng.integers(n_labels, size=150), rng.integers(60, size=150)
+        for seed, folds in enumerate((4, 4)):
+            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+            wanted = list(splitter.split(labels, labels, groups))
+            found = grouped_folds(labels, groups, folds=folds, seeds=2)[seed * folds : (seed + 1) * folds]
+            for own, others in zip(found, wanted, strict=True):
+                assert [part.tolist() for part in own] == [part.tolist() for part in others]
 
 
 def test_held_out_samples_do_not_affect_the_scaling() -> None:
