@@ -23,7 +23,6 @@ from actkit.demo import CAPTIONS, MODEL
 from .subjects import SENTENCES, model_folder
 from .timing import print_table
 
-XSTEST = SENTENCES.with_name("xstest.csv")
 SPARSITIES, STEPS = (16, 8, 4), (400, 1600, 6400)  # of `seeds`
 
 
@@ -34,7 +33,7 @@ class Study:
     Parameters
     ----------
     model, data
-        Model as ``model_folder`` names it, and file.
+        Model as ``model_folder`` names it, and name of the file.
     extraction, training
         Options of ``actkit extract`` and ``actkit saes train``.
     label
@@ -42,7 +41,7 @@ class Study:
     """
 
     model: str
-    data: Path
+    data: str
     extraction: str
     training: str
     label: str
@@ -51,20 +50,24 @@ class Study:
 STUDIES = {
     "minilm": Study(
         "minilm",
-        SENTENCES,
+        SENTENCES.name,
         "--layers '1 3 5' --limit 2000",
         "--width 768 --k 16 --steps 600 --batch 512",
         "gender",
     ),
     "smollm": Study(
         "smollm",
-        SENTENCES,
+        SENTENCES.name,
         "--layers '4 8 12' --limit 1000 --languages english",
         "--width 576 --k 16 --steps 400 --batch 512",
         "gender",
     ),
     "xstest": Study(
-        "smollm", XSTEST, "--layers '4 8 12' --chat", "--width 576 --k 16 --steps 150 --batch 256", "label"
+        "smollm",
+        "xstest.csv",
+        "--layers '4 8 12' --chat",
+        "--width 576 --k 16 --steps 150 --batch 256",
+        "label",
     ),
 }
 
@@ -76,10 +79,10 @@ def call(command: str) -> None:
         raise SystemExit(code)
 
 
-def train(study: Study, run: Path) -> None:
+def train(study: Study, data: Path, run: Path) -> None:
     """Extract, train with two seeds, measure and encode, as the command line does."""
     model = model_folder(study.model, run.parent)
-    source = f"--model {model} --data {study.data} --dtype float32"
+    source = f"--model {model} --data {data / study.data} --dtype float32"
     call(f"extract {source} {study.extraction} --out {run}")
     for seed, folder in enumerate(("saes", "saes_1")):
         call(f"saes train {run} {study.training} --seed {seed} --out {run}/{folder}")
@@ -198,6 +201,7 @@ def main() -> None:
     names = [*STUDIES, "seeds"]
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--out", type=Path, help="folder to keep the runs in; what it holds is not repeated")
+    parser.add_argument("--data", type=Path, default=SENTENCES.parent, help="folder of the data")
     parser.add_argument("--swaps", type=int, default=20, help="sets of swapped labels (default: 20)")
     asked = parser.parse_args()
     if unknown := set(asked.studies) - set(names):
@@ -211,7 +215,7 @@ def main() -> None:
                 seeds(folder / "seeds")
                 continue
             run = folder / name
-            train(STUDIES[name], run)
+            train(STUDIES[name], asked.data, run)
             print_quality(run)
             print_differential(run, STUDIES[name].label, asked.swaps)
 
