@@ -4,8 +4,10 @@ import argparse
 import gc
 import os
 import sys
+import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import import_module
 from json import dumps
@@ -58,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
     try:
-        code = int(command(**options))
+        with _plain_warnings():
+            code = int(command(**options))
         sys.stdout.flush()
         return code
     except ActkitError as error:
@@ -73,6 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("actkit: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings of actkit without the line of code that they come from, which says nothing to users."""
+    formatted = warnings.formatwarning
+
+    def text(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> str:
+        if Path(filename).is_relative_to(Path(__file__).parent):
+            return printable(f"actkit: warning: {message}") + "\n"
+        return formatted(message, category, filename, *rest)
+
+    warnings.formatwarning = text  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatted
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections import namedtuple
 from pathlib import Path
 
@@ -327,6 +328,24 @@ sys.exit(f"imported: {{heavy}}" if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_warnings_are_printed_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(**_options: object) -> int:
+        for file in (actkit.cli.__file__, "theirs.py"):
+            warnings.warn_explicit("few \x1b tokens", UserWarning, file, 7)
+        return 0
+
+    def show(message: Warning, category: type[Warning], file: str, line: int, *_rest: object) -> None:
+        print(warnings.formatwarning(message, category, file, line), end="", file=sys.stderr)
+
+    monkeypatch.setattr("actkit.cli._demo", warn)
+    monkeypatch.setattr(warnings, "showwarning", show)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = run("demo")
+    assert code == 0
+    assert err == "actkit: warning: few \\x1b tokens\ntheirs.py:7: UserWarning: few \x1b tokens\n"
 
 
 @pytest.mark.slow
