@@ -72,6 +72,7 @@ def saelens_step(hidden: int, x: torch.Tensor) -> Callable[[], object] | None:
     plan = SAETrainerConfig(
         total_training_samples=10**9,
         train_batch_size_samples=len(x),
+        lr_end=0.0,
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer = SAETrainer(cfg=plan, sae=sae, data_provider=iter([x]))
