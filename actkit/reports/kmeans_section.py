@@ -34,7 +34,7 @@ def add_kmeans(cube: xr.Dataset, choice: Choice, section: Section, *, by: list[s
     if by:
         section.results["k_means_and_labels"] = result.drop_dims(["sample", "candidate"])[list(_AGREEMENT)]
     section.sentences += of_kmeans(result)
-    section.tables["k_means_clusters"] = clusters_of(result, by)
+    section.tables["k_means_clusters"] = clusters_of(result, {name: cube[name].values for name in by})
 
 
 def of_kmeans(result: xr.Dataset) -> list[str]:
@@ -65,7 +65,7 @@ def of_kmeans(result: xr.Dataset) -> list[str]:
     return sentences
 
 
-def clusters_of(result: xr.Dataset, by: list[str]) -> pd.DataFrame:
+def clusters_of(result: xr.Dataset, labels: dict[str, np.ndarray]) -> pd.DataFrame:
     """Return the size of each k-means cluster, how many samples of each label it has, and a text."""
     rows = []
     assignment = result.assignment.isel(layer=0)
@@ -74,8 +74,8 @@ def clusters_of(result: xr.Dataset, by: list[str]) -> pd.DataFrame:
         for number in sorted(set(assignment.values[of_language].tolist()) - {-1}):
             places = np.flatnonzero(of_language & (assignment.values == number))
             row: dict[str, Any] = {"language": language, "k-means cluster": number, "samples": len(places)}
-            for name in by:
-                counts = Counter(label_text(value) for value in result[name].values[places])
+            for name, values in labels.items():
+                counts = Counter(label_text(value) for value in values[places])
                 row |= {f"{name}: {value}": count for value, count in sorted(counts.items())}
             text = str(result.text.values[places[0]])
             rows.append(row | {"first text": text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"})

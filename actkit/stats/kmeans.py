@@ -86,7 +86,8 @@ def cluster_samples(
     xarray.Dataset
         - Dims ``(layer, sample)``: ``assignment``, the k-means cluster of each sample within its language,
           numbered from the largest, which is 0; -1 if undefined. The coordinates of ``sample`` include
-          ``text``, ``sample_id``, ``sample_language`` and the labels.
+          ``text``, ``sample_id``, ``sample_language`` and the labels; a label whose name the result already
+          uses, such as ``label``, is called ``label_label``.
         - Dims ``(language, layer)``: ``k``, the number of k-means clusters chosen.
         - Dims ``(language, layer, candidate)``: ``inertia``, the sum of squared distances to the centres;
           the mean ``silhouette``; and ``stability``, the mean adjusted Rand index of fits to two disjoint
@@ -127,10 +128,10 @@ def cluster_samples(
     choice, groups = _dependent(array, array, cluster, names, np.arange(array.sizes["sample"]))
     result = _clustered(array, groups, names, options)
     shown = [name for name in (*_SHOWN, *selection.label_names(array)) if name in array.coords]
-    result = result.assign_coords({name: ("sample", array[name].values, array[name].attrs) for name in shown})
     result = result.assign_coords(
         sample=array.sample.values, sample_language=("sample", array.language.values)
     )
+    result = _with_labels(result, "sample", {name: array[name] for name in shown})
     result.attrs = _settings(array, "cluster_samples", options, vectors=vectors, **choice.attrs)
     return result
 
@@ -197,13 +198,13 @@ def cluster_tokens(
     )
     choice, groups = _dependent(available, array, cluster, names, sample)
     result = _clustered(array, groups, names, options).rename(sample="token")
-    shown = [name for name in ("sample_id", *of_tokens) if name in array.coords]
-    result = result.assign_coords({name: ("token", array[name].values) for name in shown})
     result = result.assign_coords(
         sample=("token", available.sample.values[sample]),
         position=("token", available.token.values[token]),
         sample_language=("token", array.language.values),
     )
+    shown = [name for name in ("sample_id", *of_tokens) if name in array.coords]
+    result = _with_labels(result, "token", {name: array[name] for name in shown})
     result.attrs = _settings(
         array, "cluster_tokens", options, max_sampled_tokens=max_sampled_tokens, **choice.attrs
     )
@@ -290,6 +291,17 @@ def _clustered(
     result = result.assign(assignment=every.astype(np.int64))
     result = result.assign_coords(layer=array.layer.values, candidate=list(options.candidates))
     return result.assign_coords(label=np.array(names, dtype=object)) if names else result
+
+
+def _with_labels(result: xr.Dataset, dim: str, columns: dict[str, xr.DataArray]) -> xr.Dataset:
+    """Add columns of samples or tokens, renamed where the result already uses their name."""
+    taken = {*result.variables, *result.dims}
+    return result.assign_coords(
+        {
+            selection.free_name(name, taken): (dim, column.values, column.attrs)
+            for name, column in columns.items()
+        }
+    )
 
 
 def _of_layer(
