@@ -31,12 +31,12 @@ def cluster_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def test_a_run_on_a_cluster(cluster_server: Server, browser: Browser, tmp_path: Path) -> None:
     with opened(browser, cluster_server.url) as page:
         ready(page)
-        for label, value in (("Run name", "shared"), ("Limit", "64"), ("Layers", "0-1")):
+        for label, value in (("Run name", "shared"), ("Limit", "1200"), ("Layers", "0-1")):
             page.get_by_label(label, exact=True).fill(value)
             page.get_by_label(label, exact=True).press("Enter")
-        page.get_by_label("Compute on").click()
-        page.get_by_role("option", name="local:2").click()
-        expect(page.get_by_text("64 in english, arabic")).to_be_visible()
+        page.get_by_role("combobox", name="Compute on").click()
+        page.get_by_role("menuitem", name="local:2").click()
+        expect(page.get_by_text("1,200 in english, arabic")).to_be_visible()
         page.get_by_role("button", name="Start").click()
         card(page, "shared")
         expect(page.get_by_text("on local:2")).to_be_visible()
@@ -47,6 +47,6 @@ def test_a_run_on_a_cluster(cluster_server: Server, browser: Browser, tmp_path: 
     run = cluster_server.jobs["shared"]
     assert run.state is State.DONE
     options = {**run.asked, "out": str(tmp_path / "alone")}
-    assert run.asked["limit"] == 64
+    assert run.asked["limit"] == 1200
     extract(**options, listeners=[])
     assert contents(run.path / CUBE) == contents(tmp_path / "alone" / CUBE)
