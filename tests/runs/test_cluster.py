@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Scheduler, SpecCluster, Worker
 
 from actkit import extract, verify
 from actkit.cli import main
 from actkit.errors import ClusterError, InputError
-from actkit.extraction.cluster import cluster_engine
+from actkit.extraction.cluster import cluster_engine, connection
 from actkit.extraction.cluster.cluster_engine import ClusterEngine
-from actkit.extraction.cluster.connection import slurm_arguments
+from actkit.extraction.cluster.connection import resubmitted, slurm_arguments
 from actkit.extraction.cluster.lease import Job, Lease, WindowInput
 from actkit.extraction.loop.data_loader import windows
 from actkit.extraction.monitoring.progress import Progress
@@ -141,7 +142,6 @@ export OMP_NUM_THREADS=8 MKL_NUM_THREADS=8
 
 
 def test_the_script_of_a_slurm_job(tmp_path: Path) -> None:
-    """Slurm itself is not run."""
     jobqueue = pytest.importorskip("dask_jobqueue")
     path = tmp_path / "slurm.yaml"
     path.write_text(SLURM)
@@ -154,6 +154,37 @@ def test_the_script_of_a_slurm_job(tmp_path: Path) -> None:
     assert "--nthreads 1 " in worker
     assert "--nworkers 2 " in worker
     assert "MEMORY__TERMINATE=False" in script
+
+
+class Jobs(SpecCluster):  # type: ignore[misc]
+    """Jobs like those of dask-jobqueue, in this process."""
+
+    def scale(self, jobs: int) -> None:
+        super().scale(jobs)
+
+
+@pytest.mark.parametrize("suffix", ["", "-0"])
+def test_a_job_that_ends_is_submitted_again(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CHECK_SECONDS", 0.1)
+    options = {"dashboard": False, "nthreads": 1, "memory_limit": 0}
+    workers = {name: {"cls": Worker, "options": {**options, "name": name + suffix}} for name in ("a", "b")}
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"dashboard": False, "dashboard_address": ":0", "host": "127.0.0.1", "port": 0},
+    }
+    with Jobs(workers=workers, scheduler=scheduler, silence_logs=False) as cluster, resubmitted(cluster):
+        before = dict(cluster.workers)
+        names = {address: worker["name"] for address, worker in cluster.scheduler_info["workers"].items()}
+        assert sorted(names.values()) == [f"a{suffix}", f"b{suffix}"]
+        time.sleep(0.5)  # until both have been seen
+        assert cluster.workers == before
+        cluster.sync(before["b"].close)
+        deadline = time.monotonic() + 60
+        while not set(cluster.scheduler_info["workers"]) - set(names):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert cluster.workers["a"] is before["a"]
+        assert cluster.workers["b"] is not before["b"]
 
 
 def test_a_slurm_file_that_lacks_arguments(tmp_path: Path, options: Options) -> None:

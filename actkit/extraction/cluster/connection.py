@@ -4,17 +4,21 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster
+from tornado.ioloop import PeriodicCallback
 
 from ...errors import ClusterError, Fault, InputError
 from ...yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from dask_jobqueue.core import JobQueueCluster
 
 # of the tasks that a worker dies of or with; leases that others can compute should not fail with it
 ALLOWED_FAILURES = 20
@@ -30,6 +34,7 @@ _HINT = (
     "YAML file with arguments of dask_jobqueue.SLURMCluster"
 )
 _NEEDED = ("n_workers", "cores", "memory")  # arguments without which a Slurm cluster computes nothing
+CHECK_SECONDS = 10.0  # between checks whether jobs have ended
 
 
 def check_cluster(cluster: str) -> None:
@@ -108,8 +113,43 @@ def connected(cluster: str, device: str) -> Iterator[Client]:
                 yield client
             return
         started = _local_cluster(int(match[1]), device) if match else _slurm_cluster(Path(cluster))
-        with started, _client(started) as client:
+        with started as workers, _client(workers) as client:
             yield client
+
+
+@contextmanager
+def resubmitted(cluster: "JobQueueCluster") -> Iterator[None]:
+    """Submit another job for each that ends, because of its time limit for instance.
+
+    A job that ends before its workers have reached the scheduler is not replaced: so would the next.
+    """
+    wanted = len(cluster.worker_spec)
+    seen: set[Hashable] = set()
+
+    async def check() -> None:
+        workers = [str(worker["name"]) for worker in cluster.scheduler_info["workers"].values()]
+        # the workers of a job of several processes are called <job>-0, <job>-1
+        running = {
+            job
+            for job in cluster.workers
+            if any(name == str(job) or name.startswith(f"{job}-") for name in workers)
+        }
+        for job in seen - running:
+            seen.discard(job)
+            if job in cluster.workers:
+                with suppress(OSError, RuntimeError):  # there may be nothing left to cancel
+                    await cluster.workers.pop(job).close()
+        seen.update(running)
+        cluster.scale(jobs=wanted)
+
+    callback = PeriodicCallback(check, CHECK_SECONDS * 1000)
+    loop = cluster.loop
+    assert loop is not None  # of a cluster that runs
+    loop.add_callback(callback.start)
+    try:
+        yield
+    finally:
+        loop.add_callback(callback.stop)
 
 
 @contextmanager
@@ -156,11 +196,13 @@ def _local_cluster(n_workers: int, device: str) -> SpecCluster:
         raise ClusterError(f"cannot start workers: {error}") from error
 
 
-def _slurm_cluster(path: Path) -> Any:
+@contextmanager
+def _slurm_cluster(path: Path) -> Iterator["JobQueueCluster"]:
     """Submit the jobs of the workers; they start when Slurm starts them."""
     from dask_jobqueue.slurm import SLURMCluster
 
-    return SLURMCluster(**slurm_arguments(path))
+    with SLURMCluster(**slurm_arguments(path)) as cluster, resubmitted(cluster):
+        yield cluster
 
 
 def _gpus() -> list[str]:
