@@ -101,6 +101,8 @@ def _seal_remote(run: RemoteRun, *, quick: bool) -> xr.Dataset:
                 open_cube(url)
                 if _save_moments(settings / CONFIG, folder, cube, {"out": url}):
                     run.copy_moments()
+                with storage_errors("cannot remove the scan of the rows"):
+                    folder.remove(SCAN)
                 logger.info("sealed")
                 state = "done"
             finally:
