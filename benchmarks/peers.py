@@ -186,7 +186,8 @@ def main() -> None:
     )
     chosen = options.parse_args()
     for name in chosen.models.split(","):
-        print(f"\n### Against peers: {TITLES[name]}; {chosen.limit:,} sentences", flush=True)
+        computed = "" if chosen.dtype == "auto" else f", computed in {chosen.dtype}"
+        print(f"\n### Against peers: {TITLES[name]}{computed}; {chosen.limit:,} sentences", flush=True)
         with tempfile.TemporaryDirectory() as temporary:
             compare(name, chosen.limit, chosen.rounds, chosen.dtype, Path(temporary))
 
