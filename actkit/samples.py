@@ -1,6 +1,6 @@
 """Samples that a scan selected, read in portions."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ def portions(
     start: int = 0,
     stop: int | None = None,
     size: int,
+    chosen: Collection[int] | None = None,
 ) -> Iterator[Samples]:
     """Read the rows again and yield the samples that a scan selected.
 
@@ -61,6 +62,9 @@ def portions(
         Index of the first sample, and of the first sample after the last.
     size
         Number of samples per portion; the last may have fewer.
+    chosen
+        Portions to yield, numbered from 0 at ``start``; by default, all. Rows of other portions are skipped
+        without comparing them with those scanned.
 
     Raises
     ------
@@ -78,11 +82,12 @@ def portions(
             raise _changed(source.name, what)
         if ordinal < scan.accepted[at]:
             continue
-        if row.fault is not None or check_of(content_of(row)) != scan.checks[at]:
-            raise _changed(row.where, "has changed since the samples were selected")
-        held.append(row)
+        if chosen is None or (at - start) // size in chosen:
+            if row.fault is not None or check_of(content_of(row)) != scan.checks[at]:
+                raise _changed(row.where, "has changed since the samples were selected")
+            held.append(row)
         at += 1
-        if len(held) == size or at == stop:
+        if held and (len(held) == size or at == stop):
             yield _samples(source, scan, config, held)
             held = []
 

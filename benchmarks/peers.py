@@ -1,6 +1,6 @@
 """Benchmark against transformers' `output_hidden_states`, nnsight and TransformerLens, on the same values.
 
-python -m benchmarks.peers [--models demo,minilm,smollm] [--limit 600] [--rounds 3]
+python -m benchmarks.peers [--models demo,minilm,smollm] [--limit 600] [--rounds 3] [--dtype auto]
 
 The peers receive the tokenized and collated batches of our plan at no cost; they load the model, run it and
 save each batch with torch in the dtype of the model, without waiting for the disk. actkit does all of its
@@ -34,26 +34,30 @@ def save(out: Path, index: int, states: Sequence[torch.Tensor]) -> None:
     torch.save(torch.stack(list(states)), out / f"{index}.pt")
 
 
-def load(folder: Path) -> PreTrainedModel:
-    return AutoModel.from_pretrained(folder, dtype="auto").eval()
+def load(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModel.from_pretrained(folder, dtype=dtype).eval()
 
 
-def dtype_of(folder: Path) -> torch.dtype:
+def dtype_of(folder: Path, name: str) -> torch.dtype:
+    """Return the dtype of that name; for "auto", that of the checkpoint."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
     return AutoConfig.from_pretrained(folder).dtype or torch.float32
 
 
-def transformers(folder: Path, inputs: Inputs, out: Path) -> None:
-    model = load(folder)
+def transformers(folder: Path, dtype: torch.dtype, inputs: Inputs, out: Path) -> None:
+    model = load(folder, dtype)
     with torch.inference_mode():
         for index, batch in enumerate(inputs):
             given = model(**batch, use_cache=False, output_hidden_states=True)
             save(out, index, given.hidden_states[1:])
 
 
-def nnsight(folder: Path, inputs: Inputs, out: Path) -> None:
+def nnsight(folder: Path, dtype: torch.dtype, inputs: Inputs, out: Path) -> None:
     from nnsight import NNsight  # each peer is imported only in its own process
 
-    model = load(folder)
+    model = load(folder, dtype)
     with warnings.catch_warnings(action="ignore"):  # of submodules that have names of its own
         traced: Any = NNsight(model)
     blocks = traced.layers if hasattr(model, "layers") else traced.encoder.layer
@@ -64,11 +68,11 @@ def nnsight(folder: Path, inputs: Inputs, out: Path) -> None:
             save(out, index, [cache[name].output for name in cache.keys()])  # noqa: SIM118
 
 
-def transformer_lens(folder: Path, inputs: Inputs, out: Path) -> None:
+def transformer_lens(folder: Path, dtype: torch.dtype, inputs: Inputs, out: Path) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
     bridge: Any = TransformerBridge
-    model = bridge.boot_transformers(str(folder), dtype=dtype_of(folder), device="cpu")
+    model = bridge.boot_transformers(str(folder), dtype=dtype, device="cpu")
     names = [f"blocks.{layer}.hook_out" for layer in range(model.cfg.n_layers)]
     with torch.inference_mode():
         for index, batch in enumerate(inputs):
@@ -83,7 +87,7 @@ def transformer_lens(folder: Path, inputs: Inputs, out: Path) -> None:
 
 
 # by the names of their modules
-PEERS: dict[str, Callable[[Path, Inputs, Path], None]] = {
+PEERS: dict[str, Callable[[Path, torch.dtype, Inputs, Path], None]] = {
     "transformers": transformers,
     "nnsight": nnsight,
     "transformer_lens": transformer_lens,
@@ -95,12 +99,12 @@ SHOWN = {
 }
 
 
-def run_peer(name: str, folder: Path, inputs: Path, out: Path) -> float:
+def run_peer(name: str, folder: Path, dtype: torch.dtype, inputs: Path, out: Path) -> float:
     """Return the seconds that a peer takes after imports and loading of batches."""
     import_module(name)
     given = torch.load(inputs)
     out.mkdir()
-    return seconds(PEERS[name], folder, given, out)
+    return seconds(PEERS[name], folder, dtype, given, out)
 
 
 def run_actkit(options: dict[str, Any]) -> None:
@@ -130,9 +134,16 @@ def differences(run: Path, saved: Path, members: list[list[int]]) -> np.ndarray:
     return worst
 
 
-def compare(name: str, limit: int, rounds: int, folder: Path) -> None:
+def compare(name: str, limit: int, rounds: int, dtype_name: str, folder: Path) -> None:
     model, run = model_folder(name, folder), folder / "actkit"
-    options = {"model": str(model), "data": str(SENTENCES), "limit": limit, "out": str(run)}
+    dtype = dtype_of(model, dtype_name)
+    options = {
+        "model": str(model),
+        "data": str(SENTENCES),
+        "limit": limit,
+        "out": str(run),
+        "dtype": dtype_name,
+    }
     members = in_child(save_batches, options, folder / "batches.pt").value
     children: dict[str, list[Child]] = {name: [] for name in ("actkit", *PEERS)}
     for _ in range(rounds):
@@ -140,7 +151,8 @@ def compare(name: str, limit: int, rounds: int, folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         children["actkit"].append(in_child(run_actkit, options))
         for peer in PEERS:
-            children[peer].append(in_child(run_peer, peer, model, folder / "batches.pt", folder / peer))
+            child = in_child(run_peer, peer, model, dtype, folder / "batches.pt", folder / peer)
+            children[peer].append(child)
     times = {
         peer: [child.seconds if peer == "actkit" else child.value for child in done]
         for peer, done in children.items()
@@ -160,7 +172,7 @@ def compare(name: str, limit: int, rounds: int, folder: Path) -> None:
             for peer, done in children.items()
         ]
     )
-    tolerance = TOLERANCE[dtype_of(model)]
+    tolerance = TOLERANCE[dtype]
     # transformers returns the last layer after the final norm, if the model has one
     compared = [found if peer != "transformers" else found[:-1] for peer, found in worst.items()]
     assert np.concatenate(compared).max() < tolerance, "not the same numbers"
@@ -169,11 +181,15 @@ def compare(name: str, limit: int, rounds: int, folder: Path) -> None:
 def main() -> None:
     options = parser(__doc__, limit=600, rounds=3)
     options.add_argument("--models", default="demo,minilm,smollm")
+    options.add_argument(
+        "--dtype", default="auto", help="dtype of the models (default: that of each checkpoint)"
+    )
     chosen = options.parse_args()
     for name in chosen.models.split(","):
-        print(f"\n### Against peers: {TITLES[name]}; {chosen.limit:,} sentences", flush=True)
+        computed = "" if chosen.dtype == "auto" else f", computed in {chosen.dtype}"
+        print(f"\n### Against peers: {TITLES[name]}{computed}; {chosen.limit:,} sentences", flush=True)
         with tempfile.TemporaryDirectory() as temporary:
-            compare(name, chosen.limit, chosen.rounds, Path(temporary))
+            compare(name, chosen.limit, chosen.rounds, chosen.dtype, Path(temporary))
 
 
 if __name__ == "__main__":

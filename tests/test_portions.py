@@ -41,6 +41,11 @@ def test_samples_are_given_in_blocks(tmp_path: Path) -> None:
         for name in ("n", "flag"):
             together = np.concatenate([part.labels[name] for part in parts])
             np.testing.assert_array_equal(together, whole.labels[name][start:stop])
+    some = given(start=1, stop=12, size=3, chosen={0, 3})
+    assert [part.labels["n"].tolist() for part in some] == [
+        whole.labels["n"][part].tolist() for part in (slice(1, 4), slice(10, 12))
+    ]
+    assert given(size=3, chosen=()) == []
     assert given(start=13, size=4) == []
     assert given(start=2, stop=2, size=4) == []
 

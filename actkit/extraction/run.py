@@ -223,6 +223,8 @@ def _run(
     cluster: str | None,
 ) -> None:
     """Create the cube unless it exists, and compute its windows, or those of a part."""
+    if windows is not None and prepared.scan_cache is not None:  # other parts need not scan the rows
+        prepared.scan_cache.save(folder, prepared.scan, prepared.spec.measure)
     if remote is not None:
         _run_remote(prepared, folder, meter, windows, remote)
         return

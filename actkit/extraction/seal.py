@@ -16,7 +16,7 @@ from ..store.layout import CUBE, array_of, cube_path, open_group
 from ..store.parts import Part, combined_status, is_ended, locked_if_possible, part_state, read_parts
 from ..store.reader import open_cube
 from ..store.remote_run import RemoteRun
-from ..store.run_folder import CONFIG, read_status, write_status
+from ..store.run_folder import CONFIG, SCAN, read_status, write_status
 from ..store.shared_writer import remove_unfinished
 from ..store.verification import read_committed, verify
 from ..store.writer import storage_errors
@@ -73,6 +73,8 @@ def seal(run: str | Path, *, quick: bool = False) -> xr.Dataset:
                 raise CorruptError(faults)
             open_cube(path)
             _save_moments(path / CONFIG, folder, path / CUBE, {})
+            with storage_errors("cannot remove the scan of the rows"):
+                folder.remove(SCAN)
             logger.info("sealed")
             state = "done"
         finally:
@@ -99,6 +101,8 @@ def _seal_remote(run: RemoteRun, *, quick: bool) -> xr.Dataset:
                 open_cube(url)
                 if _save_moments(settings / CONFIG, folder, cube, {"out": url}):
                     run.copy_moments()
+                with storage_errors("cannot remove the scan of the rows"):
+                    folder.remove(SCAN)
                 logger.info("sealed")
                 state = "done"
             finally:

@@ -27,6 +27,7 @@ STATUS = "status.json"
 LOG = "log.txt"
 LOCK = ".lock"
 PARTS = "parts"  # folder with the status and the log of each part
+SCAN = f"{PARTS}/scan.bin"  # rows that the parts of an unsealed run take
 OUTPUT = "output.txt"  # standard output and error of a run in the background
 SKIPPED = "skipped.jsonl"
 CLUSTER = ".cluster"  # written by the app: the cluster that computes the run

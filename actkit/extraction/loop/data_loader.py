@@ -95,15 +95,17 @@ def windows(prepared: RunPlan, todo: Sequence[int]) -> Iterator[tuple[int, Sampl
     todo
         Windows in order; rows of other windows are skipped.
     """
-    wanted, size = set(todo), prepared.plan.window
-    start = min(todo) * size
-    all_rows = portions(prepared.spec.source, prepared.scan, prepared.config, start=start, size=size)
-    for window, portion in enumerate(all_rows, start=min(todo)):
-        if window in wanted:
-            yield window, portion
-            wanted.discard(window)
-        if not wanted:
-            return
+    first, size = min(todo), prepared.plan.window
+    rows = portions(
+        prepared.spec.source,
+        prepared.scan,
+        prepared.config,
+        start=first * size,
+        stop=(max(todo) + 1) * size,
+        size=size,
+        chosen={window - first for window in todo},
+    )
+    yield from zip(todo, rows, strict=True)
 
 
 def batch_prompts(prepared: RunPlan, rows: Samples, first: int, batch: np.ndarray) -> list[Prompt]:

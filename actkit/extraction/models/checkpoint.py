@@ -227,11 +227,16 @@ def _check_configs(folder: Path) -> tuple[dict[str, Any], list[Fault]]:
 def _check_files(folder: Path) -> list[Fault]:
     """Find files that reading might never finish, such as pipes: transformers opens files by name."""
     try:
-        check_regular((path for pattern in _SMALL for path in folder.glob(pattern)), MOST_JSON)
+        check_regular(small_files(folder), MOST_JSON)
         check_regular(folder.glob("*.safetensors"))
     except OSError as error:
         return [Fault(f"model {folder}", f"cannot be read: {error}", "download the model again")]
     return []
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Return the files that a model and its tokenizer are loaded from, except the weights."""
+    return sorted({path for pattern in _SMALL for path in folder.glob(pattern)})
 
 
 def _check_weights(folder: Path, config: dict[str, Any]) -> list[Fault]:

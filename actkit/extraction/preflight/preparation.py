@@ -4,7 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from .plan_summary import summary_lines
 from .prompt_lengths import Measure
 from .run_metadata import RunSpec, describe_run
 from .run_size import RunSize, size_run
+from .scan_cache import ScanCache
 from .suggestions import find_excess
 
 
@@ -61,6 +62,8 @@ class RunPlan:
         Rates measured by a trial; None without one.
     parts, network
         Number of parts that run at once, and the bandwidth that they share, in gigabits per second.
+    scan_cache
+        File in which parts of the run store the scan; None if it cannot be stored.
     """
 
     spec: RunSpec
@@ -72,6 +75,7 @@ class RunPlan:
     rates: Rates | None = None
     parts: int | None = None
     network: float | None = None
+    scan_cache: ScanCache | None = None
 
     @property
     def config(self) -> Config:
@@ -193,7 +197,7 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> R
     checkpoint, model_faults = find_checkpoint(
         checked.model, checked.revision, weights=False, adapter=checked.adapter
     )
-    architecture = encoder = measure = scanned = None
+    architecture = encoder = measure = scanned = cache = None
     layers: dict[str, tuple[int, ...]] = {}
     if checkpoint is not None:
         architecture, new_faults = read_architecture(checkpoint)
@@ -211,9 +215,14 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> R
     if source is not None:
         examine: Any = _no_faults
         if encoder is not None and architecture is not None:
+            assert checkpoint is not None
             examine = measure = Measure(checked, architecture, encoder, vision=VISION in layers)
-        # decoded images are large
-        scanned, data_faults = scan(source, checked, examine, at_once=16 if checked.image_column else 1024)
+            cache = ScanCache.of(_local_folder(checked), checked, source, checkpoint, encoder)
+            scanned = cache.load(measure) if cache else None
+        if scanned is None:
+            # decoded images are large
+            at_once = 16 if checked.image_column else 1024
+            scanned, data_faults = scan(source, checked, examine, at_once=at_once)
     faults += data_faults + _out_faults(checked) + check_tracking(checked.wandb)
     faults += check_model_options(architecture, checked, checkpoint) + model_faults
     if checkpoint is not None and not faults:
@@ -225,7 +234,7 @@ def prepare(config: str | Path | Config | None, options: Mapping[str, Any]) -> R
     if checkpoint is None or architecture is None or encoder is None:
         raise InputError(faults)
     run = RunSpec(checked, source, scanned, checkpoint, architecture, encoder, layers, measure)
-    return _plan_run(run, started)
+    return replace(_plan_run(run, started), scan_cache=cache)
 
 
 def _read_options(

@@ -70,6 +70,21 @@ class Measure:
                 self._remember(prompt, digests[index])
         return faults
 
+    def restore(
+        self, lengths: np.ndarray, stored: np.ndarray, truncated: np.ndarray, *, first_is_content: bool
+    ) -> None:
+        """Store what was measured of the rows of a text in an earlier process; their tokens are not cached.
+
+        Parameters
+        ----------
+        lengths, stored, truncated, first_is_content
+            The attributes of these names, dims ``(sample,)``.
+        """
+        self._lengths = array("i", lengths.astype(np.int32).tobytes())
+        self._stored = array("i", stored.astype(np.int32).tobytes())
+        self._truncated = array("b", truncated.astype(np.int8).tobytes())
+        self.first_is_content = first_is_content
+
     def _too_long(self, prompt: Prompt) -> str:
         most = self._architecture.positions
         if most is None or len(prompt.ids) + self._new <= most or self._new >= most:
