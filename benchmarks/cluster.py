@@ -78,7 +78,9 @@ def main() -> None:
                     shares.append(sizes[1].between / sizes[1].within)
                     counts.append(sizes[1].leases)
                     lengths.append(sizes[1].within / max(sizes[1].leases, 1))
-    print(f"\n{TITLES[asked.model]}, {asked.limit} more samples, leases of {statistics.median(lengths):.1f} s")
+    print(
+        f"\n{TITLES[asked.model]}, {asked.limit} more samples, leases of {statistics.median(lengths):.1f} s"
+    )
     ratios = [ours / alone for ours, alone in zip(grown["local:1"], grown["one process"], strict=True)]
     print_table(
         [

@@ -1,5 +1,6 @@
 """Parts of a run share one scan of the rows, which is made again whenever it could differ."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -106,8 +107,15 @@ def _truncate(run: Path, _options: Options) -> Options:
     return {}
 
 
+def _foreign(run: Path, _options: Options) -> Options:
+    """Store what no version of actkit writes, with the digest that belongs to it."""
+    body = (run / SCAN).read_bytes()[32:].replace(b'"samples"', b'"foreign"')
+    (run / SCAN).write_bytes(hashlib.sha256(body).digest() + body)
+    return {}
+
+
 @pytest.mark.parametrize(
-    "change", [_change_tokenizer, _flip_byte, _link, _truncate, lambda *_: {"max_tokens": 500}]
+    "change", [_change_tokenizer, _foreign, _flip_byte, _link, _truncate, lambda *_: {"max_tokens": 500}]
 )
 def test_another_or_a_damaged_scan_is_not_used(
     begun: Path, options: Options, scans: list[int], change: Callable[[Path, Options], Options]

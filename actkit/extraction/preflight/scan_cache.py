@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,25 +84,27 @@ class ScanCache:
         if (stored := self._stored()) is None:
             return None
         header, body = stored
-        start = 0
-        arrays = {}
-        for name, dtype in _DTYPES.items():
-            arrays[name] = np.frombuffer(body, dtype, header["samples"], start)
-            start += arrays[name].nbytes
-        measure.restore(
-            arrays["lengths"],
-            arrays["stored"],
-            arrays["truncated"],
-            first_is_content=header["first_is_content"],
-        )
-        return Scan(
-            accepted=arrays["accepted"],
-            checks=arrays["checks"],
-            label_dtypes=header["label_dtypes"],
-            languages=header["languages"],
-            skipped=tuple((where, what) for where, what in header["skipped"]),
-            digest=str(self.source.digest),
-        )
+        with suppress(KeyError, TypeError, ValueError):  # of a file that another program wrote
+            arrays, start = {}, 0
+            for name, dtype in _DTYPES.items():
+                arrays[name] = np.frombuffer(body, dtype, header["samples"], start)
+                start += arrays[name].nbytes
+            scan = Scan(
+                accepted=arrays["accepted"],
+                checks=arrays["checks"],
+                label_dtypes=header["label_dtypes"],
+                languages=header["languages"],
+                skipped=tuple((where, what) for where, what in header["skipped"]),
+                digest=str(self.source.digest),
+            )
+            measure.restore(
+                arrays["lengths"],
+                arrays["stored"],
+                arrays["truncated"],
+                first_is_content=header["first_is_content"],
+            )
+            return scan
+        return None
 
     def save(self, folder: Folder, scan: Scan, measure: Measure) -> None:
         """Write a scan to the run folder, unless it is there.
@@ -125,8 +128,11 @@ class ScanCache:
         if hashlib.sha256(body).digest() != digest:
             return None
         start = _SIZE_BYTES + int.from_bytes(body[:_SIZE_BYTES], "little")
-        header: dict[str, Any] = json.loads(bytes(body[_SIZE_BYTES:start]))
-        return (header, body[start:]) if header["key"] == self.key else None
+        with suppress(KeyError, TypeError, ValueError):
+            header: dict[str, Any] = json.loads(bytes(body[_SIZE_BYTES:start]))
+            if header["key"] == self.key:
+                return header, body[start:]
+        return None
 
     def _content(self, scan: Scan, measure: Measure) -> bytes:
         """Return the bytes of the file for a scan."""
