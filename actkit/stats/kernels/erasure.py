@@ -83,7 +83,9 @@ def erasure(
     crossed = (values / roots)[:, None] * (left_vectors.T @ indicators)
     basis, sizes, combinations = np.linalg.svd(crossed, full_matrices=False)
     n_directions = min(indicators.shape[1] - 1, len(sizes))
-    n_directions = int((sizes[:n_directions] > sizes[0] * max(crossed.shape) * np.finfo(np.float64).eps).sum())
+    n_directions = int(
+        (sizes[:n_directions] > sizes[0] * max(crossed.shape) * np.finfo(np.float64).eps).sum()
+    )
     basis, combinations = basis[:, :n_directions], combinations[:n_directions].T / sizes[:n_directions]
     # V R Q, from the means of the classes: rounding errors of V would copy the label to dimensions whose
     # variance is tiny, where a probe that standardises them would read it

@@ -103,7 +103,7 @@ def fit_sparse_logistic(x: csr_matrix, labels: np.ndarray, *, penalty: float) ->
     def solve(sides: np.ndarray) -> np.ndarray:
         lengths = np.linalg.norm(sides, axis=0)
         units = sides / np.where(lengths > 0, lengths, 1)  # the squares of small numbers would be 0
-        return conjugate_gradients(hessian, units, tolerance=1e-3) * lengths
+        return np.asarray(conjugate_gradients(hessian, units, tolerance=1e-3) * lengths)
 
     return FittedProbe(
         x,
