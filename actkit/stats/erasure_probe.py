@@ -66,7 +66,7 @@ def erasure_probe(
     The clusters are divided into two halves. An :class:`Eraser` is fitted on one, and the probe is trained
     and tested on the other, in folds; then the halves change places. A probe trained on the samples of the
     eraser would have weights of 0, whatever the eraser is worth, and one that is cross-validated on them
-    is below chance. The AUROC before is that of the same folds: lower than that of
+    is below chance. The AUROC before is that of the same folds, and usually lower than that of
     :func:`group_differential`, which trains on twice as many samples. The intervals are about other samples
     with the same erasers.
 
