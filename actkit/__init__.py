@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .stats.differential import group_differential
     from .stats.directions import direction_cosines
     from .stats.erasure import Eraser
+    from .stats.erasure_probe import erasure_probe
     from .stats.feature_differential import feature_differential
     from .stats.feature_map import feature_map
     from .stats.feature_rates import feature_rates
@@ -72,6 +73,7 @@ __all__ = [
     "dense_vectors",
     "direction_cosines",
     "encode",
+    "erasure_probe",
     "export",
     "extend",
     "extract",
@@ -136,6 +138,7 @@ _MODULES = {
     "dense_vectors": ".features.sparse_values",
     "direction_cosines": ".stats.directions",
     "encode": ".features.feature_encoder",
+    "erasure_probe": ".stats.erasure_probe",
     "export": ".exporters.run_export",
     "extend": ".extraction.extend",
     "extract": ".extraction.run",

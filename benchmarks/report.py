@@ -6,6 +6,7 @@ RUN is a cube of the MT-GenEval sentences by MiniLM, and CHECKOUT a git worktree
 Each report is a separate process, imports included, with one thread of BLAS.
 """
 
+import hashlib
 import os
 import shutil
 import statistics
@@ -28,8 +29,14 @@ def cpu_seconds(code: Path, run: Path, out: Path) -> float:
     """Return the CPU time of a report by the code of a checkout."""
     environment = os.environ | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", _PROGRAM, str(run), str(out)]
-    ended = subprocess.run(command, cwd=code, env=environment, check=True, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=code, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(ended.stdout.split()[-1])
+
+
+def _digest(code: Path) -> str:
+    """Return a hash of the package, on which the cache depends."""
+    files = sorted((code / "actkit").rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def main() -> None:
@@ -40,6 +47,7 @@ def main() -> None:
     here = Path(__file__).parents[1]
     actions = {"other checkout": options.than, "this one": here, "this one, from the cache": here}
     times: dict[str, list[float]] = {name: [] for name in actions}
+    measured = _digest(here)
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(options.rounds):
             run = Path(temporary, f"run-{number}")
@@ -47,6 +55,8 @@ def main() -> None:
             for name, code in actions.items():
                 times[name].append(cpu_seconds(code.resolve(), run, Path(temporary, "report.html")))
             shutil.rmtree(run)
+    if _digest(here) != measured:
+        raise SystemExit(f"{here} was edited while it was measured; measure the checkout of a commit")
     first = statistics.median(times["other checkout"])
     print_machine()
     print_table(

@@ -236,6 +236,38 @@ def selectivity(differential: xr.Dataset) -> Any:
     )
 
 
+def erasure_probe(probe: xr.Dataset) -> Any:
+    """Plot the probe AUROC over layers before and after the label is erased.
+
+    Parameters
+    ----------
+    probe
+        From :func:`actkit.erasure_probe`.
+
+    Returns
+    -------
+    holoviews.Overlay
+        The AUROC before, dashed, and after, solid, each with its 95% interval; chance is a grey line.
+    """
+    table = probe.compute()
+    parts: list[Any] = [styled(hv.HLine(0.5), color=GREY)]
+    for line in lines_of(table):
+        parts += [
+            line.band("auroc_before_low", "auroc_before_high", 0.12),
+            line.band("auroc_after_low", "auroc_after_high", 0.3),
+            line.curve("auroc_before", ", before", dash="dashed"),
+            line.curve("auroc_after", ", after"),
+        ]
+    return framed(
+        hv.Overlay(parts),
+        title=f"Probe of {table.attrs['by']} before and after its erasure",
+        bands="95% CI",
+        xlabel="layer",
+        table=table,
+        ylabel="AUROC",
+    )
+
+
 def transfer(transferred: xr.Dataset) -> Any:
     """Plot the AUROC of probes trained in one language and tested in another.
 

@@ -161,6 +161,29 @@ def of_groups(differential: xr.Dataset) -> list[str]:
     return sentences
 
 
+def of_erasure(probe: xr.Dataset) -> list[str]:
+    """Report the AUROC before and after the label is erased, at the layer where most of it remains."""
+    sentences = []
+    for name, table in _each(probe):
+        after = table.auroc_after.values
+        if not np.isfinite(after).any():
+            continue
+        row = table.isel(layer=int(np.nanargmax(after)))
+        low, high = float(row.auroc_after_low), float(row.auroc_after_high)
+        listed = ", ".join(map(str, table.layer.values.tolist()))
+        sentence = (
+            f"{name}: after {probe.attrs['by']} is erased, the AUROC at the layers {listed} is at most "
+            f"{float(row.auroc_after):.3f} (layer {int(row.layer)}, 95% interval {low:.3f} to {high:.3f}; "
+            f"{float(row.auroc_before):.3f} before), "
+        )
+        if low > 0.5:
+            sentence += "above chance, as the means of the groups are estimated from other samples."
+        else:
+            sentence += "at chance." if high >= 0.5 else "below chance."
+        sentences.append(sentence)
+    return sentences
+
+
 def of_measure(probe: xr.Dataset, measure: str, does: str, name: str) -> list[str]:
     """Report where a probe is best by a measure, and what the layer adds to the strongest baseline.
 

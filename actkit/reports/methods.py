@@ -55,6 +55,12 @@ TEXTS = {
         "permutations of the label that respect dependent samples (seed {seed}). k-means divides any data; "
         "only gaps, as in a projection, show groups. In what follows, clusters are dependent samples."
     ),
+    "erasure_probe": (
+        "AUROC of a ridge-regression probe of {by} ({between}) in {vectors} vectors before and after erasure "
+        "by LEACE (Belrose et al. 2023). The eraser is fitted on half of the clusters; the probe is trained "
+        "and tested on the other half, in {folds} folds; then the halves change places. Interval: "
+        "{interval}, with the erasers fixed."
+    ),
     "intrinsic_dimension": (
         "Intrinsic dimension of {vectors} vectors: TwoNN (Facco et al. 2017), fitted to the samples with the "
         "{fraction:.0%} smallest ratios of distances; {independence}. Interval: {interval}, from {splits} "

@@ -29,9 +29,10 @@ from .sae_section import (
     shown_measures,
     texts_of,
 )
-from .section import Choice, Compute, Section, is_numeric
+from .section import Choice, Compute, Section, few_layers, is_numeric
 
 _LEAST = 10  # samples in each of two groups
+_ERASED = 3  # layers, each with two singular value decompositions per language
 
 Maker = Callable[[xr.Dataset, Choice, Section], None]
 
@@ -195,6 +196,13 @@ def _groups(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     section.sentences += findings.of_groups(differential)
 
 
+def _erasure(cube: xr.Dataset, choice: Choice, section: Section) -> None:
+    layers = few_layers(cube, _ERASED)
+    probe = section.add("erasure_probe", "erasure_probe", **choice.options, layers=layers)
+    section.pictures["erasure_probe"] = plots.erasure_probe(probe)
+    section.sentences += findings.of_erasure(probe)
+
+
 def _classes(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
     probe = section.add("classification_probe", "classification_probe", **choice.options)
     section.pictures["classification_probe"] = plots.classification_probe(probe)
@@ -292,7 +300,7 @@ def _makers(cube: xr.Dataset, choice: Choice) -> Sequence[Maker]:
     if is_numeric(cube, choice.by):
         return (_numbers,)
     n_classes = len(selection.column(cube, choice.by, "by").values)
-    return (_classes,) if n_classes > 2 else (_groups, _transfer, _directions)
+    return (_classes,) if n_classes > 2 else (_groups, _erasure, _transfer, _directions)
 
 
 def _is_binary(cube: xr.Dataset, by: str) -> bool:

@@ -23,6 +23,7 @@ from ..stats.classification_probe import classification_probe
 from ..stats.cross_language import transfer
 from ..stats.differential import group_differential
 from ..stats.directions import direction_cosines
+from ..stats.erasure_probe import erasure_probe
 from ..stats.feature_differential import feature_differential
 from ..stats.geometry import anisotropy, intrinsic_dimension
 from ..stats.kmeans import cluster_samples
@@ -52,6 +53,7 @@ _STATISTICS: dict[str, Callable[..., xr.Dataset]] = {
         classification_probe,
         cluster_samples,
         direction_cosines,
+        erasure_probe,
         feature_differential,
         group_differential,
         intrinsic_dimension,

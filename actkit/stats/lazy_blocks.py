@@ -13,6 +13,7 @@ from dask.local import get_sync
 
 from ..regular_files import MB
 
+HELD = 64 * MB  # of all layers, held at once by a function that needs several
 READ = 16 * MB  # read at once, padding included; memory of larger arrays returns to the system after each use
 SLAB = 8 * MB  # converted to float64 at once, which needs several times this amount
 
@@ -64,7 +65,12 @@ OfSamples = Callable[[Iterator[np.ndarray], np.ndarray], np.ndarray]
 
 
 def apply_to_samples(
-    function: OfSamples, array: xr.DataArray, mask: xr.DataArray, sizes: Mapping[str, int]
+    function: OfSamples,
+    array: xr.DataArray,
+    mask: xr.DataArray,
+    sizes: Mapping[str, int],
+    *,
+    layers_at_once: int = 1,
 ) -> xr.DataArray:
     """Apply a function to the tokens of a few samples at a time, layer by layer; lazily if they are lazy.
 
@@ -82,6 +88,9 @@ def apply_to_samples(
         Boolean, dims ``(sample, token)``: the tokens included.
     sizes
         Lengths of the further dimensions of the result.
+    layers_at_once
+        Number of layers whose included tokens the function holds at once. If it is above 1, fewer samples are
+        read at a time where these tokens would exceed 64 MB.
 
     Returns
     -------
@@ -92,7 +101,11 @@ def apply_to_samples(
     ends = np.where(included.any(axis=1), included.shape[1] - included[:, ::-1].argmax(axis=1), 1)
     of_block = delayed(_of_block, pure=False)
     parts = []
-    for span in _chunk_spans(bare):
+    token_bytes = array.dtype.itemsize * array.sizes["hidden"] * layers_at_once
+    spans_of_chunks = _chunk_spans(bare)
+    if layers_at_once > 1:
+        spans_of_chunks = [part for span in spans_of_chunks for part in _parts(span, included, token_bytes)]
+    for span in spans_of_chunks:
         tokens = slice(0, int(ends[span].max(initial=1)))
         block = Block(bare.isel(sample=span, token=tokens))
         shape = (span.stop - span.start, *sizes.values())
@@ -110,19 +123,17 @@ def _of_block(function: OfSamples, block: Block, mask: np.ndarray) -> np.ndarray
     return function(block.layers(), mask)
 
 
-def spans(array: xr.DataArray, *, layers_at_once: int = 1) -> list[slice]:
-    """Divide samples into slices, each read at once for one layer, or for several.
+def spans(array: xr.DataArray) -> list[slice]:
+    """Divide samples into slices, each read at once for one layer.
 
     Parameters
     ----------
     array
         Array with the dimension ``sample``, and ``layer`` unless it is a single layer.
-    layers_at_once
-        Number of layers read at once.
     """
     n = array.sizes["sample"]
     item_bytes = array.dtype.itemsize * array.size // max(n * array.sizes.get("layer", 1), 1)
-    return _cut(n, item_bytes * layers_at_once, READ)
+    return _cut(n, item_bytes, READ)
 
 
 def _chunk_spans(array: xr.DataArray) -> list[slice]:
@@ -137,6 +148,13 @@ def _chunk_spans(array: xr.DataArray) -> list[slice]:
         else:
             edges.append(end)
     return [slice(*pair) for pair in pairwise(edges)]
+
+
+def _parts(span: slice, included: np.ndarray, token_bytes: int) -> list[slice]:
+    """Divide a slice of samples so that the included tokens of most parts are within `HELD`."""
+    n = span.stop - span.start
+    mean_bytes = int(included[span].sum()) * token_bytes // max(n, 1)
+    return [slice(span.start + part.start, span.start + part.stop) for part in _cut(n, mean_bytes, HELD)]
 
 
 def slabs(values: np.ndarray) -> list[slice]:

@@ -1,13 +1,10 @@
 """Correlation of tokens between layers: of their vectors, or of a quantity such as the norm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-import dask.array as da
-import dask.base
 import numpy as np
 import xarray as xr
-from dask.delayed import delayed
 
 from ..canonical import Cube
 from ..errors import Fault, InputError
@@ -19,7 +16,7 @@ from .kernels.token_correlation import (
     spearman_correlations,
     vector_sums,
 )
-from .lazy_blocks import Block, spans
+from .lazy_blocks import apply_to_samples
 from .token_selection import select_tokens
 
 VECTOR = "vector"
@@ -96,7 +93,13 @@ def token_correlation(
     choice = selection.cluster_choice(available, cluster)
     by_sample = np.arange(len(mask)) if choice.name is None else selection.clusters(available, choice.name)
     array = array.transpose(*wanted)
-    values = _sums(array, mask.values) if is_vector else checked(array, mask)
+    if is_vector:
+        n_layers = array.sizes["layer"]
+        sizes = {"measure": 2, "layer": n_layers, "layer_2": n_layers}
+        values = apply_to_samples(_vector_sums, array, mask, sizes, layers_at_once=n_layers)
+        values = values.transpose("measure", "sample", *_DIMS)
+    else:
+        values = checked(array, mask)
     names = [f"{name}{end}" for name in _MEASURES[is_vector] for end in ("", "_low", "_high")]
 
     def summarize(_language: str, samples: np.ndarray) -> xr.Dataset:
@@ -126,30 +129,13 @@ def token_correlation(
     return result
 
 
-def _sums(residual: xr.DataArray, mask: np.ndarray) -> xr.DataArray:
-    """Return sums over the tokens of each sample, dims ``(measure, sample, layer, layer_2)``."""
-    n_layers = residual.sizes["layer"]
-    add_up = delayed(_block_sums, pure=False)
-    parts = [
-        da.from_delayed(  # type: ignore[no-untyped-call]
-            add_up(Block(residual[:, span]), mask[span]),
-            (2, span.stop - span.start, n_layers, n_layers),
-            np.float64,
-        )
-        for span in spans(residual, layers_at_once=n_layers)
-    ]
-    sums = xr.DataArray(da.concatenate(parts, axis=1), dims=["measure", "sample", *_DIMS])  # type: ignore[no-untyped-call]
-    return sums if dask.base.is_dask_collection(residual) else sums.compute()
-
-
-def _block_sums(block: Block, mask: np.ndarray) -> np.ndarray:
-    values = block.read()
-    sums = []
-    for at, included in enumerate(mask):
-        tokens = values[:, at][:, included]
-        check_values(tokens, "residual")
-        sums.append(vector_sums(tokens))
-    return np.stack(sums, axis=1)
+def _vector_sums(layers: Iterator[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """Return sums over the tokens of each sample, dims ``(sample, measure, layer, layer_2)``."""
+    # without padding, so that no more is held than what is added up
+    tokens = np.stack([layer[mask] for layer in layers])
+    check_values(tokens, "residual")
+    ends = np.cumsum(mask.sum(axis=1))[:-1]
+    return np.stack([vector_sums(part) for part in np.split(tokens, ends, axis=1)])
 
 
 def _of_vectors(sums: np.ndarray, *, mask: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, ...]:

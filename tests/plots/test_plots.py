@@ -73,6 +73,9 @@ PICTURES: dict[str, Callable[[xr.Dataset], Any]] = {
         actkit.group_differential(with_types(cube), **QUICK, control="type")
     ),
     "layers": lambda cube: plots.layer_difference(actkit.group_differential(cube, **QUICK)),
+    "erasure": lambda cube: plots.erasure_probe(
+        actkit.erasure_probe(cube, by="gender", cluster="image_id", folds=2)
+    ),
     "transfer": lambda cube: plots.transfer(actkit.transfer(cube, by="gender")),
     "directions": lambda cube: plots.direction_cosines(actkit.direction_cosines(cube, by="gender")),
     "cka": lambda cube: plots.cka(actkit.cka(cube)),
@@ -137,6 +140,7 @@ def test_a_figure_is_written_as_svg(draw: Callable[[str], Any], tmp_path: Path) 
         "differential",
         "what layers add",
         "selectivity",
+        "erasure",
         "transfer",
         "adjacent",
         "languages",

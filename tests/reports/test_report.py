@@ -165,6 +165,7 @@ def test_tables_are_the_results(run: Path, written: Path) -> None:
         "anisotropy",
         "auroc_difference",
         "cka",
+        "erasure_probe",
         "group_differential",
         "intrinsic_dimension",
         "layer_difference",

@@ -40,6 +40,7 @@ ANALYSES: dict[str, Analysis] = {
     ),
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender"),
     "transfer": lambda cube: actkit.transfer(cube, by="gender", folds=2, seeds=1),
+    "erasure_probe": lambda cube: actkit.erasure_probe(cube, by="gender", folds=2),
     "similarity": lambda cube: actkit.similarity(cube, permutations=3),
     "similarity, rsa": lambda cube: actkit.similarity(cube, measure="rsa", permutations=3),
     "similarity, mutual_knn": lambda cube: actkit.similarity(cube, measure="mutual_knn", permutations=3),

@@ -65,6 +65,7 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
     "cluster_tokens": lambda cube: actkit.cluster_tokens(cube, k=2, **FEW_FITS),
     "dense_vectors": actkit.dense_vectors,
     "direction_cosines": lambda cube: actkit.direction_cosines(cube, by="gender", splits=3),
+    "erasure_probe": lambda cube: actkit.erasure_probe(cube, by="gender", folds=2),
     "feature_differential": lambda cube: actkit.feature_differential(
         cube, by="gender", permutations=9, splits=0
     ),

@@ -1,5 +1,10 @@
 """Correlations of tokens between layers: the numbers of NumPy and SciPy, and the coverage of intervals."""
 
+from collections import Counter
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -8,8 +13,12 @@ from scipy.stats import pearsonr, spearmanr
 import actkit
 from actkit import TokenFilter
 from actkit.errors import InputError, MissingError
+from actkit.stats import lazy_blocks
 from actkit.stats.kernels.token_correlation import pearson_correlations, spearman_correlations
+from actkit.store.shard_reader import ShardReader
 from actkit.testing import write_cube
+
+token_correlation = import_module("actkit.stats.token_correlation")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +45,38 @@ def test_vectors_equal_numpy(cube: xr.Dataset) -> None:
     np.testing.assert_allclose(result.cosine.values[:, range(3), range(3)], 1)
     adjacent = actkit.layer_updates(cube, resamples=5).cosine.sel(language="arabic", layer=1)
     np.testing.assert_allclose(result.cosine.sel(language="arabic", layer=1, layer_2=2), adjacent, rtol=1e-6)
+
+
+def test_vectors_are_read_once_at_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = actkit.open_cube(write_cube(n_samples=24, window=12, n_tokens=6, n_layers=3, hidden=9))
+    expected = actkit.token_correlation(many).compute()
+    decoded: Counter[tuple[str, int]] = Counter()
+    decode = ShardReader._decode
+
+    def counted(self: ShardReader, key: str, stored: np.ndarray, chunk: Any, out: np.ndarray) -> None:
+        decoded[key, chunk.start] += key.startswith("residual")
+        decode(self, key, stored, chunk, out)
+
+    monkeypatch.setattr(ShardReader, "_decode", counted)
+    monkeypatch.setattr(lazy_blocks, "READ", 1)  # a chunk at a time
+    xr.testing.assert_identical(actkit.token_correlation(many).compute(), expected)
+    assert sum(decoded.values()) >= 6
+    assert max(decoded.values()) == 1
+
+
+def test_few_samples_are_held_if_layers_are_large(cube: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, held = actkit.token_correlation(cube).compute(), []
+    monkeypatch.setattr(lazy_blocks, "HELD", 3 * 2 * 6 * 9 * 4)  # two samples of six tokens at three layers
+    sums = token_correlation._vector_sums
+
+    def counted(layers: Iterator[np.ndarray], mask: np.ndarray) -> np.ndarray:
+        held.append(int(mask.sum()))
+        return sums(layers, mask)
+
+    monkeypatch.setattr(token_correlation, "_vector_sums", counted)
+    xr.testing.assert_identical(actkit.token_correlation(cube).compute(), expected)
+    assert max(held) <= 4 * 6
+    assert len(held) >= 6
 
 
 def test_norms_equal_scipy(cube: xr.Dataset) -> None:

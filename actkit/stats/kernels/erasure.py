@@ -81,12 +81,16 @@ def erasure(
     indicators = (labels[:, None] == np.unique(labels)).astype(np.float64)
     indicators -= indicators.mean(axis=0)
     crossed = (values / roots)[:, None] * (left_vectors.T @ indicators)
-    basis, sizes, _ = np.linalg.svd(crossed, full_matrices=False)
-    basis = basis[:, : indicators.shape[1] - 1]
-    basis = basis[:, sizes[: basis.shape[1]] > sizes[0] * max(crossed.shape) * np.finfo(np.float64).eps]
-    return Erasure(
-        mean, axes.T @ (roots[:, None] * basis), axes.T @ (basis / roots[:, None]), int(kept.sum()), shrunk
+    basis, sizes, combinations = np.linalg.svd(crossed, full_matrices=False)
+    n_directions = min(indicators.shape[1] - 1, len(sizes))
+    n_directions = int(
+        (sizes[:n_directions] > sizes[0] * max(crossed.shape) * np.finfo(np.float64).eps).sum()
     )
+    basis, combinations = basis[:, :n_directions], combinations[:n_directions].T / sizes[:n_directions]
+    # V R Q, from the means of the classes: rounding errors of V would copy the label to dimensions whose
+    # variance is tiny, where a probe that standardises them would read it
+    left = centred.T @ (indicators @ combinations)
+    return Erasure(mean, left, axes.T @ (basis / roots[:, None]), int(kept.sum()), shrunk)
 
 
 def shrinkage(scores: np.ndarray, hidden: int, groups: np.ndarray | None = None) -> float:

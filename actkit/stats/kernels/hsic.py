@@ -9,6 +9,7 @@ import numpy as np
 from .magnitude import unit_scale
 
 FEWEST = 4  # clusters; with fewer, HSIC has no unbiased estimate
+_MOST_SLICES = 16  # of clusters of equal size
 _BLOCK_BYTES = 2**28
 
 
@@ -132,6 +133,16 @@ class _Clusters:
     def are_single(self) -> bool:
         return len(self.starts) == len(self.members)
 
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Return the sums over the samples of each cluster, along the last dimension."""
+        size = len(self.members) // len(self.starts)
+        if size > _MOST_SLICES or not np.array_equal(self.starts, np.arange(0, len(self.members), size)):
+            return np.asarray(np.add.reduceat(values, self.starts, axis=-1))
+        total = values[..., ::size].copy()
+        for place in range(1, size):  # several times faster than reduceat
+            total += values[..., place::size]
+        return total
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -207,12 +218,12 @@ def _part(
         return _Part(products, crossing - products, quadruples, within, centre)
     centre = None
     if jackknife:
-        to_clusters = np.add.reduceat(gram * weights, clusters.starts, axis=2)  # (row, layer, cluster)
+        to_clusters = clusters.sums(gram * weights)  # (row, layer, cluster)
         others = _outer(row_sums, row_sums) - to_clusters @ to_clusters.transpose(0, 2, 1)
         centre = np.add.reduceat(others * row_weights, starts)
     gram *= row_weights
     by_sample = np.add.reduceat(gram, starts) * weights  # (cluster, layer, sample)
-    by_cluster = np.add.reduceat(by_sample, clusters.starts, axis=2)
+    by_cluster = clusters.sums(by_sample)
     triples = by_sample @ rows.T - _weighted_products(by_sample, 1 / weights)
     between = _weighted_products(by_cluster, np.ones(1))
     quadruples = _quadruples(block_sums, sums, by_cluster @ sums.T, between)

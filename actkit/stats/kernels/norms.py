@@ -7,6 +7,7 @@ QUANTILES = {"median": 0.5, "p5": 0.05, "p95": 0.95, "p99": 0.99, "max": 1.0}
 NORM_SUMMARIES = ("mean", "sample_mean", *QUANTILES, "low", "high", "n_tokens", "n_outliers")
 OUTLIER = 10  # multiple of the median
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0  # thresholds of Sun et al.: absolute, and multiple of the median
+_SAMPLED = 1024  # numbers that tell where the median is
 _BLOCK = 2**16  # numbers held in float64 at once, which fit in the cache of a core
 
 
@@ -188,10 +189,22 @@ def largest(vectors: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _medians(values: np.ndarray) -> np.ndarray:
-    """Return the median of each row, finite, as float64; reorder the rows."""
-    middle = values.shape[1] // 2
-    values.partition(middle, axis=1)
-    upper = values[:, middle].astype(np.float64)  # the sum of two values may overflow float32
-    if values.shape[1] % 2:
-        return upper
-    return np.asarray((values[:, :middle].max(axis=1) + upper) / 2)
+    """Return the median of each row, finite, as float64."""
+    return np.array([_median(row) for row in values])
+
+
+def _median(values: np.ndarray) -> float:
+    """Return the exact median of finite numbers; only those near the median of a sample are ordered."""
+    n = len(values)
+    lower, upper = (n - 1) // 2, n // 2
+    some = np.sort(values[:: max(n // _SAMPLED, 1)])
+    low, high = some[int(0.45 * len(some))], some[int(0.55 * len(some))]
+    is_near = values >= low
+    n_below = n - int(np.count_nonzero(is_near))
+    is_near &= values <= high
+    near = values[np.flatnonzero(is_near)]
+    if not n_below <= lower <= upper < n_below + len(near):  # the sample was not typical
+        near, n_below = values.copy(), 0
+    near.partition(upper - n_below)
+    last = float(near[upper - n_below])  # the sum of two values may overflow float32
+    return (float(near[: upper - n_below].max()) + last) / 2 if lower < upper else last

@@ -14,6 +14,7 @@ from rsatoolbox.rdm import compare
 from rsatoolbox.rdm.calc import calc_rdm
 
 from actkit.stats.kernels.cka import align, minibatch_cka, top_share, unit_rms, without_top, z_scored
+from actkit.stats.kernels.hsic import _Clusters
 
 
 def layers(seed: int = 0, n_layers: int = 3, n: int = 40, hidden: int = 12) -> np.ndarray:
@@ -252,3 +253,11 @@ def test_dominant_dimensions_are_reported_and_removed() -> None:
     np.testing.assert_allclose(np.square(unit_rms(vectors)).mean(axis=2), 1)
     assert (z_scored(np.full((1, 5, 2), 3.0)) == 0).all()
     assert (unit_rms(np.zeros((1, 5, 2))) == 0).all()
+
+
+@pytest.mark.parametrize("sizes", [[1] * 6, [2] * 5, [3, 3], [1, 2, 3], [2, 2, 1], [20, 20]])
+def test_sums_by_cluster_equal_numpy(sizes: list[int]) -> None:
+    members = np.repeat(np.arange(len(sizes)), sizes)
+    values = np.random.default_rng(0).standard_normal((3, 2, len(members)))
+    wanted = np.stack([values[..., members == at].sum(axis=-1) for at in range(len(sizes))], axis=-1)
+    np.testing.assert_allclose(_Clusters.of(members).sums(values), wanted, rtol=1e-13, atol=1e-15)

@@ -135,3 +135,16 @@ def test_shrinkage_of_clusters_is_that_of_their_number() -> None:
     assert shrinkage(np.repeat(x, 4, axis=0), 20) < 0.5 * once
     shuffled = np.random.default_rng(0).permutation(240)
     assert shrinkage(np.repeat(x, 4, axis=0)[shuffled], 20, groups[shuffled]) == pytest.approx(once)
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+def test_dimensions_of_tiny_variance_carry_no_label_afterwards(shrink: bool) -> None:
+    x, labels = drawn(300, 8, 2)
+    x[:, 3] *= 1e-33  # as the weights of a layer norm may be
+    x[:, 5] = 0.25
+    changed = erased(x, erasure(x, labels, shrink=shrink))
+    spread = changed.std(axis=0)
+    assert spread[5] < 1e-15
+    difference = changed[labels == 1].mean(axis=0) - changed[labels == 0].mean(axis=0)
+    assert abs(difference[3]) < 1e-10 * spread[3]
+    assert spread[3] < 1e-31

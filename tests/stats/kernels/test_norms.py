@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actkit.stats.kernels.norms import NORM_SUMMARIES, summarize_norms
+from actkit.stats.kernels.norms import NORM_SUMMARIES, _medians, summarize_norms
 
 OPTIONS = {"resamples": 200, "seed": 0}
 
@@ -81,3 +81,14 @@ def test_scale_and_order_of_samples(seed: int, scale: float) -> None:
     for name in ("mean", "sample_mean", "median", "p95", "max"):
         np.testing.assert_allclose(scaled[name], plain[name] * scale, rtol=1e-9)
         np.testing.assert_allclose(shuffled[name], plain[name], rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 1023, 1024, 5000, 5001])
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_medians_are_exact(n: int, is_sorted: bool) -> None:
+    rows = abs(np.random.default_rng(n).standard_normal((20, n))).astype(np.float32)
+    rows[5:10] = np.round(rows[5:10])  # ties
+    rows[10] = 0
+    rows[11, ::4] = 100  # numbers of a sample that is not typical
+    rows = np.sort(rows, axis=1) if is_sorted else rows
+    np.testing.assert_array_equal(_medians(rows), np.median(rows.astype(np.float64), axis=1))
