@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
@@ -14,7 +15,6 @@ _TOLERANCE = 1e-8  # of the gradient's norm at the start
 _ACCEPTED = 1e-6  # where rounding errors prevent further progress
 _ITERATIONS = 100
 _LEAST_WEIGHT = 1e-12
-_PRODUCTS = 1000  # at most, of conjugate gradients
 
 
 def fit_logistic(x: np.ndarray, labels: np.ndarray, *, penalty: float = 1.0) -> FittedProbe:
@@ -96,14 +96,14 @@ def fit_sparse_logistic(x: csr_matrix, labels: np.ndarray, *, penalty: float) ->
     optimum = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=100_000).fit(x, labels)
     probability = expit(optimum.decision_function(x))
     curvature = probability * (1 - probability)
-
-    def hessian(vectors: np.ndarray) -> np.ndarray:
-        return np.asarray(x.T @ (curvature[:, None] * (x @ vectors)) + penalty * vectors)
+    size = x.shape[1]
+    hessian = LinearOperator((size, size), lambda v: x.T @ (curvature * (x @ v)) + penalty * v, dtype=float)
 
     def solve(sides: np.ndarray) -> np.ndarray:
         lengths = np.linalg.norm(sides, axis=0)
         units = sides / np.where(lengths > 0, lengths, 1)  # the squares of small numbers would be 0
-        return np.asarray(conjugate_gradients(hessian, units, tolerance=1e-3) * lengths)
+        solved = [cg(hessian, unit, rtol=1e-3, maxiter=1000)[0] for unit in units.T]
+        return np.asarray(np.column_stack(solved) * lengths)
 
     return FittedProbe(
         x,
@@ -113,42 +113,6 @@ def fit_sparse_logistic(x: csr_matrix, labels: np.ndarray, *, penalty: float) ->
         curvature=curvature,
         solve=solve,
     )
-
-
-def conjugate_gradients(
-    product: Callable[[np.ndarray], np.ndarray], sides: np.ndarray, *, tolerance: float
-) -> np.ndarray:
-    """Solve a positive definite system for several sides, which share each pass over its matrix.
-
-    Parameters
-    ----------
-    product
-        The product of the matrix with vectors, dims ``(hidden, vector)``.
-    sides
-        Dims ``(hidden, vector)``.
-    tolerance
-        Norm of the residual, relative to that of the side, at which a solution is not refined further.
-
-    Notes
-    -----
-    Hestenes, Stiefel, Methods of conjugate gradients for solving linear systems, 1952.
-    """
-    solved, residual = np.zeros_like(sides), sides.copy()
-    squares = np.einsum("hv,hv->v", residual, residual)
-    direction, wanted = residual.copy(), tolerance**2 * squares
-    for _ in range(_PRODUCTS):
-        active = np.flatnonzero(squares > wanted)
-        if not len(active):
-            break
-        along = direction[:, active]
-        image = product(along)
-        step = squares[active] / np.einsum("hv,hv->v", along, image)
-        solved[:, active] += step * along
-        residual[:, active] -= step * image
-        new = np.einsum("hv,hv->v", residual[:, active], residual[:, active])
-        direction[:, active] = residual[:, active] + new / squares[active] * along
-        squares[active] = new
-    return solved
 
 
 def _loss(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
-from scipy.sparse.linalg import cg
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from actkit.stats.kernels.logistic import conjugate_gradients, fit_logistic, fit_sparse_logistic
+from actkit.stats.kernels.logistic import fit_logistic, fit_sparse_logistic
 from actkit.stats.kernels.probes import standardized
 
 # samples, dimensions, distance between the groups, largest scale of a dimension
@@ -87,15 +86,3 @@ def test_constant_dimensions_have_no_weight() -> None:
     assert fitted.intercepts == 0
     unbalanced = fit_logistic(np.zeros((40, 3)), np.arange(40) < 10)
     assert unbalanced.intercepts == pytest.approx(np.log(1 / 3))
-
-
-def test_conjugate_gradients_equal_scipy() -> None:
-    rng = np.random.default_rng(3)
-    factor, sides = rng.standard_normal((80, 50)), rng.standard_normal((50, 4))
-    matrix = factor.T @ factor + 5 * np.eye(50)
-    sides[:, 2] = 0
-    for tolerance in (1e-3, 1e-10):
-        found = conjugate_gradients(lambda vectors: matrix @ vectors, sides, tolerance=tolerance)
-        wanted = np.column_stack([cg(matrix, side, rtol=tolerance)[0] for side in sides.T])
-        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found, np.linalg.solve(matrix, sides), rtol=1e-7, atol=1e-9)
