@@ -117,9 +117,9 @@ def add_report(commands: Subparsers) -> None:
     parser.add_argument(
         "--vectors",
         default="pooled",
-        choices=["pooled", "last"],
-        help="vector of each sample: pooled (mean over content tokens) or last (last content token) "
-        "(default: %(default)s)",
+        choices=["pooled", "last", "prompt_end"],
+        help="vector of each sample: pooled (mean over content tokens), last (last content token) or "
+        "prompt_end (last token of the prompt) (default: %(default)s)",
     )
     parser.add_argument("--figures", action="store_true", help="also write each figure as PNG and SVG")
     parser.add_argument("--tables", action="store_true", help="also write each table as CSV")

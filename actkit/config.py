@@ -18,7 +18,7 @@ from pydantic import (
 from . import layer_spec
 from .errors import Fault
 from .object_urls import is_url, url_faults
-from .schema import SAVABLE
+from .schema import SAVABLE, SAVED
 
 
 def _whole_number(value: Any) -> Any:
@@ -193,7 +193,7 @@ class Config(BaseModel):
         None, description="bitsandbytes quantization of the weights: 8bit or 4bit"
     )
     revision: str | None = Field(None, description="branch, tag or commit of the Hugging Face model")
-    save: tuple[str, ...] = Field(SAVABLE, description="variables to save")
+    save: tuple[str, ...] = Field(SAVED, description="variables to save")
     storage: Literal["exact", "bfloat16", "float16"] = Field(
         "exact", description="rounding of the stored activations of each token: exact, bfloat16 or float16"
     )

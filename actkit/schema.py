@@ -44,6 +44,7 @@ CONTENT_KINDS = (TokenKind.TEXT, TokenKind.IMAGE, TokenKind.MEAN)
 
 VISION = "vision"
 FEATURE_INDEX, FEATURE_VALUE = "feature_index", "feature_value"
+PROMPT_END = "prompt_end"
 Component = Literal["residual", "attention", "mlp"]
 COMPONENTS: tuple[str, ...] = get_args(Component)
 
@@ -243,6 +244,12 @@ VARIABLES: dict[str, Variable] = {
             "Output of the block at the last content token; NaN if a sample has none.",
         ),
         Variable(
+            PROMPT_END,
+            ("layer", "sample", "hidden"),
+            "float32",
+            "Output of the block at the last token of the prompt, of any kind except generated.",
+        ),
+        Variable(
             "nonfinite",
             ("layer", "sample"),
             "int32",
@@ -331,14 +338,15 @@ VARIABLES: dict[str, Variable] = {
     )
 }
 
-SAVABLE = ("residual", "embedding", "norm", "pooled", "last")
+SAVED = ("residual", "embedding", "norm", "pooled", "last")  # by default
+SAVABLE = (*SAVED, PROMPT_END)
 # variables computed from `residual`, absent if no layer of it is captured
-OF_RESIDUAL = ("residual", "norm", "pooled", "last")
+OF_RESIDUAL = ("residual", "norm", "pooled", "last", PROMPT_END)
 OF_FEATURES = (FEATURE_INDEX, FEATURE_VALUE, "n_active", "feature_sum")
 # variables with a vector for each token, of which the largest entries can be kept instead
 SPARSABLE = ("residual", "attention", "mlp", "embedding")
 # variables that only a cube of an extraction has
-OF_CAPTURE = (*SPARSABLE, "norm", "pooled", "last")
+OF_CAPTURE = (*SPARSABLE, "norm", "pooled", "last", PROMPT_END)
 
 
 def component_of(name: str) -> str:

@@ -142,7 +142,7 @@ def synthetic(
         coords |= {"has_attention": coords["has_residual"], "has_mlp": np.arange(n_layers) > 0}
         coords |= {f"vision/{dim}": np.arange(vision[dim]) for dim in ("layer", "sample", "token")}
         values |= _optional_values(values["residual"], real) | _vision_values(vision, rng)
-        values |= _largest_entries(values)
+        values |= _largest_entries(values) | {"prompt_end": values["last"]}
         values |= _features(n_layers, real, hidden, _ENTRIES, np.random.default_rng(seed))
     labels = _labels(n_samples, len(languages))
     rows = {

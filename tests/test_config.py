@@ -10,14 +10,14 @@ import pytest
 from actkit.config import Config, Generation, Tracking
 from actkit.config_faults import check
 from actkit.layer_spec import GRAMMAR
-from actkit.schema import SAVABLE
+from actkit.schema import SAVABLE, SAVED
 
 ASKED = {"model": "m", "data": "d.csv", "out": "o"}
 
 UNDERSTOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"limit": "5", "batch_size": "8", "memory_budget": "64"}, {"limit": 5, "batch_size": 8, "memory_budget": 64}),
     ({"batch_size": "auto"}, {"batch_size": "auto"}),
-    ({"limit": None, "save": None}, {"limit": None, "save": SAVABLE}),
+    ({"limit": None, "save": None}, {"limit": None, "save": SAVED}),
     ({"languages": "english, arabic"}, {"languages": ("english", "arabic")}),
     ({"languages": ["english, arabic"]}, {"languages": ("english, arabic",)}),
     ({"labels": ""}, {"labels": ()}),

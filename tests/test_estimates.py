@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 import actkit
 from actkit.batch_plan import Plan
 from actkit.estimates import Estimate, Rates, Time, disk_bytes, estimate
-from actkit.schema import SAVABLE, VARIABLES
+from actkit.schema import SAVED, VARIABLES
 from actkit.testing import synthetic, write_cube
 from tests.plans import plan_of
 
 
 def test_dense_bytes_are_those_of_the_arrays() -> None:
     cube = actkit.open_cube(write_cube(n_samples=12, window=4))
-    variables = (*SAVABLE, "nonfinite")
+    variables = (*SAVED, "nonfinite")
     plan = plan_of(cube.n_tokens.values, layers=3, hidden=16, window_samples=4)
     result = estimate(plan, variables, layers={"residual": 3}, value_bytes=4, host_bytes=0)
     assert result.dense == sum(cube[name].nbytes for name in variables)

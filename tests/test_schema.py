@@ -11,6 +11,7 @@ from actkit.schema import (
     DIMS,
     OF_RESIDUAL,
     SAVABLE,
+    SAVED,
     SPARSABLE,
     VARIABLES,
     VISION,
@@ -47,6 +48,7 @@ def test_the_contract_with_every_reader() -> None:
         "norm": ("layer", "sample", "token", "float32"),
         "pooled": ("layer", "sample", "hidden", "float32"),
         "last": ("layer", "sample", "hidden", "float32"),
+        "prompt_end": ("layer", "sample", "hidden", "float32"),
         "nonfinite": ("layer", "sample", "int32"),
         "n_tokens": ("sample", "int32"),
         "token_id": ("sample", "token", "int32"),
@@ -92,6 +94,7 @@ def test_what_is_computed_is_a_number_of_the_cube_and_the_rest_are_its_coordinat
         "norm",
         "pooled",
         "last",
+        "prompt_end",
         "nonfinite",
         "vision/residual",
         "vision/norm",
@@ -145,9 +148,11 @@ def test_every_variable_is_described(variable: Variable) -> None:
 
 
 def test_what_can_be_left_out() -> None:
-    assert SAVABLE == ("residual", "embedding", "norm", "pooled", "last")
+    assert SAVED == ("residual", "embedding", "norm", "pooled", "last")
+    assert SAVABLE[:-1] == SAVED
+    assert SAVABLE[-1] == "prompt_end"
     # without a residual layer there is nothing to take the norm of
-    assert OF_RESIDUAL == ("residual", "norm", "pooled", "last")
+    assert OF_RESIDUAL == ("residual", "norm", "pooled", "last", "prompt_end")
     assert COMPONENTS == ("residual", "attention", "mlp")
 
 

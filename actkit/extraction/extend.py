@@ -14,7 +14,7 @@ from ..errors import Fault, InputError
 from ..layer_spec import Spec, describe_all, parse, resolve
 from ..object_urls import is_url
 from ..options import Names
-from ..schema import COMPONENTS, ROW_IDS, current_options
+from ..schema import COMPONENTS, OF_RESIDUAL, ROW_IDS, current_options
 from ..store.joins import JOINED, joined, new_run_faults, write_joined
 from ..store.layout import find_cube, open_group
 from ..store.reader import open_cube
@@ -138,5 +138,5 @@ def _missing_layers(spec: Any, cube: xr.Dataset, attrs: dict[str, Any]) -> dict[
     if not missing:
         raise InputError([Fault("layers", "nothing is missing: the run has all of them")])
     # the embedding is in the run already
-    save = [name for name in ("residual", "norm", "pooled", "last") if name in cube]
+    save = [name for name in OF_RESIDUAL if name in cube]
     return {"layers": describe_all(missing), "save": save if "residual" in missing and save else None}

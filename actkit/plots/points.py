@@ -30,7 +30,7 @@ def projection(
         Label column that determines the colours; languages are then distinguished by markers, and samples
         without a value are grey.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
 
     Returns
     -------

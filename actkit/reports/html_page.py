@@ -72,7 +72,7 @@ def report(
         The label that dependent samples share; by default detected (see "Dependent
         samples" in the methods). None if all samples are independent.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     figures
         Whether to write each figure as PNG and SVG too.
     tables

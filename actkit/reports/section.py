@@ -72,7 +72,7 @@ class Choice:
     cluster
         The label that dependent samples share; None if all are treated as independent.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     is_detected
         Whether the cluster label was detected.
     warning

@@ -39,7 +39,7 @@ def mean_embedding(cube: xr.Dataset, vectors: selection.Pooling) -> xr.DataArray
     cube
         From :func:`actkit.open_cube`.
     vectors
-        ``pooled`` or ``last``, which selects the samples.
+        ``pooled``, ``last`` or ``prompt_end``, which selects the samples.
 
     Returns
     -------

@@ -50,7 +50,7 @@ def cka(
         Another cube of the same samples, whose layers are compared with those of ``a``; by default, ``a``
         itself.
     vectors
-        ``pooled`` or ``last`` for one vector per sample; or ``tokens`` for content tokens.
+        ``pooled``, ``last`` or ``prompt_end`` for one vector per sample; or ``tokens`` for content tokens.
     tokens
         As for :func:`adjacent_cka`.
     match
@@ -160,7 +160,7 @@ def adjacent_cka(
     cube
         From :func:`actkit.open_cube`.
     vectors
-        ``pooled`` or ``last``; or ``tokens`` for all content tokens, read block by block.
+        ``pooled``, ``last`` or ``prompt_end``; or ``tokens`` for all content tokens, read block by block.
     tokens
         Tokens that the vectors represent: a :class:`TokenFilter`, or a kind of token as for
         :func:`layer_norms`. `pooled` and `last` of other tokens than ``content`` are computed from

@@ -58,7 +58,7 @@ def classification_probe(
         Values of ``by``, as values or text; by default, all of them in ascending order. Samples of other
         classes are excluded.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens
         Tokens that these and the embedding represent, as for :func:`adjacent_cka`. Text and length, as
         baselines and as covariates, are those of the whole text.

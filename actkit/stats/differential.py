@@ -67,7 +67,7 @@ def group_differential(
         Two values of ``by``, the reference first, as values or text; by default, its only two values in
         ascending order. Samples without a value are excluded.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens
         Tokens that these vectors and the embedding represent, as for :func:`adjacent_cka`. The baselines of
         the text and its length are those of the whole text.

@@ -102,7 +102,7 @@ class Eraser:
         by
             The label column to erase, with any number of values. Samples without a value are not used.
         vectors
-            ``pooled`` or ``last``.
+            ``pooled``, ``last`` or ``prompt_end``.
         tokens
             Tokens that these vectors represent, as for :func:`adjacent_cka`. A cube to transform must then
             come from :func:`select_tokens` with the same tokens.
@@ -173,9 +173,9 @@ class Eraser:
         cube
             A cube or run folder with the fitted languages and layers, not necessarily that of the fit.
         residual
-            Whether to apply the maps to every token of `residual` as well, and to whichever of `pooled` and
-            `last` exist; `norm` is then that of the result. The mean of the erased tokens of a sample is its
-            erased mean, because the map is affine.
+            Whether to apply the maps to every token of `residual` as well, and to whichever of `pooled`,
+            `last` and `prompt_end` exist; `norm` is then that of the result. The mean of the erased tokens
+            of a sample is its erased mean, because the map is affine.
 
         Returns
         -------
@@ -193,6 +193,9 @@ class Eraser:
         names = [self.settings["vectors"]]
         if residual:
             names = ["residual", *(name for name in selection.POOLINGS if name in whole)]
+        for name in names:
+            if name in selection.POOLINGS:
+                whole = selection.with_pooling(whole, name)
         selection.require(whole, *names)
         codes = self._check(whole)
         is_fitted = selection.captured(whole).layer.values

@@ -34,7 +34,7 @@ def intrinsic_dimension(
     cube
         From :func:`actkit.open_cube`.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens
         Tokens that these vectors represent, as for :func:`adjacent_cka`.
     cluster
@@ -120,7 +120,7 @@ def anisotropy(
     cube
         From :func:`actkit.open_cube`.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens
         Tokens that these vectors represent, as for :func:`adjacent_cka`.
     cluster

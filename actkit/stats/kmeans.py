@@ -66,7 +66,7 @@ def cluster_samples(
     by
         Labels with which the result is compared.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens
         Tokens that these vectors represent, as for :func:`adjacent_cka`.
     cluster

@@ -22,7 +22,10 @@ def layer_vectors(
         known = ", ".join(("tokens", *selection.POOLINGS))
         raise InputError([Fault("vectors", f"{kind!r} is not one of {known}")])
     name = "residual" if kind == "tokens" else kind
-    selection.require(cube, "residual") if kind == "tokens" else selection.require_pooling(cube, name)
+    if kind == "tokens":
+        selection.require(cube, "residual")
+    else:
+        cube = selection.with_pooling(cube, kind)
     available = selection.captured(cube)
     if layer not in available.layer.values:
         raise InputError(

@@ -48,7 +48,7 @@ def regression_probe(
         training and test; by default detected (see "Dependent samples" in the methods). None if all samples
         are independent.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens
         Tokens that these and the embedding represent, as for :func:`adjacent_cka`. Text and length, as
         baselines and as covariates, are those of the whole text.

@@ -12,9 +12,11 @@ import xarray as xr
 
 from ..canonical import require as require
 from ..errors import Fault, InputError, MissingError
+from ..schema import PROMPT_END
 from .cluster_detection import ClusterChoice, detect
 from .finiteness import checked
 from .groups import Groups
+from .prompt_end import with_prompt_end
 from .token_filter import TokenCondition
 from .token_masks import SELECTED, SELECTED_TOKENS
 from .token_masks import TOKENS as TOKENS
@@ -23,8 +25,8 @@ from .token_masks import counted as counted
 from .token_masks import holds_all_tokens as holds_all_tokens
 from .token_masks import token_mask as token_mask
 
-Pooling = Literal["pooled", "last"]
-Vectors = Literal["pooled", "last", "tokens"]
+Pooling = Literal["pooled", "last", "prompt_end"]
+Vectors = Literal["pooled", "last", "prompt_end", "tokens"]
 TokenSelection = Tokens | TokenCondition
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 AUTO = "auto"  # detect the cluster label
@@ -75,7 +77,7 @@ def vectors(cube: xr.Dataset, pooling: Pooling) -> xr.DataArray:
     cube
         From :func:`actkit.open_cube`.
     pooling
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
 
     Raises
     ------
@@ -86,13 +88,15 @@ def vectors(cube: xr.Dataset, pooling: Pooling) -> xr.DataArray:
     """
     if pooling not in POOLINGS:
         raise InputError([Fault("vectors", f"{pooling!r} is not one of {', '.join(POOLINGS)}")])
-    require_pooling(cube, pooling)
+    cube = with_pooling(cube, pooling)
     available = captured(cube).isel(sample=np.flatnonzero(with_vectors(cube, pooling)))
     return checked(available[pooling].transpose("layer", "sample", "hidden")).assign_attrs(cube.attrs)
 
 
-def require_pooling(cube: xr.Dataset, pooling: str) -> None:
-    """Check that a cube has ``pooled`` or ``last``, of the selected tokens if only some are selected.
+def with_pooling(cube: xr.Dataset, pooling: str) -> xr.Dataset:
+    """Return a cube with one of ``POOLINGS``, of the selected tokens if only some are selected.
+
+    The cube is returned unchanged, except that ``prompt_end`` is taken from ``residual`` if it is not stored.
 
     Raises
     ------
@@ -101,15 +105,18 @@ def require_pooling(cube: xr.Dataset, pooling: str) -> None:
     MissingError
         If the cube lacks them.
     """
+    if pooling == PROMPT_END:
+        return with_prompt_end(cube)
     if pooling not in cube and SELECTED in cube.coords:
         problem = f"`{pooling}` of {counted(cube, 'content')} needs `residual` at all content tokens"
         hint = "use vectors='tokens' where possible, or extract again with keep_tokens=all and save=residual"
         raise InputError([Fault("tokens", problem, hint)])
     require(cube, pooling)
+    return cube
 
 
 def with_vectors(cube: xr.Dataset, pooling: Pooling) -> np.ndarray:
-    """Return which samples have a vector ``pooled`` or ``last``, even if the cube holds only some tokens.
+    """Return which samples have a vector of a pooling, even if the cube holds only some tokens.
 
     Errors and warnings are those of :func:`has_content`.
     """
@@ -120,7 +127,11 @@ def with_vectors(cube: xr.Dataset, pooling: Pooling) -> np.ndarray:
     unclear = np.flatnonzero(~has_vector & ~holds_all_tokens(cube))
     if len(unclear):
         has_vector[unclear] = (
-            captured(cube)[pooling].isel(sample=unclear).notnull().any(["layer", "hidden"]).values
+            captured(with_pooling(cube, pooling))[pooling]
+            .isel(sample=unclear)
+            .notnull()
+            .any(["layer", "hidden"])
+            .values
         )
     return has_content(cube, has_vector[:, None])
 

@@ -66,7 +66,7 @@ def similarity(
     layers
         Layers compared, of each cube; all by default.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens
         Tokens that these vectors represent, as for :func:`adjacent_cka`.
     match

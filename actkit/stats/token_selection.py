@@ -32,9 +32,9 @@ def select_tokens(cube: Cube, tokens: selection.TokenSelection) -> xr.Dataset:
     xarray.Dataset
         The cube, lazy as before, with the boolean coordinate ``is_selected_token``, dims ``(sample, token)``,
         which replaces the mask of content tokens. `pooled` and `last` are those of the selected tokens,
-        computed from `residual`; they are absent if the cube does not hold all content tokens. The attribute
-        ``selected_tokens`` is the selection as text. A second selection keeps only the tokens that
-        both contain.
+        computed from `residual`; they are absent if the cube does not hold all content tokens. `prompt_end`,
+        the same token whichever are selected, is absent. The attribute ``selected_tokens`` is the selection
+        as text. A second selection keeps only the tokens that both contain.
 
     Raises
     ------
@@ -167,7 +167,7 @@ def _pooled(cube: xr.Dataset) -> dict[str, xr.DataArray]:
     return {
         name: array.transpose("layer", "sample", "hidden").astype(np.float32).assign_attrs(long_name=meaning)
         for name, array, meaning in zip(
-            selection.POOLINGS,
+            ("pooled", "last"),
             arrays,
             (
                 "Mean of the block's output over the selected tokens; NaN if a sample has none.",

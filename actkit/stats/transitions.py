@@ -29,7 +29,7 @@ def transitions(
     cube
         From :func:`actkit.open_cube`.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     tokens, cluster
         As for :func:`adjacent_cka`.
 

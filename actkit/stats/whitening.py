@@ -109,7 +109,7 @@ class Whitener:
         language
             Language whose samples are used; all by default.
         vectors
-            ``tokens`` for content tokens; or ``pooled`` or ``last``.
+            ``tokens`` for content tokens; or ``pooled``, ``last`` or ``prompt_end``.
         tokens
             Tokens that these vectors represent, as for :func:`adjacent_cka`.
         method
@@ -276,6 +276,7 @@ class Whitener:
             name = "residual" if self.settings["vectors"] == "tokens" else self.settings["vectors"]
             if name != "residual":
                 check_same_tokens(cube, self.settings)
+                cube = selection.with_pooling(cube, name)
             selection.require(cube, name)
             if self.settings["layer"] not in cube.layer.values:
                 problem, known = f"the cube lacks {self.settings['layer']}", cube.layer.values.tolist()

@@ -67,7 +67,7 @@ def group_plots(
     cluster
         The label that dependent samples share; empty for none.
     vectors
-        ``pooled`` or ``last``.
+        ``pooled``, ``last`` or ``prompt_end``.
     residuals
         What to remove from the vectors, a value of `RESIDUALS`.
     control

@@ -80,6 +80,36 @@ def test_bfloat16_batches_are_no_further_from_float32_than_transformers(
             assert own.max() < 2 * theirs.max()
 
 
+def test_prompt_ends_are_the_hidden_states_of_the_generation_prompt(
+    smollm2: Path, requests: Callable[[int], Path], tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"dtype": "float32", "limit": 4, "batch_size": 4, "layers": "all", "system": SYSTEM}
+    stored = actkit.extract(
+        model=str(smollm2),
+        data=str(requests(1)),
+        out=str(tmp_path / "run"),
+        save=["last", "prompt_end"],
+        listeners=[],
+        **options,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    model.config.tie_last_hidden_states = False  # the last one before the final norm, like the others
+    for sample, text in enumerate(stored.text.values):
+        turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": str(text)}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        with torch.inference_mode():
+            states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        theirs = np.stack([state[0, -1].numpy() for state in states[1:]])
+        worst = float(errors(stored.prompt_end.values[:, sample], theirs).max())
+        print("largest relative error of a vector at the end of a prompt:", worst)
+        assert worst < 5e-5
+        assert errors(stored["last"].values[:, sample], theirs).min() > 0.01
+
+
 @pytest.fixture(scope="module")
 def alone(
     smollm2: Path, requests: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ...schema import VISION, sparse_names
+from ...schema import PROMPT_END, VISION, sparse_names
 from ..models.architecture import Architecture
 from ..models.loader import LoadedModel
 from ..prompts.encoder import Prompt
@@ -22,6 +22,7 @@ from .vision import Layout, lay_out, split
 from .window_buffer import Count, CountKind, Dtypes, Slot, WindowBuffer
 
 FLOAT16_MAX = 65504.0
+_REDUCED = ("norm", "pooled", "last", PROMPT_END)
 _INDEX_OF_EMBEDDING = sparse_names(EMBEDDING)[0]
 _AHEAD = 1  # batches whose copies may be under way while the next one is computed
 _STORED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -150,7 +151,7 @@ class Capture:
         # in float64 the sum of the squares of finite values is finite
         if values.device.type != "cpu" or not norms.isfinite().all():
             norms = self._treat_nonfinite(name, layer, values, exact, norms, batch)
-        reduced = [part for part in ("norm", "pooled", "last") if name == "residual" and slot.holds(part)]
+        reduced = [part for part in _REDUCED if name == "residual" and slot.holds(part)]
         means = means_of(exact, packing) if packing.keeps_means or "pooled" in reduced else None
         kept = values
         if packing.keeps_means:
@@ -170,6 +171,9 @@ class Capture:
             self._copy(slot.view("pooled", layer, torch.float32), means)
         if "last" in reduced:
             self._copy(slot.view("last", layer, torch.float32), last_of(values, packing))
+        if PROMPT_END in reduced:
+            ends = packing.on("prompt_ends", values.device)
+            self._copy(slot.view(PROMPT_END, layer, torch.float32), values.index_select(0, ends))
 
     def _pack(self, name: str, layer: int, output: torch.Tensor, batch: _Batch) -> torch.Tensor:
         """Copy the real positions of an output, if possible directly into the window."""

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ...schema import TokenKind
 from ..prompts.encoder import Prompt
 from .spec import Rules, content_positions, kept_positions
 
@@ -30,6 +31,8 @@ class Packing:
         Positions kept of each prompt.
     keeps_means
         Whether means over content tokens are kept instead of tokens.
+    generated_lengths
+        Number of generated positions of each sample, which are its last ones, dims ``(sample,)``.
     """
 
     real: np.ndarray | None
@@ -38,6 +41,7 @@ class Packing:
     content_lengths: np.ndarray
     kept: list[np.ndarray]
     keeps_means: bool = False
+    generated_lengths: np.ndarray | int = 0
     _moved: dict[tuple[str, torch.device], torch.Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -67,6 +71,11 @@ class Packing:
         """Index of the last content token of each sample that has one, dims ``(sample,)``."""
         ends = np.cumsum(self.content_lengths)[self.content_lengths > 0]
         return np.asarray(self.content[ends - 1])
+
+    @cached_property
+    def prompt_ends(self) -> np.ndarray:
+        """Index of the last position of the prompt of each sample, dims ``(sample,)``."""
+        return np.asarray(self.starts + self.lengths - self.generated_lengths - 1)
 
     @cached_property
     def with_content(self) -> np.ndarray:
@@ -126,6 +135,7 @@ def pack(prompts: Sequence[Prompt], rules: Rules) -> Packing:
         np.array([mask.sum() for mask in masks], dtype=np.int64),
         kept,
         rules.keep_tokens == "mean",
+        np.array([(prompt.kinds == TokenKind.GENERATED).sum() for prompt in prompts], dtype=np.int64),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ...batch_plan import Plan
 from ...errors import ModelError
-from ...schema import VARIABLES, VISION, K, component_of
+from ...schema import PROMPT_END, VARIABLES, VISION, K, component_of
 from ...store.ragged import Ragged
 from ..prompts.encoder import Prompt
 from .device_copy import Mark, Transfer, allocate
@@ -18,7 +18,7 @@ from .packing import Packing
 from .spec import Rules
 
 CountKind = Literal["nonfinite", "overflows"]
-_BY_SAMPLE = ("pooled", "last")
+_BY_SAMPLE = ("pooled", "last", PROMPT_END)
 
 
 @dataclass(frozen=True)

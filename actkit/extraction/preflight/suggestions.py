@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import Fault
 from ...estimates import Estimate, Rates, readable_bytes, readable_seconds
 from ...layer_spec import describe_all
-from ...schema import OF_RESIDUAL, VARIABLES
+from ...schema import OF_RESIDUAL, SAVED, VARIABLES
 from ...store.layout import CUBE
 from .model_memory import device_bytes, host_bytes
 from .run_metadata import RunSpec
@@ -102,7 +102,7 @@ def _alternatives(
         yield "keep_tokens=mean", changed(keep_tokens="mean"), means
     small = [name for name in config.save if not VARIABLES[name].is_full]
     if "residual" in layers and len(small) < len(config.save):
-        saved = small or [name for name in OF_RESIDUAL if not VARIABLES[name].is_full]
+        saved = small or [name for name in SAVED if name in OF_RESIDUAL and not VARIABLES[name].is_full]
         yield f"save={','.join(saved)}", changed(save=tuple(saved)), None
     if any(len(blocks) > 1 for blocks in layers.values()):
         first = {name: blocks[: -(-len(blocks) // 2)] for name, blocks in layers.items()}
