@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .importers.run_import import import_files
     from .interventions.logit_lens import logit_lens
     from .interventions.metrics import LogitDifference
+    from .interventions.patching import patch
     from .interventions.steering import steer
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -93,6 +94,7 @@ __all__ = [
     "massive_activations",
     "match_features",
     "open_cube",
+    "patch",
     "plan",
     "pull",
     "push",
@@ -166,6 +168,7 @@ _MODULES = {
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
     "logit_lens": ".interventions.logit_lens",
+    "patch": ".interventions.patching",
     "steer": ".interventions.steering",
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",

@@ -26,6 +26,7 @@ from .maps import (
     tokens,
 )
 from .measures import similarity_measures
+from .patching import patching
 from .points import projection
 from .saes import sae_frequencies, sae_quality, training_curves
 from .steering import steering
@@ -55,6 +56,7 @@ __all__ = [
     "layer_updates",
     "load_matplotlib",
     "logit_lens",
+    "patching",
     "projection",
     "regression_probe",
     "sae_frequencies",
