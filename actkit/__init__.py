@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .features.training import train_saes
     from .features.training_log import training_log
     from .importers.run_import import import_files
+    from .interventions.ablation import ablate
     from .interventions.logit_lens import logit_lens
     from .interventions.metrics import LogitDifference
     from .interventions.patching import patch
@@ -61,6 +62,7 @@ __all__ = [
     "SaeSet",
     "TokenFilter",
     "Whitener",
+    "ablate",
     "adjacent_cka",
     "anisotropy",
     "best_layers",
@@ -168,6 +170,7 @@ _MODULES = {
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
     "logit_lens": ".interventions.logit_lens",
+    "ablate": ".interventions.ablation",
     "patch": ".interventions.patching",
     "steer": ".interventions.steering",
     "token_correlation": ".stats.token_correlation",
