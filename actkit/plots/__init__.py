@@ -1,5 +1,6 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
+from .ablation import ablation
 from .feature_differential import feature_auroc, feature_counts, feature_differential, feature_volcano
 from .features import feature_frequency, feature_map, feature_rates
 from .kmeans import kmeans
@@ -33,6 +34,7 @@ from .steering import steering
 from .style import figure, load_matplotlib
 
 __all__ = [
+    "ablation",
     "adjacent_cka",
     "anisotropy",
     "auroc_difference",

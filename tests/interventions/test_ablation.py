@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import holoviews as hv
 import numpy as np
 import pytest
 import torch
@@ -108,3 +109,16 @@ def test_bad_arguments_are_named(options: dict[str, Any], message: str, run: Pat
     with pytest.raises(InputError) as caught:
         actkit.ablate(run, **{"what": "mlp_1", **OPTIONS, **options})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["bokeh", "matplotlib"])
+def test_effects_are_drawn_by_layer_with_the_control(backend: str, run: Path) -> None:
+    actkit.plots.load_matplotlib()
+    options: dict[str, Any] = {"by": "gender", "between": ("male", "female"), **OPTIONS}
+    result = actkit.ablate(run, what=["mlp_1", "mlp_0"], **options)
+    picture = actkit.plots.ablation(result)
+    hv.render(picture, backend=backend)
+    curves = [part for part in picture.traverse(lambda part: part, [hv.Curve]) if part.label]
+    for arm, curve in enumerate(curves):
+        np.testing.assert_array_equal(curve.dimension_values("remaining"), result.remaining[::-1, arm])
+    assert [curve.label for curve in curves] == ["ablated", "random displacements"]
