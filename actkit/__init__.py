@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from .features.training import train_saes
     from .features.training_log import training_log
     from .importers.run_import import import_files
+    from .interventions.ablation import ablate
     from .interventions.logit_lens import logit_lens
     from .interventions.metrics import LogitDifference
+    from .interventions.patching import patch
     from .interventions.steering import steer
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
@@ -61,6 +63,7 @@ __all__ = [
     "SaeSet",
     "TokenFilter",
     "Whitener",
+    "ablate",
     "adjacent_cka",
     "anisotropy",
     "best_layers",
@@ -95,6 +98,7 @@ __all__ = [
     "massive_activations",
     "match_features",
     "open_cube",
+    "patch",
     "plan",
     "pull",
     "push",
@@ -169,6 +173,8 @@ _MODULES = {
     "select_tokens": ".stats.token_selection",
     "similarity": ".stats.similarity",
     "logit_lens": ".interventions.logit_lens",
+    "ablate": ".interventions.ablation",
+    "patch": ".interventions.patching",
     "steer": ".interventions.steering",
     "token_correlation": ".stats.token_correlation",
     "token_strings": ".store.reader",

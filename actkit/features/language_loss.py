@@ -16,7 +16,7 @@ from ..extraction.models.loader import LoadedModel
 from ..extraction.prompts.encoder import Prompt, collate
 from ..schema import Component, TokenKind
 from ..stats import selection
-from .cube_model import find_model
+from .cube_model import CubeModel, find_model
 from .replacement import Replace, replaced
 
 _LOGIT_BYTES = 256 * 10**6  # of a batch
@@ -138,7 +138,7 @@ def load_language_loss(
     rows: np.ndarray,
     tokens: selection.TokenSelection = "content",
     device: str = "auto",
-    check_tokenizer: Callable[[PreTrainedTokenizerBase], object] | None = None,
+    check: Callable[[CubeModel], object] | None = None,
 ) -> LanguageLoss:
     """Load the model of a cube with its head, and prepare the prompts of some samples.
 
@@ -156,8 +156,8 @@ def load_language_loss(
         Description of the selected tokens, for messages.
     device
         Device of the model.
-    check_tokenizer
-        Called with the tokenizer before the weights are loaded, to raise errors of the caller's arguments.
+    check
+        Called with the model before its weights are loaded, to raise errors of the caller's arguments.
 
     Raises
     ------
@@ -173,8 +173,8 @@ def load_language_loss(
     batches = list(_batches(cube, rows, int(found.architecture.config.vocab_size), single))
     if not any(bool(_counted(batch).any()) for batch in batches):
         raise InputError([Fault("tokens", f"no token follows a token of {tokens!r}")])
-    if check_tokenizer is not None:
-        check_tokenizer(found.tokenizer)
+    if check is not None:
+        check(found)
     return LanguageLoss(found.load(), found.tokenizer, batches)
 
 

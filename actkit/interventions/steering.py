@@ -119,7 +119,11 @@ def steer(
         raise InputError(faults, "cannot steer")
     groups = _Groups.of(whole, direction, where)
     loss = load_language_loss(
-        whole, name, rows=groups.rows, device=device, check_tokenizer=chosen_metric.score
+        whole,
+        name,
+        rows=groups.rows,
+        device=device,
+        check=lambda found: chosen_metric.score(found.tokenizer),
     )
     if model is not None and "residual" in whole:
         loss.check(whole, "residual", list(vectors)[:1])

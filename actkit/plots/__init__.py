@@ -1,5 +1,6 @@
 """HoloViews plots of the statistics, for Bokeh and, after `load_matplotlib`, Matplotlib."""
 
+from .ablation import ablation
 from .feature_differential import feature_auroc, feature_counts, feature_differential, feature_volcano
 from .features import feature_frequency, feature_map, feature_rates
 from .kmeans import kmeans
@@ -27,12 +28,14 @@ from .maps import (
     tokens,
 )
 from .measures import similarity_measures
+from .patching import patching
 from .points import projection
 from .saes import sae_frequencies, sae_quality, training_curves
 from .steering import steering
 from .style import figure, load_matplotlib
 
 __all__ = [
+    "ablation",
     "adjacent_cka",
     "anisotropy",
     "auroc_difference",
@@ -57,6 +60,7 @@ __all__ = [
     "layer_updates",
     "load_matplotlib",
     "logit_lens",
+    "patching",
     "projection",
     "regression_probe",
     "sae_frequencies",

@@ -111,7 +111,7 @@ NO_CUBE |= {
     "training_log",
 }
 # what also needs autoencoders or a model is tested with them
-NO_CUBE |= {"check_saes", "encode", "logit_lens", "sae_quality", "steer", "train_saes"}
+NO_CUBE |= {"ablate", "check_saes", "encode", "logit_lens", "patch", "sae_quality", "steer", "train_saes"}
 
 # selections by one label, and the same by a list of it
 SINGLE: dict[str, tuple[Change, Change]] = {

@@ -67,3 +67,44 @@ def _summaries(means: list[np.ndarray]) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         remaining = gaps[1:] / gaps[:1]
     return np.stack([gaps[1:], remaining, first[1:] - first[:1], second[1:] - second[:1]])
+
+
+def ratio_of_means(
+    numerators: np.ndarray, denominators: np.ndarray, groups: np.ndarray, *, level: float = 0.95
+) -> np.ndarray:
+    """Return the ratio of two means with an interval from a jackknife over clusters.
+
+    Parameters
+    ----------
+    numerators, denominators
+        Dims ``(…, sample)``, of the same shape. Samples with a NaN numerator are left out of both means.
+    groups
+        Cluster of each sample, integers from 0, dims ``(sample,)``.
+    level
+        Nominal coverage of the interval.
+
+    Returns
+    -------
+    numpy.ndarray
+        Dims ``(bound, …)``: estimate, lower and upper bound, which are NaN with fewer than two clusters.
+
+    Notes
+    -----
+    Jackknife: Efron & Stein 1981, as in :func:`gap_summaries`.
+    """
+    valid = ~np.isnan(numerators)
+    one_hot = np.eye(int(groups.max()) + 1)[groups]  # dims (sample, cluster)
+    tops = np.where(valid, numerators, 0.0) @ one_hot
+    bottoms = np.where(valid, denominators, 0.0) @ one_hot
+    present = (valid @ one_hot) > 0
+    top, bottom = tops.sum(axis=-1), bottoms.sum(axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = top / bottom
+        deleted = (top[..., None] - tops) / (bottom[..., None] - bottoms)
+        n_clusters = present.sum(axis=-1)
+        mean = np.where(present, deleted, 0.0).sum(axis=-1) / n_clusters
+        squares = np.where(present, np.square(deleted - mean[..., None]), 0.0).sum(axis=-1)
+        error = np.sqrt((n_clusters - 1) / n_clusters * squares)
+        quantile = stats.t.ppf((1 + level) / 2, np.maximum(n_clusters - 1, 1))
+        margin = np.where(n_clusters > 1, quantile * error, np.nan)
+    return np.stack([estimate, estimate - margin, estimate + margin])
