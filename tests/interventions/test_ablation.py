@@ -11,6 +11,7 @@ import transformers as tf
 
 import actkit
 from actkit.errors import InputError
+from actkit.features.cube_model import CubeModel
 from tests.interventions.test_patching import extracted, third_logit
 from tests.models.architectures import build
 
@@ -105,7 +106,10 @@ def test_gaps_compare_the_groups(run: Path) -> None:
         ({"by": "gender", "where": {"gender": "male"}}, "where: leaves a group without samples"),
     ],
 )
-def test_bad_arguments_are_named(options: dict[str, Any], message: str, run: Path) -> None:
+def test_bad_arguments_are_named_before_a_model_is_loaded(
+    options: dict[str, Any], message: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(CubeModel, "load")
     with pytest.raises(InputError) as caught:
         actkit.ablate(run, **{"what": "mlp_1", **OPTIONS, **options})
     assert message in str(caught.value)

@@ -13,6 +13,7 @@ import xarray as xr
 import actkit
 from actkit.errors import InputError
 from actkit.extraction.models.hook_points import find_hook_points, hook_output, hooks
+from actkit.features.cube_model import CubeModel
 from tests.models.architectures import build
 
 PLACES = ("house", "river", "school")
@@ -171,7 +172,10 @@ def test_results_do_not_depend_on_the_layers_that_are_asked_for(run: Path, patch
         ({"metric": actkit.LogitDifference("house river", "a")}, 'positive: "house river" is'),
     ],
 )
-def test_bad_arguments_are_named(options: dict[str, Any], message: str, run: Path) -> None:
+def test_bad_arguments_are_named_before_a_model_is_loaded(
+    options: dict[str, Any], message: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(CubeModel, "load")
     with pytest.raises(InputError) as caught:
         actkit.patch(run, **{"metric": third_logit, **OPTIONS, **options})
     assert message in str(caught.value)
