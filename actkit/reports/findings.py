@@ -180,9 +180,7 @@ def of_erasure(probe: xr.Dataset) -> list[str]:
             f"{low:.3f} to {high:.3f}; {float(row.auroc_before):.3f} before), "
         )
         if low > 0.5:
-            sentence += (
-                "above chance, because the eraser estimates the means of the groups from other samples."
-            )
+            sentence += "above chance: an eraser fitted to other samples does not remove all of it."
         else:
             sentence += "not distinguishable from chance." if high >= 0.5 else "below chance."
         sentences.append(sentence)

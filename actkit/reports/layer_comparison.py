@@ -61,6 +61,7 @@ def of_measures(similarity: xr.Dataset) -> list[str]:
     sentences, layers = [], similarity.layer.values.tolist()
     listed = joined([str(layer) for layer in layers])
     for language in similarity.language.values.tolist():
+        n = int(similarity.n.sel(language=language).max())  # the same for each measure
         found = defaultdict(list)
         for measure in similarity.measure.values.tolist():
             values = adjacent(similarity.calibrated.sel(language=language, measure=measure))
@@ -74,7 +75,7 @@ def of_measures(similarity: xr.Dataset) -> list[str]:
             ]
             sentences.append(
                 f"{language}: of the layers {listed}, consecutive ones are "
-                f"least similar {'; '.join(parts)}, calibrated in {int(similarity.n.sel(language=language)):,} "
+                f"least similar {'; '.join(parts)}, calibrated in {n:,} "
                 "independent samples (1: equal; 0: no more similar than permuted samples)."
             )
     return sentences
