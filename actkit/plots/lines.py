@@ -40,7 +40,7 @@ def layer_norms(norms: xr.Dataset) -> Any:
     )
     return framed(
         hv.Overlay(parts),
-        title=f"Norms of {kind}",
+        title=f"Norms of {kind} by {table.attrs['by']}" if table.attrs.get("by") else f"Norms of {kind}",
         bands="95% CI, 5–95% of tokens",
         xlabel="layer",
         table=table,
@@ -165,7 +165,7 @@ def group_differential(differential: xr.Dataset) -> Any:
 
 
 def auroc_difference(differential: xr.Dataset) -> Any:
-    """Plot what each layer adds to the baselines: the difference between their AUROCs.
+    """Plot the difference between the AUROC of each layer and those of the baselines.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def auroc_difference(differential: xr.Dataset) -> Any:
                 parts.append(line.curve("auroc_difference", f", minus {label}", dash=dash))
     return framed(
         hv.Overlay(parts),
-        title=f"What the layers add about {table.attrs['by']}",
+        title=f"AUROC minus baselines: {table.attrs['by']}",
         bands="95% CI",
         xlabel="layer",
         table=table,

@@ -16,7 +16,7 @@ _MPL_MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D"}
 
 
 def similarity_measures(similarities: Sequence[xr.Dataset]) -> Any:
-    """Plot the calibrated similarity between adjacent layers by several measures, per language.
+    """Plot the calibrated similarity between consecutive layers by several measures, per language.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def similarity_measures(similarities: Sequence[xr.Dataset]) -> Any:
             )
         picture = framed(
             hv.Overlay(parts),
-            title=f"Similarity of adjacent layers by measure, {language}",
+            title=f"Similarity of consecutive layers, {language}",
             xlabel=f"layers compared · {int(first.sel(language=language).n):,} independent samples",
             ylabel="calibrated similarity",
             xticks=ticks,

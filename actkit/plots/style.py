@@ -96,7 +96,7 @@ def framed(
             "frame_height": HEIGHT,
             "legend_position": "bottom",
             "legend_cols": 2,
-            "legend_opts": {"click_policy": "hide", "label_text_font_size": "9pt"},
+            "legend_opts": {"click_policy": "hide", "label_text_font_size": "8pt"},
             "toolbar": "above",
         },
         mpl={"fig_inches": 7, "aspect": aspect, "legend_position": "right"},

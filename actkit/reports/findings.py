@@ -104,10 +104,13 @@ def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
             )
         elif flagged.ratio.notnull().any():
             most = flagged.isel(layer=int(np.nanargmax(flagged.ratio.values)))
+            sentence += "" if np.isfinite(flagged.ratio.values[at]) else ", a step that cannot be tested"
             sentence += (
-                "; no step exceeds a smooth trend of the other steps with 95% confidence over all layers. "
-                f"The largest in relation to it follows layer {most.layer.item()}: {float(most.ratio):,.3g} "
-                f"times the trend ({float(most.ratio_low):,.3g} to {float(most.ratio_high):,.3g})."
+                "; no tested step exceeds a smooth trend of the other steps with 95% confidence over all "
+                f"layers. The largest relative to its trend follows layer {most.layer.item()}: "
+                f"{float(most.ratio):,.3g} times the trend (95% interval {float(most.ratio_low):,.3g} to "
+                f"{float(most.ratio_high):,.3g}). Only a step of more than about "
+                f"{float((flagged.ratio_high / flagged.ratio).min()):,.2g} times its trend would be detected."
             )
         else:
             sentence += "; no step can be tested, so this is descriptive."
@@ -118,7 +121,7 @@ def of_neighbours(similarity: xr.Dataset, transitions: xr.Dataset) -> list[str]:
 
 
 def of_groups(differential: xr.Dataset) -> list[str]:
-    """Report where the probe separates the groups best, and what the layer adds to the strongest baseline."""
+    """Report where the probe separates the groups best, and the difference to the strongest baseline."""
     sentences = []
     for name, probe in _each(differential):
         auroc = probe.auroc.values
@@ -138,15 +141,15 @@ def of_groups(differential: xr.Dataset) -> list[str]:
         strongest = max(baselines, key=baselines.__getitem__)
         added = probe.isel(layer=at).sel(baseline=strongest)
         sentence += (
-            f" The layer adds {float(added.auroc_difference):+.3f} (95% interval "
-            f"{float(added.auroc_difference_low):+.3f} to {float(added.auroc_difference_high):+.3f}, "
-            f"p {probability(float(added.auroc_difference_p_holm))}) to the strongest baseline, "
-            f"{_BASELINES[strongest]}"
+            f" The difference to the strongest baseline, {_BASELINES[strongest]}, is "
+            f"{float(added.auroc_difference):+z.3f} (95% interval {float(added.auroc_difference_low):+z.3f} "
+            f"to {float(added.auroc_difference_high):+z.3f}; "
+            f"p {probability(float(added.auroc_difference_p_holm))}, corrected)"
         )
         sentence += (
             "."
             if added.auroc_difference > 0 and added.auroc_difference_p_holm < 0.05
-            else ", which does not show that the layers add information."
+            else ", so this does not show that the layers hold more than the baseline."
         )
         sentences.append(sentence)
         if len(auroc) > 1:
@@ -155,8 +158,8 @@ def of_groups(differential: xr.Dataset) -> list[str]:
             sentences.append(
                 f"{name}: at layer {probe.layer.values[at]}, a probe of random labels by "
                 f"{differential.attrs['control']} has an AUROC of {probe.auroc_control.values[at]:.3f}; the "
-                f"selectivity is {probe.selectivity.values[at]:+.3f} (95% interval "
-                f"{probe.selectivity_low.values[at]:+.3f} to {probe.selectivity_high.values[at]:+.3f})."
+                f"selectivity is {probe.selectivity.values[at]:+z.3f} (95% interval "
+                f"{probe.selectivity_low.values[at]:+z.3f} to {probe.selectivity_high.values[at]:+z.3f})."
             )
     return sentences
 
@@ -170,22 +173,22 @@ def of_erasure(probe: xr.Dataset) -> list[str]:
             continue
         row = table.isel(layer=int(np.nanargmax(after)))
         low, high = float(row.auroc_after_low), float(row.auroc_after_high)
-        listed = ", ".join(map(str, table.layer.values.tolist()))
+        listed = joined([str(layer) for layer in table.layer.values.tolist()])
         sentence = (
-            f"{name}: after {probe.attrs['by']} is erased, the AUROC at the layers {listed} is at most "
-            f"{float(row.auroc_after):.3f} (layer {int(row.layer)}, 95% interval {low:.3f} to {high:.3f}; "
-            f"{float(row.auroc_before):.3f} before), "
+            f"{name}: after {probe.attrs['by']} is erased, the AUROC at layer{'s' * (table.layer.size > 1)} "
+            f"{listed} is at most {float(row.auroc_after):.3f} (layer {int(row.layer)}, 95% interval "
+            f"{low:.3f} to {high:.3f}; {float(row.auroc_before):.3f} before), "
         )
         if low > 0.5:
-            sentence += "above chance, as the means of the groups are estimated from other samples."
+            sentence += "above chance: an eraser fitted to other samples does not remove all of it."
         else:
-            sentence += "at chance." if high >= 0.5 else "below chance."
+            sentence += "not distinguishable from chance." if high >= 0.5 else "below chance."
         sentences.append(sentence)
     return sentences
 
 
 def of_measure(probe: xr.Dataset, measure: str, does: str, name: str) -> list[str]:
-    """Report where a probe is best by a measure, and what the layer adds to the strongest baseline.
+    """Report where a probe is best by a measure, and the difference to the strongest baseline.
 
     Parameters
     ----------
@@ -217,8 +220,8 @@ def of_measure(probe: xr.Dataset, measure: str, does: str, name: str) -> list[st
         against = best.sel(baseline=strongest)
         added, low, high = (float(against[f"{measure}_difference{part}"]) for part in ("", "_low", "_high"))
         sentences.append(
-            f"{sentence}; baselines: {listed}. The layer adds {added:+.3f} (95% interval {low:+.3f} to "
-            f"{high:+.3f}) to the strongest baseline, {_BASELINES[strongest]}."
+            f"{sentence}; baselines: {listed}. The difference to the strongest baseline, "
+            f"{_BASELINES[strongest]}, is {added:+z.3f} (95% interval {low:+z.3f} to {high:+z.3f})."
         )
     return sentences
 
@@ -227,9 +230,12 @@ def _of_layers(name: str, probe: xr.Dataset, best: int) -> str:
     """Report which layers cannot be told apart from the best."""
     p = probe.layer_difference_p.values[best]
     similar = [layer for at, layer in enumerate(probe.layer.values.tolist()) if at != best and p[at] >= 0.05]
-    sentence = f"{name}: {len(similar)} of {len(p) - 1} other layers cannot be told apart from the best"
-    listed = f" ({_listed(similar)})" if 0 < len(similar) <= 10 else ""
-    return f"{sentence}{listed}; differences between layers are corrected over all pairs."
+    if similar:
+        listed = f" ({_listed(similar)})" if len(similar) <= 10 else ""
+        sentence = f"{len(similar)} of {len(p) - 1} other layers cannot be told apart from the best{listed}"
+    else:
+        sentence = "the AUROC of every other layer is lower than that of the best"
+    return f"{name}: {sentence}; differences between layers are corrected over all pairs."
 
 
 def of_transfer(transferred: xr.Dataset) -> list[str]:
@@ -327,6 +333,17 @@ def of_languages(similarity: xr.Dataset) -> list[str]:
 
 def _each(table: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
     return [(str(name), table.sel(language=name)) for name in table.language.values]
+
+
+def joined(names: list[str]) -> str:
+    """Join names by commas and "and".
+
+    Examples
+    --------
+    >>> joined(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _listed(layers: list[int]) -> str:

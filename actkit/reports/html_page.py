@@ -37,8 +37,8 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MOST_ROWS = 400  # per table in the page; the files have all
 _FACTS = (
     ("model", "model"),
-    ("revision", "revision"),
-    ("weights", "dtype"),
+    ("revision", "model_revision"),
+    ("weights", "weights_dtype"),
     ("data", "data"),
     ("storage", "storage"),
     ("tokens kept", "tokens_kept"),
@@ -232,7 +232,7 @@ def _facts(cube: xr.Dataset, choice: Choice) -> list[tuple[str, str]]:
         facts.append((name, shown if len(values) <= 6 else f"{len(values):,} distinct values"))
     facts.append(("compared", choice.by or "nothing"))
     facts.append(("clusters", choice.clusters))
-    known = {name for _, name in _FACTS} | {"skipped"}
+    known = {name for _, name in _FACTS} | {"layers", "skipped"}
     facts += [(name, str(value)) for name, value in attrs.items() if name not in known]
     facts.append(("analysed with", f"actkit {version('actkit')}"))
     return facts
@@ -281,9 +281,14 @@ def _html(result: xr.Dataset) -> str:
 def _html_of(table: pd.DataFrame) -> str:
     return str(
         table.head(_MOST_ROWS).to_html(
-            index=False, escape=True, border=0, float_format=lambda value: f"{value:.4g}", na_rep="–"
+            index=False, escape=True, border=0, float_format=_number_text, na_rep="–"
         )
     )
+
+
+def _number_text(value: float) -> str:
+    """Return four significant digits, or all digits of a count."""
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _write_tables(out: Path, made: list[Section]) -> None:

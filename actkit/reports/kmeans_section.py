@@ -16,6 +16,9 @@ _RESAMPLES = 2
 _PERMUTATIONS = 100
 _AGREEMENT = ("adjusted_rand", "adjusted_rand_null_mean", "adjusted_rand_p")
 _SHOWN = 80  # characters of a text
+_NO_STRUCTURE = 0.25  # Kaufman and Rousseeuw, Finding groups in data, 1990, table 4
+_WEAK = " (at most 0.25: no substantial structure)"
+_NEGLIGIBLE = 0.01  # difference between adjusted Rand indices
 
 
 def add_kmeans(cube: xr.Dataset, choice: Choice, section: Section, *, by: list[str]) -> None:
@@ -48,18 +51,21 @@ def of_kmeans(result: xr.Dataset) -> list[str]:
             sentences.append(f"{language}: too few distinct vectors for k-means.")
             continue
         chosen = table.sel(candidate=int(table.k))
+        weak = _WEAK if chosen.silhouette <= _NO_STRUCTURE else ""
         sentence = (
-            f"{language}: of {candidates} k-means clusters at layer {layer}, {int(table.k)} are the most "
-            f"distinct (silhouette {float(chosen.silhouette):.2f}; agreement between halves of the data "
-            f"{float(chosen.stability):.2f})"
+            f"{language}: of {candidates} k-means clusters at layer {layer}, {int(table.k)} have the largest "
+            f"silhouette, {float(chosen.silhouette):z.2f}{weak}; "
+            f"stability (agreement between halves of the data) {float(chosen.stability):z.2f}"
         )
         for label in table.label.values.tolist() if "label" in table.dims else ():
             row = table.sel(label=label)
             if np.isfinite(row.adjusted_rand):
+                index, by_chance = float(row.adjusted_rand), float(row.adjusted_rand_null_mean)
+                # twins leave so little to permute that a negligible agreement can have a small p
+                negligible = "negligible, " if abs(index - by_chance) < _NEGLIGIBLE else ""
                 sentence += (
-                    f"; agreement with {label}: adjusted Rand index {float(row.adjusted_rand):z.2f} "
-                    f"({float(row.adjusted_rand_null_mean):z.2f} by chance, p "
-                    f"{probability(float(row.adjusted_rand_p))})"
+                    f"; agreement with {label}: {negligible}adjusted Rand index {index:z.2f} "
+                    f"({by_chance:z.2f} by chance, p {probability(float(row.adjusted_rand_p))})"
                 )
         sentences.append(f"{sentence}.")
     return sentences

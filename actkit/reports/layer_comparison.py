@@ -11,6 +11,7 @@ from .. import plots
 from ..errors import InputError
 from ..plots.measures import adjacent
 from ..stats.similarity import MEASURES
+from .findings import joined
 from .methods import describe
 from .section import Choice, Section, few_layers
 
@@ -19,7 +20,7 @@ _SAMPLES = 300  # of each language; the cost of CKA and RSA grows with the squar
 _PERMUTATIONS = 20
 _NAMES = {
     "cka": "CKA",
-    "mutual_knn": "common nearest neighbours",
+    "mutual_knn": "mutual nearest neighbours",
     "rsa": "RSA",
     "procrustes": "Procrustes",
 }
@@ -56,9 +57,11 @@ def _computed(section: Section, measures: Sequence[str], options: dict[str, Any]
 
 
 def of_measures(similarity: xr.Dataset) -> list[str]:
-    """Report between which adjacent layers, among those compared, each measure finds the least similarity."""
+    """Report between which consecutive layers of those compared each measure finds the least similarity."""
     sentences, layers = [], similarity.layer.values.tolist()
+    listed = joined([str(layer) for layer in layers])
     for language in similarity.language.values.tolist():
+        n = int(similarity.n.sel(language=language).max())  # the same for each measure
         found = defaultdict(list)
         for measure in similarity.measure.values.tolist():
             values = adjacent(similarity.calibrated.sel(language=language, measure=measure))
@@ -67,12 +70,13 @@ def of_measures(similarity: xr.Dataset) -> list[str]:
                 found[at].append(f"{_NAMES[measure]} ({values[at]:.2f})")
         if found:
             parts = [
-                f"from layer {layers[at]} to layer {layers[at + 1]} by {_joined(names)}"
+                f"from layer {layers[at]} to layer {layers[at + 1]} by {joined(names)}"
                 for at, names in sorted(found.items())
             ]
             sentences.append(
-                f"{language}: of the layers {_joined([str(layer) for layer in layers])}, adjacent ones are "
-                f"least similar {'; '.join(parts)} (1: equal; 0: no more similar than permuted samples)."
+                f"{language}: of the layers {listed}, consecutive ones are "
+                f"least similar {'; '.join(parts)}, calibrated in {n:,} "
+                "independent samples (1: equal; 0: no more similar than permuted samples)."
             )
     return sentences
 
@@ -89,27 +93,17 @@ def add_norm_correlation(cube: xr.Dataset, choice: Choice, section: Section) -> 
 
 
 def of_norm_correlation(correlation: xr.Dataset) -> list[str]:
-    """Report between which adjacent layers, among those compared, the order of the norms changes most."""
+    """Report between which consecutive layers of those compared the order of the norms changes most."""
     sentences, layers = [], correlation.layer.values.tolist()
+    listed = joined([str(layer) for layer in layers])
     for language in correlation.language.values.tolist():
         table = correlation.sel(language=language)
         values, low, high = (adjacent(table[f"spearman{end}"]) for end in ("", "_low", "_high"))
         if np.isfinite(values).any():
             at = int(np.nanargmin(values))
             sentences.append(
-                f"{language}: from layer {layers[at]} to layer {layers[at + 1]}, the order of tokens by norm "
-                f"changes most: Spearman correlation {values[at]:.2f} (95% interval {low[at]:.2f} to "
-                f"{high[at]:.2f})."
+                f"{language}: of the layers {listed}, the order of tokens by "
+                f"norm changes most from layer {layers[at]} to layer {layers[at + 1]}: Spearman correlation "
+                f"{values[at]:z.2f} (95% interval {low[at]:z.2f} to {high[at]:z.2f})."
             )
     return sentences
-
-
-def _joined(names: list[str]) -> str:
-    """Join names by commas and "and".
-
-    Examples
-    --------
-    >>> _joined(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

@@ -116,15 +116,11 @@ def _norms(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 def _special(_cube: xr.Dataset, choice: Choice, section: Section) -> None:
     options: dict[str, Any] = {"tokens": "first", "cluster": choice.cluster}
     first = section.add("norms_of_first", "layer_norms", is_described=False, **options)
-    ratio = (
-        (first["mean"] / section.results["norms"]["mean"]).max("layer")
-        if "norms" in section.results
-        else None
-    )
+    ratio = first["mean"] / section.results["norms"]["mean"] if "norms" in section.results else None
     if ratio is not None:
         section.sentences += [
-            f"{name}: at any layer, the mean norm at position 0 is at most "
-            f"{float(ratio.sel(language=name)):,.3g} times that of content tokens."
+            f"{name}: the mean norm at position 0 is {float(ratio.sel(language=name).min()):,.3g} to "
+            f"{float(ratio.sel(language=name).max()):,.3g} times that of content tokens over the layers."
             for name in ratio.language.values.tolist()
         ]
 
@@ -282,8 +278,7 @@ def _features(cube: xr.Dataset, choice: Choice, section: Section) -> None:
 def _samples(cube: xr.Dataset, choice: Choice, section: Section) -> None:
     captured = selection.captured(cube)
     by = choice.by if choice.by and not is_numeric(cube, choice.by) else None
-    layers = captured.layer.values
-    for layer in dict.fromkeys(layers[[0, len(layers) // 2, -1]].tolist()):
+    for layer in few_layers(cube, 3):
         picture = plots.projection(captured, layer, by=by, vectors=choice.vectors)
         section.pictures[f"projection_layer_{layer}"] = picture
     for _, places in selection.languages(captured):

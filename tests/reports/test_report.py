@@ -17,7 +17,7 @@ import actkit
 from actkit.cli import main
 from actkit.errors import InputError
 from actkit.reports import findings
-from actkit.reports.html_page import csv_of, table_of
+from actkit.reports.html_page import _html_of, csv_of, table_of
 from actkit.reports.sections import choose, sections
 from actkit.reports.summaries import compute
 from actkit.sources import NO_LANGUAGE
@@ -87,19 +87,28 @@ def test_it_says_what_is_planted_and_how_it_was_found(written: Path) -> None:
     assert "all steps: 5 layers are too few to estimate how uneven steps are, which takes 6" in text
     assert re.search(r"english: the probe separates the groups best at layer \d \(AUROC \d\.\d+, 95% ", text)
     assert re.search(
-        r"The layer adds \+0\.\d+ \(95% interval \+0\.\d+ to \+0\.\d+, p .*\) to the strong", text
+        r"The difference to the strongest baseline, .*, is \+0\.\d+ \(95% interval \+0\.\d+ to \+0\.\d+; p",
+        text,
     )
-    assert re.search(r"english: \d of 4 other layers cannot be told apart from the best( \(|;)", text)
+    assert re.search(
+        r"english: (\d of 4 other layers cannot be told|the AUROC of every other layer is lower)", text
+    )
     assert "corrected over layers and languages" in text
     assert re.search(r"english: the intrinsic dimension is between \d+\.\d \(95% interval", text)
     assert re.search(r"arabic: the mean cosine of vectors of different clusters is at most 0\.\d\d, at", text)
     assert re.search(
-        r"english: of the layers 0, 1, 2, 3 and 4, adjacent ones are least similar from layer", text
+        r"english: of the layers 0, 1, 2, 3 and 4, consecutive ones are least similar from layer", text
     )
     assert re.search(r"by CKA \(-?0\.\d\d\)", text)
-    assert re.search(r"arabic: from layer \d to layer \d, the order of tokens by norm changes most", text)
-    assert re.search(r"english: of 2, 4 or 8 k-means clusters at layer 2, \d are the most distinct", text)
-    assert re.search(r"agreement with gender: adjusted Rand index -?0\.\d\d \(0\.\d\d by chance, p", text)
+    assert re.search(
+        r"arabic: of the layers 0, 1, 2, 3 and 4, the order of tokens by norm changes most from", text
+    )
+    assert re.search(
+        r"english: of 2, 4 or 8 k-means clusters at layer 2, \d have the largest silhouette", text
+    )
+    assert re.search(
+        r"agreement with gender: (negligible, )?adjusted Rand index -?0\.\d\d \(0\.\d\d by chance, p", text
+    )
     assert "TF-IDF of the text" in text
     assert "unbiased HSIC of Song et al. (2012)" in text
     assert "Samples that share a value of image_id are treated as one cluster" in text
@@ -113,7 +122,7 @@ def test_change_points_are_named_and_untested_steps_are_descriptive(run: Path) -
     adjacent, steps = actkit.adjacent_cka(cube).compute(), actkit.transitions(cube).compute()
     assert "no step can be tested, so this is descriptive" in findings.of_neighbours(adjacent, steps)[0]
     steps["ratio"][:, 1:3] = 1.0
-    assert "; no step exceeds a smooth trend" in findings.of_neighbours(adjacent, steps)[0]
+    assert "; no tested step exceeds a smooth trend" in findings.of_neighbours(adjacent, steps)[0]
     steps["change_point"][0, 2] = True
     sentences = findings.of_neighbours(adjacent, steps)
     assert ". The step after layer 2 is larger than a smooth trend of the other steps" in sentences[0]
@@ -261,6 +270,21 @@ def test_no_cell_of_a_table_begins_a_row(tmp_path: Path) -> None:
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["group", "mean"], ["a\r=1+1", "-0.5"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (82650.0, "82650"),
+        (257600.0, "257600"),
+        (0.0, "0"),
+        (-3.0, "-3"),
+        (0.123456, "0.1235"),
+        (1e20, "1e+20"),
+    ],
+)
+def test_counts_have_all_their_digits(value: float, text: str) -> None:
+    assert f"<td>{text}</td>" in _html_of(pd.DataFrame({"n_tokens": [value, np.nan]}))
 
 
 @pytest.mark.parametrize("text", ["-0.5", "+3", "-1e-05", "plain", "a=b", "'=1", " x", ""])
