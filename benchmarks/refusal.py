@@ -46,7 +46,7 @@ def readable(cube: Path | xr.Dataset) -> None:
         )
         print(f"  layer {int(layer)}: AUROC of the label {middle:.2f} [{low:.2f}, {high:.2f}]", flush=True)
     print(f"  text alone (TF-IDF): {float(probe.macro_auroc_tfidf):.2f}; best layer less text alone:")
-    best = probe.isel(layer=int(probe.macro_auroc.argmax())).sel(baseline="tfidf")
+    best = probe.isel(layer=int(np.argmax(probe.macro_auroc.values))).sel(baseline="tfidf")
     low, middle, high = (float(best[f"macro_auroc_difference{suffix}"]) for suffix in ("_low", "", "_high"))
     print(f"  layer {int(best.layer)}: {middle:.2f} [{low:.2f}, {high:.2f}]", flush=True)
 
