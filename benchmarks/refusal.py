@@ -18,7 +18,12 @@ import actkit
 from actkit.demo import llm_folder
 
 _LARGEST = 6  # requests of a group; two groups are whole categories
-_TERMS = {"by": "label", "between": ("safe", "unsafe"), "cluster": "group", "vectors": "prompt_end"}
+_TERMS: dict[str, Any] = {
+    "by": "label",
+    "between": ("safe", "unsafe"),
+    "cluster": "group",
+    "vectors": "prompt_end",
+}
 
 
 def requests(source: Path, path: Path, every: int) -> None:

@@ -180,18 +180,21 @@ def greedy_answers(
     new_tokens
         Largest number of tokens to generate for each.
     """
-    own = model.model.generation_config
+    network: Any = model.model
+    own = network.generation_config
     end = own.pad_token_id if own.pad_token_id is not None else own.eos_token_id
     padding = end[0] if isinstance(end, list) else end
     options = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # of no effect, but not warned about
-    config = GenerationConfig(max_new_tokens=new_tokens, pad_token_id=padding, **options, **neutral)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=new_tokens, pad_token_id=padding, **options, **neutral
+    )
     lengths = np.array([len(prompt.ids) for prompt in prompts])
     answers = [""] * len(prompts)
     for length in np.unique(lengths):
         places = np.flatnonzero(lengths == length).tolist()
         inputs = collate([prompts[place] for place in places], device=model.device)
-        written = model.model.generate(**inputs, generation_config=config)[:, length:]
+        written = network.generate(**inputs, generation_config=config)[:, length:]
         for place, ids in zip(places, written.tolist(), strict=True):
             answers[place] = str(tokenizer.decode(ids, skip_special_tokens=True))
     return answers

@@ -52,7 +52,7 @@ def test_answers_under_an_ablation_are_those_of_weights_that_cannot_write_the_di
     unit = torch.from_numpy(directions.direction.sel(layer=1).values.astype(np.float32))
     unit = unit / unit.norm()
     away = torch.eye(len(unit)) - torch.outer(unit, unit)
-    model = tf.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    model: Any = tf.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     cube = actkit.open_cube(run)
 
     def answers() -> list[str]:
@@ -88,7 +88,7 @@ def test_answers_under_an_ablation_are_those_of_weights_that_cannot_write_the_di
 
 def test_cross_entropy_is_that_of_transformers(run: Path, tiny_model: Path) -> None:
     result = steered(run, actkit.CrossEntropy())
-    model = tf.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    model: Any = tf.AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     cube = actkit.open_cube(run)
     for at, length in enumerate(cube.n_tokens.values):
         ids = torch.from_numpy(cube.token_id.values[at : at + 1, :length].astype(np.int64))
