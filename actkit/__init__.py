@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from .importers.run_import import import_files
     from .interventions.ablation import ablate
     from .interventions.logit_lens import logit_lens
-    from .interventions.metrics import LogitDifference
+    from .interventions.metrics import LogitDifference, Refusal
     from .interventions.patching import patch
     from .interventions.steering import steer
+    from .interventions.text_metrics import CrossEntropy, RefusalRate
     from .reports import report
     from .stats.cka import adjacent_cka, cka, language_cka
     from .stats.classification_probe import classification_probe
@@ -57,8 +58,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Config",
+    "CrossEntropy",
     "Eraser",
     "LogitDifference",
+    "Refusal",
+    "RefusalRate",
     "RunPlan",
     "SaeSet",
     "TokenFilter",
@@ -124,8 +128,11 @@ __version__ = version("actkit")
 # imported on first use, so that opening a cube needs no torch and the command line starts quickly
 _MODULES = {
     "Config": ".config",
+    "CrossEntropy": ".interventions.text_metrics",
     "Eraser": ".stats.erasure",
     "LogitDifference": ".interventions.metrics",
+    "Refusal": ".interventions.metrics",
+    "RefusalRate": ".interventions.text_metrics",
     "RunPlan": ".extraction.preflight.preparation",
     "SaeSet": ".features.sae_set",
     "TokenFilter": ".stats.token_filter",

@@ -63,7 +63,7 @@ class LanguageLoss:
     @property
     def n_predictions(self) -> int:
         """Number of tokens that are predicted from a selected token."""
-        return sum(int(_counted(batch, self._inputs(batch)).sum()) for batch in self.batches)
+        return sum(int(counted(batch, self._inputs(batch)).sum()) for batch in self.batches)
 
     @torch.inference_mode()
     def mean(
@@ -87,9 +87,9 @@ class LanguageLoss:
                 where = batch.mask.to(self.model.device)
                 with replaced(self.model.hook_points, component, layer, replace, where=where):
                     logits = self._logits(inputs)
-            counted = _counted(batch, inputs)
-            targets = inputs["input_ids"][:, 1:].to(logits.device)[counted.to(logits.device)]
-            predicted = logits[:, :-1][counted.to(logits.device)].float()
+            is_counted = counted(batch, inputs)
+            targets = inputs["input_ids"][:, 1:].to(logits.device)[is_counted.to(logits.device)]
+            predicted = logits[:, :-1][is_counted.to(logits.device)].float()
             losses = cross_entropy(predicted, targets, reduction="none")
             total, count = total + float(losses.cpu().double().sum()), count + len(losses)
         return total / count
@@ -171,7 +171,7 @@ def load_language_loss(
         raise InputError(faults)
     single = found.config.batch_size == 1
     batches = list(_batches(cube, rows, int(found.architecture.config.vocab_size), single))
-    if not any(bool(_counted(batch).any()) for batch in batches):
+    if not any(bool(counted(batch).any()) for batch in batches):
         raise InputError([Fault("tokens", f"no token follows a token of {tokens!r}")])
     if check is not None:
         check(found)
@@ -221,7 +221,7 @@ def _batch(
     return Batch(rows[batch], prompts, torch.from_numpy(mask[batch][:, :longest]))
 
 
-def _counted(batch: Batch, inputs: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+def counted(batch: Batch, inputs: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
     """Return the positions whose next token is predicted, dims ``(sample, token - 1)``."""
     is_token = (inputs or collate(batch.prompts))["attention_mask"].bool().cpu()
     return batch.mask[:, :-1] & is_token[:, 1:]

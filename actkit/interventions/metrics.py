@@ -1,6 +1,6 @@
 """Metrics of a model's prediction after each prompt."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,9 +54,7 @@ class LogitDifference:
     @property
     def name(self) -> str:
         """Description for results and axes."""
-        sides = [
-            " or ".join(f'"{text}"' for text in _strings(side)) for side in (self.positive, self.negative)
-        ]
+        sides = (_quoted(side) for side in (self.positive, self.negative))
         return " - ".join(f"log P({side})" for side in sides)
 
     def score(self, tokenizer: PreTrainedTokenizerBase) -> Score:
@@ -67,19 +65,10 @@ class LogitDifference:
         InputError
             If a string is not one token, or both sets share a token.
         """
-        ids, faults = [], []
-        for where, side in (("positive", self.positive), ("negative", self.negative)):
-            if not _strings(side):
-                faults.append(Fault(where, "names no token", "give a string, such as ' his'"))
-            found, new = _token_ids(tokenizer, _strings(side), where, first=self.first_token)
-            ids.append(found)
-            faults += new
-        if not faults and (shared := set(ids[0]) & set(ids[1])):
-            text = tokenizer.convert_ids_to_tokens(sorted(shared))
-            faults.append(Fault("positive, negative", f"both contain {text}", "name different tokens"))
-        if faults:
-            raise InputError(faults, "cannot compute the logit difference")
-        first, second = (torch.tensor(sorted(set(side))) for side in ids)
+        sides = {"positive": self.positive, "negative": self.negative}
+        first, second = _token_sets(
+            tokenizer, sides, "cannot compute the logit difference", first=self.first_token
+        )
 
         def difference(logits: torch.Tensor) -> torch.Tensor:
             wide = logits.double()
@@ -88,8 +77,96 @@ class LogitDifference:
         return difference
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Log-odds that the next token is one with which refusals begin.
+
+    Parameters
+    ----------
+    tokens
+        Strings with which the model begins to refuse, each one token. They differ between models, and ``"I"``
+        also begins answers that comply: read the model's answers first (:class:`actkit.RefusalRate`).
+    others
+        Tokens against which the odds are taken; by default, all other tokens of the vocabulary.
+    first_token
+        Whether to use the first token of a string of several tokens, rather than to refuse it.
+
+    Notes
+    -----
+    Arditi et al., Refusal in language models is mediated by a single direction, NeurIPS 2024. They use
+    ``"I"``, and ``"As"`` as well for one family of models.
+
+    Examples
+    --------
+    >>> Refusal().name
+    'log odds of "I" or "As"'
+    >>> Refusal("Sorry", others=["Sure", "Here"]).name
+    'log odds of "Sorry" against "Sure" or "Here"'
+    """
+
+    tokens: str | Sequence[str] = ("I", "As")
+    others: str | Sequence[str] | None = None
+    first_token: bool = False
+
+    @property
+    def name(self) -> str:
+        """Description for results and axes."""
+        against = "" if self.others is None else f" against {_quoted(self.others)}"
+        return f"log odds of {_quoted(self.tokens)}{against}"
+
+    def score(self, tokenizer: PreTrainedTokenizerBase) -> Score:
+        """Return the function of the logits.
+
+        Raises
+        ------
+        InputError
+            If a string is not one token, or both sets share a token.
+        """
+        sides = {"tokens": self.tokens} | ({} if self.others is None else {"others": self.others})
+        refusal, *others = _token_sets(
+            tokenizer, sides, "cannot compute the log odds", first=self.first_token
+        )
+
+        def log_odds(logits: torch.Tensor) -> torch.Tensor:
+            wide = logits.double()
+            if others:
+                against = wide[:, others[0]]
+            else:
+                against = wide.index_fill(dim=1, index=refusal, value=-torch.inf)
+            return wide[:, refusal].logsumexp(dim=-1) - against.logsumexp(dim=-1)
+
+        return log_odds
+
+
 def _strings(side: str | Sequence[str]) -> list[str]:
     return [side] if isinstance(side, str) else list(side)
+
+
+def _quoted(side: str | Sequence[str]) -> str:
+    return " or ".join(f'"{text}"' for text in _strings(side))
+
+
+def _token_sets(
+    tokenizer: PreTrainedTokenizerBase,
+    sides: Mapping[str, str | Sequence[str]],
+    summary: str,
+    *,
+    first: bool,
+) -> list[torch.Tensor]:
+    """Return the token ids of each set, checked to be disjoint."""
+    ids, faults = [], []
+    for where, side in sides.items():
+        if not _strings(side):
+            faults.append(Fault(where, "names no token", "give a string, such as ' his'"))
+        new_ids, new_faults = _token_ids(tokenizer, _strings(side), where, first=first)
+        ids.append(set(new_ids))
+        faults += new_faults
+    if not faults and len(ids) > 1 and (shared := set.intersection(*ids)):
+        text = tokenizer.convert_ids_to_tokens(sorted(shared))
+        faults.append(Fault(", ".join(sides), f"both contain {text}", "name different tokens"))
+    if faults:
+        raise InputError(faults, summary)
+    return [torch.tensor(sorted(side)) for side in ids]
 
 
 def _token_ids(
@@ -134,5 +211,13 @@ def as_metric(metric: Metric | Callable[[torch.Tensor], Any]) -> Metric:
         return metric
     if not callable(metric):
         what = f"is a {type(metric).__name__}"
-        raise InputError([Fault("metric", what, "give actkit.LogitDifference or a function of the logits")])
+        raise InputError(
+            [
+                Fault(
+                    "metric",
+                    what,
+                    "give a metric, such as actkit.LogitDifference, or a function of the logits",
+                )
+            ]
+        )
     return _Function(metric, getattr(metric, "__name__", "metric"))

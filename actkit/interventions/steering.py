@@ -1,7 +1,7 @@
 """Steering: the effect of a direction on what a model predicts, beside that of random directions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,8 +22,9 @@ from ..stats.group_comparison import two_labels
 from ..stats.holdout import cluster_names
 from ..stats.kernels.gaps import GAP_SUMMARIES, gap_summaries
 from .direction_edits import ablated, added, clamped, random_like
-from .metrics import Metric, as_metric
+from .metrics import Metric
 from .prompt_logits import last_logits
+from .text_metrics import TextMetric, as_any_metric, measure_of
 
 Mode = Literal["ablate", "add", "clamp"]
 MODES = ("ablate", "add", "clamp")
@@ -34,7 +35,7 @@ def steer(
     cube: Cube,
     direction: xr.Dataset,
     *,
-    metric: Metric | Callable[[torch.Tensor], Any],
+    metric: Metric | TextMetric | Callable[[torch.Tensor], Any],
     mode: Mode = "ablate",
     layers: Sequence[int] | None = None,
     scale: float | Sequence[float] = 1.0,
@@ -54,8 +55,9 @@ def steer(
     direction
         From :func:`actkit.group_directions`, of one language: ``directions.sel(language="en")``.
     metric
-        :class:`actkit.LogitDifference`, or a function of the logits after the last token of each prompt, dims
-        ``(sample, vocabulary)``, that returns one number per prompt.
+        :class:`actkit.LogitDifference`, :class:`actkit.Refusal`, :class:`actkit.RefusalRate` (of generated
+        answers), :class:`actkit.CrossEntropy`, or a function of the logits after the last token of each
+        prompt, dims ``(sample, vocabulary)``, that returns one number per prompt.
     mode
         ``ablate`` removes the direction of a layer from everything that is written to the residual stream;
         ``add`` adds it to the output of that layer, times ``scale``; ``clamp`` moves the output of that layer
@@ -83,7 +85,8 @@ def steer(
     xarray.Dataset
         With the dims ``(layer, scale, direction, sample)``, where ``direction`` is ``groups`` or a random
         one: ``value``, the metric, and ``kl``, the Kullback-Leibler divergence in nats of the edited
-        prediction from the intact one, whose metric is ``intact``, dims ``(sample,)``. With the dims
+        prediction from the intact one, whose metric is ``intact``, dims ``(sample,)``; for a metric of
+        answers also ``answer`` and ``intact_answer``, the texts. With the dims
         ``(half, layer, scale, direction)`` and 95% intervals (``_low``, ``_high``): ``gap``, the difference
         between the groups; ``remaining``, the gap as a share of the intact one; ``change_first`` and
         ``change_second``, the mean change in each group. ``half`` is ``fit`` for the clusters that the
@@ -102,7 +105,7 @@ def steer(
     single direction, NeurIPS 2024.
     """
     selection.check_counts(0, controls=controls)
-    chosen_metric = as_metric(metric)
+    chosen_metric = as_any_metric(metric)
     whole = finite_cube(cube)
     if isinstance(direction, xr.Dataset) and "layer" in direction.coords and "layer" not in direction.dims:
         direction = direction.expand_dims("layer")
@@ -118,13 +121,9 @@ def steer(
     if faults:
         raise InputError(faults, "cannot steer")
     groups = _Groups.of(whole, direction, where)
-    loss = load_language_loss(
-        whole,
-        name,
-        rows=groups.rows,
-        device=device,
-        check=lambda found: chosen_metric.score(found.tokenizer),
-    )
+    score = None if isinstance(chosen_metric, TextMetric) else chosen_metric.score
+    check = None if score is None else lambda found: score(found.tokenizer)
+    loss = load_language_loss(whole, name, rows=groups.rows, device=device, check=check)
     if model is not None and "residual" in whole:
         loss.check(whole, "residual", list(vectors)[:1])
     if mode == "ablate":
@@ -138,14 +137,14 @@ def steer(
         _edit(loss.model.hook_points, mode, arm[layer], targets[layer], layer, factor)
         for layer, factor, arm in product(vectors, scales.tolist(), arms.values())
     ]
-    values, divergences, intact = _run(loss, groups.rows, chosen_metric, edits, progress=progress)
+    table = _run(loss, groups.rows, chosen_metric, edits, progress=progress)
     shape = (len(vectors), len(scales), len(arms), len(groups.rows))
     dims = ("layer", "scale", "direction", "sample")
     result = xr.Dataset(
         {
-            "value": (dims, values.reshape(shape)),
-            "kl": (dims, divergences.reshape(shape)),
-            "intact": (("sample",), intact),
+            **{name: (dims, rows[1:].reshape(shape)) for name, rows in table.items()},
+            "intact": (("sample",), table["value"][0]),
+            **({"intact_answer": (("sample",), table["answer"][0])} if "answer" in table else {}),
         },
         coords={
             "layer": list(vectors),
@@ -167,6 +166,8 @@ def steer(
         **{name: direction.attrs[name] for name in _KEPT},
     )
     result.attrs["n_samples"] = len(groups.rows)
+    if isinstance(chosen_metric, TextMetric):
+        result.attrs |= chosen_metric.attrs
     return result
 
 
@@ -300,30 +301,32 @@ def _edit(
 def _run(
     loss: LanguageLoss,
     rows: np.ndarray,
-    metric: Metric,
+    metric: Metric | TextMetric,
     edits: Sequence[Callable[[], AbstractContextManager[None]]],
     *,
     progress: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the metric and the divergence under each edit, dims ``(edit, sample)``, and the intact one."""
-    score = metric.score(loss.tokenizer)
+) -> dict[str, np.ndarray]:
+    """Return the results of the intact model and then of each edit, dims ``(edit, sample)``."""
+    measure = measure_of(metric, loss)
     place = {row: at for at, row in enumerate(rows.tolist())}
-    values, divergences = np.empty((2, len(edits), len(rows)))
-    intact = np.empty(len(rows))
-    with tqdm(total=len(edits) * len(rows), unit=" prompts", disable=None if progress else True) as bar:
+    shape = (1 + len(edits), len(rows))
+    table: dict[str, np.ndarray] = {}
+    with tqdm(total=shape[0] * shape[1], unit=" prompts", disable=None if progress else True) as bar:
         for batch in loss.batches:
             at = [place[row] for row in batch.samples.tolist()]
-            before = last_logits(loss.model, batch.prompts)
-            intact[at] = score(before)
-            before = before.log_softmax(dim=-1)
-            for number, edit in enumerate(edits):
+            intact: torch.Tensor | None = None
+            for number, edit in enumerate([nullcontext, *edits]):
                 with edit():
-                    after = last_logits(loss.model, batch.prompts)
-                values[number, at] = score(after)
-                after = after.log_softmax(dim=-1)
-                divergences[number, at] = (before.exp() * (before - after)).sum(dim=-1)
+                    logits = last_logits(loss.model, batch.prompts)
+                    results = measure(batch, logits)
+                edited = logits.log_softmax(dim=-1)
+                intact = edited if intact is None else intact
+                results["kl"] = (intact.exp() * (intact - edited)).sum(dim=-1).double().numpy()
+                for name, column in results.items():
+                    cells = table.setdefault(name, np.empty(shape, dtype=column.dtype))
+                    cells[number, at] = column
                 bar.update(len(at))
-    return values, divergences, intact
+    return table
 
 
 def _with_gaps(result: xr.Dataset, groups: _Groups, mode: str) -> xr.Dataset:

@@ -205,7 +205,10 @@ def test_hooks_are_removed_and_a_zero_vector_changes_nothing(tiny_model: Path) -
         ({"layers": []}, "layers: names no layer"),
         ({"layers": np.array([1, 9])}, "layers: the direction lacks [9] (it has [0, 1, 2])"),
         ({"scale": float("nan")}, "scale: is nan (give a finite number or several)"),
-        ({"metric": 3}, "metric: is a int (give actkit.LogitDifference or a function of the logits)"),
+        (
+            {"metric": 3},
+            "metric: is a int (give a metric, such as actkit.LogitDifference, or a function of the logits)",
+        ),
         ({"metric": actkit.LogitDifference("house river", "a")}, 'positive: "house river" is'),
         ({"where": {"gender": "male"}}, "gender female: has no sample"),
         ({"metric": lambda logits: logits}, "metric: returned shape"),

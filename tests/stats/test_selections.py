@@ -102,7 +102,10 @@ CALLS: dict[str, Callable[[xr.Dataset], Any]] = {
 NO_CUBE = {"Config", "RunPlan", "TokenFilter", "export", "extract", "holm", "import_files", "open_cube"}
 NO_CUBE |= {"extend", "join", "plan", "pull", "push", "report", "seal", "verify"}
 NO_CUBE |= {
+    "CrossEntropy",
     "LogitDifference",
+    "Refusal",
+    "RefusalRate",
     "SaeSet",
     "cut_share",
     "best_layers",

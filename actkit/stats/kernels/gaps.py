@@ -54,7 +54,8 @@ def gap_summaries(
         )
     if n_clusters < 2:
         return np.stack([estimate, np.full_like(estimate, np.nan), np.full_like(estimate, np.nan)], axis=1)
-    deviations = deleted - deleted.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a share of a gap that is 0 without some cluster
+        deviations = deleted - deleted.mean(axis=-1, keepdims=True)
     error = np.sqrt((n_clusters - 1) / n_clusters * np.square(deviations).sum(axis=-1))
     margin = stats.t.ppf((1 + level) / 2, n_clusters - 1) * error
     return np.stack([estimate, estimate - margin, estimate + margin], axis=1)
