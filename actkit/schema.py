@@ -368,13 +368,7 @@ def with_dtype(name: str, dtypes: Mapping[str, str]) -> Variable:
 
 
 def index_dtype(length: int) -> str:
-    """Return the dtype of indices into a dimension, and of counts of them.
-
-    Examples
-    --------
-    >>> index_dtype(65_535), index_dtype(65_536)
-    ('uint16', 'uint32')
-    """
+    """Return the dtype of indices into a dimension, and of counts of them."""
     return "uint16" if length < 2**16 else "uint32"
 
 

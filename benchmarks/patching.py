@@ -54,7 +54,7 @@ def main() -> None:
             result = actkit.patch(
                 cube,
                 metric=actkit.LogitDifference(" he", " she"),
-                pairs="scene",
+                paired_by="scene",
                 by="gender",
                 between=("female", "male"),
                 layers=asked.layers,

@@ -40,7 +40,7 @@ nitpicky = True
 # references to other libraries, whose documentation is not linked, and to internal modules
 _ELSEWHERE = r"IterableDataset|(collections|np|numpy|os|pandas|pathlib|t|torch|transformers|xarray|xr)\..*"
 _INTERNAL = (
-    r"actkit\.(batch_plan|data_scan|estimates|options|sources|stats\.kernels|"
+    r"actkit\.(batch_plan|data_scan|estimates|interventions\.text_metrics|options|sources|stats\.kernels|"
     r"extraction\.(models|preflight|prompts)|reports\.\w+|store\.(ragged|reader|verification|writer)|widgets\.\w+)\..*"
 )
 nitpick_ignore_regex = [("py:.*", _ELSEWHERE), ("py:.*", _INTERNAL)]

@@ -38,7 +38,7 @@ def ablate(
     positions: Positions = "content",
     by: str | None = None,
     between: tuple[Any, Any] | None = None,
-    pairs: str | None = None,
+    paired_by: str | None = None,
     cluster: str | None = None,
     where: Mapping[str, Any] | None = None,
     controls: int = 1,
@@ -68,10 +68,10 @@ def ablate(
     by, between
         Label with two values, whose difference in the metric is summarised; of twins, the one in which they
         differ.
-    pairs
+    paired_by
         Label that twins share; required for ``twin``, whose results are of the first group only.
     cluster
-        Label that dependent samples share; by default, ``pairs`` or each sample.
+        Label that dependent samples share; by default, ``paired_by`` or each sample.
     where
         Required value of each label given, or of ``language``.
     controls
@@ -114,8 +114,8 @@ def ablate(
         for option, chosen, known in (("value", value, VALUES), ("positions", positions, POSITIONS))
         if chosen not in known
     ]
-    if value == "twin" and (pairs is None or by is None):
-        faults.append(Fault("pairs", "are not given", "name the labels that pair the twins: pairs= and by="))
+    if value == "twin" and (paired_by is None or by is None):
+        faults.append(Fault("paired_by", "is not given", "name the labels of twins: paired_by= and by="))
     if not name:
         faults.append(Fault("model", "the cube names no model", "give its name or folder"))
     if faults:
@@ -123,8 +123,8 @@ def ablate(
     twins = None
     kept = np.ones(whole.sizes["sample"], dtype=bool)
     is_second = np.zeros_like(kept)
-    if value == "twin" and pairs is not None and by is not None:
-        twins = find_twins(whole, pairs=pairs, by=by, between=between, cluster=cluster, where=where)
+    if value == "twin" and paired_by is not None and by is not None:
+        twins = find_twins(whole, paired_by=paired_by, by=by, between=between, cluster=cluster, where=where)
         kept = np.isin(np.arange(len(kept)), twins.base)
     elif by is not None:
         _, kept, is_second = two_labels(whole["sample_id"], by, between)
@@ -162,7 +162,7 @@ def ablate(
             **{label: whole[label].isel(sample=rows) for label in ("sample", "language", "sample_id")},
         },
     )
-    grouping = cluster or (pairs if twins is not None else None)
+    grouping = cluster or (paired_by if twins is not None else None)
     ids = selection.clusters(whole, grouping)[rows] if grouping else whole.sample_id.values[rows].astype(str)
     groups = selection.codes(ids)
     changes = values - intact
@@ -182,7 +182,7 @@ def ablate(
         value=value,
         positions=positions,
         by=by,
-        pairs=pairs,
+        paired_by=paired_by,
         controls=controls,
         seed=seed,
         interval=f"95%, jackknife over {grouping or 'samples'}",

@@ -35,10 +35,10 @@ def patch(
     cube: Cube,
     *,
     metric: Metric | Callable[[torch.Tensor], Any],
-    pairs: str,
+    paired_by: str,
     by: str,
     between: tuple[Any, Any] | None = None,
-    components: str | Sequence[str] = "residual",
+    component: str | Sequence[str] = "residual",
     layers: Sequence[int] | None = None,
     cluster: str | None = None,
     where: Mapping[str, Any] | None = None,
@@ -56,19 +56,19 @@ def patch(
     metric
         :class:`actkit.LogitDifference`, or a function of the logits after the last token of each prompt, dims
         ``(sample, vocabulary)``, that returns one number per prompt.
-    pairs
+    paired_by
         Label that the two prompts of a pair share. They have the same language.
     by
         Label in which they differ.
     between
         Its two values: that of the prompts that are run, and that of the twins that the outputs are taken
         from.
-    components
+    component
         ``residual``, ``attention``, ``mlp``, or several.
     layers
         Layers; all by default.
     cluster
-        Label that dependent pairs share; by default, ``pairs``.
+        Label that dependent pairs share; by default, ``paired_by``.
     where
         Required value of each label given, or of ``language``.
     model
@@ -111,24 +111,24 @@ def patch(
     chosen_metric = as_metric(metric)
     whole = finite_cube(cube)
     name = str(whole.attrs.get("model", "")) if model is None else str(model)
-    names = [components] if isinstance(components, str) else list(dict.fromkeys(components))
+    names = [component] if isinstance(component, str) else list(dict.fromkeys(component))
     faults = [
-        Fault("components", f"{wrong!r} is not an option", f"use {', '.join(COMPONENTS)}")
+        Fault("component", f"{wrong!r} is not an option", f"use {', '.join(COMPONENTS)}")
         for wrong in names
         if wrong not in COMPONENTS
     ]
     if not names:
-        faults.append(Fault("components", "names no component", f"use {', '.join(COMPONENTS)}"))
+        faults.append(Fault("component", "names no component", f"use {', '.join(COMPONENTS)}"))
     if not name:
         faults.append(Fault("model", "the cube names no model", "give its name or folder"))
     if layers is not None and not len(layers):
         faults.append(Fault("layers", "names no layer", "leave it out for all layers"))
     if faults:
         raise InputError(faults, "cannot patch")
-    twins = find_twins(whole, pairs=pairs, by=by, between=between, cluster=cluster, where=where)
+    twins = find_twins(whole, paired_by=paired_by, by=by, between=between, cluster=cluster, where=where)
     if len(np.unique(twins.clusters)) < 2:
         hint = "the control needs an unrelated prompt: give pairs of two clusters at least"
-        raise InputError([Fault("pairs", "all belong to one cluster", hint)], "cannot patch")
+        raise InputError([Fault("paired_by", "all belong to one cluster", hint)], "cannot patch")
     rows = np.unique(np.concatenate([twins.base, twins.twin]))
     chosen: list[int] = []
     sites: list[Site] = []
@@ -171,7 +171,7 @@ def patch(
                 for label in ("sample", "language", "sample_id", "text")
                 if label in whole.coords
             },
-            pairs: ("sample", twins.names),
+            paired_by: ("sample", twins.names),
             "twin_sample_id": ("sample", whole.sample_id.values[twins.twin]),
             "unrelated_sample_id": ("sample", whole.sample_id.values[[case.unrelated for case in cases]]),
         },
@@ -184,13 +184,13 @@ def patch(
         whole,
         "patch",
         metric=chosen_metric.name,
-        pairs=pairs,
+        paired_by=paired_by,
         by=by,
         between=f"{twins.groups[0]} to {twins.groups[1]}",
-        cluster=cluster or pairs,
+        cluster=cluster or paired_by,
         n_incomplete=twins.n_incomplete,
         seed=seed,
-        interval=f"95%, jackknife over {cluster or pairs}",
+        interval=f"95%, jackknife over {cluster or paired_by}",
     )
     result.attrs["n_samples"] = len(cases)
     return result

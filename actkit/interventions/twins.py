@@ -41,7 +41,7 @@ class Twins:
 def find_twins(
     cube: xr.Dataset,
     *,
-    pairs: str,
+    paired_by: str,
     by: str,
     between: tuple[Any, Any] | None,
     cluster: str | None = None,
@@ -53,14 +53,14 @@ def find_twins(
     ----------
     cube
         The cube.
-    pairs
+    paired_by
         Label that both prompts of a pair share.
     by
         Label in which they differ.
     between
         Its two values, that of the prompts that are edited first.
     cluster
-        Label that dependent pairs share; by default, `pairs`.
+        Label that dependent pairs share; by default, `paired_by`.
     where
         Required value of each label given.
 
@@ -74,14 +74,18 @@ def find_twins(
     for name, value in (where or {}).items():
         column = selection.column(cube, name, "where")
         kept &= column.codes == column.find(value)
-    paired = selection.column(cube, pairs, "pairs")
+    paired = selection.column(cube, paired_by, "paired_by")
     texts = paired.cell_texts()
     languages = cube.language.values.astype(str)
     members: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
     for row in np.flatnonzero(kept & (paired.codes >= 0)).tolist():
         members.setdefault((texts[row], languages[row]), ([], []))[int(is_second[row])].append(row)
     faults = [
-        Fault(f"{pairs} {name}", f"has {len(side)} samples of {group}", "pairs need one sample of each group")
+        Fault(
+            f"{paired_by} {name}",
+            f"has {len(side)} samples of {group}",
+            "pairs need one sample of each group",
+        )
         for (name, _), sides in members.items()
         for group, side in zip(groups, sides, strict=True)
         if len(side) > 1
@@ -89,7 +93,9 @@ def find_twins(
     complete = {key: sides for key, sides in members.items() if all(sides)}
     if not complete and not faults:
         hint = "choose another label, or other values of `where`"
-        faults.append(Fault("pairs", f"no value of `{pairs}` has a sample of {' and '.join(groups)}", hint))
+        faults.append(
+            Fault("paired_by", f"no value of `{paired_by}` has a sample of {' and '.join(groups)}", hint)
+        )
     if faults:
         raise InputError(faults, "cannot pair the prompts")
     base, twin = (np.array([sides[at][0] for sides in complete.values()]) for at in (0, 1))
@@ -97,7 +103,7 @@ def find_twins(
         base,
         twin,
         np.array([name for name, _ in complete], dtype=object),
-        selection.codes(selection.clusters(cube, cluster or pairs)[base]),
+        selection.codes(selection.clusters(cube, cluster or paired_by)[base]),
         groups,
         len(members) - len(complete),
     )

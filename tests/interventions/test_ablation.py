@@ -71,7 +71,7 @@ def test_the_mean_replaces_every_content_token(run: Path) -> None:
 
 
 def test_the_twin_at_the_last_layer_gives_its_prediction(run: Path) -> None:
-    options: dict[str, Any] = {"pairs": "pair", "by": "gender", "between": ("male", "female"), **OPTIONS}
+    options: dict[str, Any] = {"paired_by": "pair", "by": "gender", "between": ("male", "female"), **OPTIONS}
     result = actkit.ablate(run, what=["residual_2", "residual"], value="twin", positions="last", **options)
     patched = actkit.patch(run, layers=[2], **options)
     assert result.site.values.tolist() == ["residual_2", "residual_0", "residual_1"]
@@ -102,7 +102,7 @@ def test_gaps_compare_the_groups(run: Path) -> None:
         ({"what": "mlp_9"}, "the model has no mlp_9"),
         ({"value": "noise"}, "value: 'noise' is not an option"),
         ({"positions": "first"}, "positions: 'first' is not an option"),
-        ({"value": "twin"}, "pairs: are not given"),
+        ({"value": "twin"}, "paired_by: is not given"),
         ({"by": "gender", "where": {"gender": "male"}}, "where: leaves a group without samples"),
     ],
 )

@@ -56,7 +56,12 @@ def patched(run: Path) -> xr.Dataset:
     return actkit.patch(run, metric=third_logit, **OPTIONS)
 
 
-OPTIONS: dict[str, Any] = {"pairs": "pair", "by": "gender", "between": ("male", "female"), "progress": False}
+OPTIONS: dict[str, Any] = {
+    "paired_by": "pair",
+    "by": "gender",
+    "between": ("male", "female"),
+    "progress": False,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +72,7 @@ def test_each_value_is_that_of_plain_hooks(name: str, tmp_path: Path) -> None:
     n_layers = len(actkit.open_cube(path).layer)
     points = find_hook_points(model, n_layers)
     components = ["residual", *points.components]
-    result = actkit.patch(path, metric=third_logit, components=components, **OPTIONS)
+    result = actkit.patch(path, metric=third_logit, component=components, **OPTIONS)
     cube = actkit.open_cube(path)
     ids = {
         str(sample): torch.from_numpy(row[None, :length].astype(np.int64))
@@ -162,13 +167,13 @@ def test_results_do_not_depend_on_the_layers_that_are_asked_for(run: Path, patch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"components": "heads"}, "components: 'heads' is not an option"),
-        ({"components": []}, "components: names no component"),
+        ({"component": "heads"}, "component: 'heads' is not an option"),
+        ({"component": []}, "component: names no component"),
         ({"layers": []}, "layers: names no layer"),
         ({"layers": [9]}, "what: the model has no residual_9"),
-        ({"pairs": "sample_id"}, "no value of `sample_id` has a sample of male and female"),
+        ({"paired_by": "sample_id"}, "no value of `sample_id` has a sample of male and female"),
         ({"between": ("male", "other")}, "between: two labels are compared"),
-        ({"where": {"pair": "p1"}}, "pairs: all belong to one cluster"),
+        ({"where": {"pair": "p1"}}, "paired_by: all belong to one cluster"),
         ({"metric": actkit.LogitDifference("house river", "a")}, 'positive: "house river" is'),
     ],
 )
