@@ -180,7 +180,10 @@ def of_erasure(probe: xr.Dataset) -> list[str]:
             f"{low:.3f} to {high:.3f}; {float(row.auroc_before):.3f} before), "
         )
         if low > 0.5:
-            sentence += "above chance: an eraser fitted to other samples does not remove all of it."
+            sentence += (
+                "above chance: an eraser fitted to other samples removes less of a label, the fewer they are "
+                "for the width of the vectors."
+            )
         else:
             sentence += "not distinguishable from chance." if high >= 0.5 else "below chance."
         sentences.append(sentence)
