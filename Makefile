@@ -36,23 +36,25 @@ demo: install
 app: install
 	$(BIN)/panel serve app/ --address 127.0.0.1 --port 5006 --num-threads 4 --warm
 
-# there are as many test processes as cores, so that more threads would only wait for each other
+# one test process more than cores, since many wait for a browser or another process; more threads would only wait
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 5))')
+PARALLEL := --numprocesses $(PROCESSES) --dist worksteal
 test test-fast test-nightly coverage: export OMP_NUM_THREADS ?= 1
 
 test: install
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest $(PARALLEL)
 
 # the inner loop: what is marked slow or real is left to `make test`
 test-fast: install
-	$(BIN)/pytest -m "not slow and not real and not nightly" --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest -m "not slow and not real and not nightly" $(PARALLEL)
 
 test-nightly: install
-	$(BIN)/pytest -m nightly --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest -m nightly $(PARALLEL)
 
 # every test once more, slower, with its child processes measured; fails under the floor in pyproject.toml
 coverage: install
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "layer_norms": {"by": "gender"},
     "group_differential": {"by": "gender"},
     "direction_cosines": {"by": "gender"},
+    "erasure_probe": {"by": "gender", "cluster": "image_id", "folds": 2},
     "transfer": {"by": "gender"},
 }
 
