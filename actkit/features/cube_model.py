@@ -43,6 +43,12 @@ class CubeModel:
         return load_model(self.checkpoint, self.architecture, self.config, head=True)
 
 
+def model_name(cube: xr.Dataset, model: str | Path | None) -> tuple[str, list[Fault]]:
+    """Return the name of the model that is asked for, by default that of the cube; also return faults."""
+    name = str(cube.attrs.get("model", "")) if model is None else str(model)
+    return name, [] if name else [Fault("model", "the cube names no model", "give its name or folder")]
+
+
 def find_model(cube: xr.Dataset, model: str | Path, device: str) -> tuple[CubeModel | None, list[Fault]]:
     """Find a model, and check that it can be loaded as for the cube; also return faults.
 

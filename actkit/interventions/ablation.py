@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..canonical import Cube
 from ..errors import Fault, InputError
-from ..features.cube_model import CubeModel
+from ..features.cube_model import CubeModel, model_name
 from ..features.language_loss import Batch, LanguageLoss, load_language_loss
 from ..features.replacement import replaced
 from ..stats import selection
@@ -108,7 +108,7 @@ def ablate(
     selection.check_counts(0, controls=controls)
     chosen_metric = as_metric(metric)
     whole = finite_cube(cube)
-    name = str(whole.attrs.get("model", "")) if model is None else str(model)
+    name, unnamed = model_name(whole, model)
     faults = [
         Fault(option, f"{chosen!r} is not an option", f"use one of {', '.join(known)}")
         for option, chosen, known in (("value", value, VALUES), ("positions", positions, POSITIONS))
@@ -116,8 +116,7 @@ def ablate(
     ]
     if value == "twin" and (paired_by is None or by is None):
         faults.append(Fault("paired_by", "is not given", "name the labels of twins: paired_by= and by="))
-    if not name:
-        faults.append(Fault("model", "the cube names no model", "give its name or folder"))
+    faults += unnamed
     if faults:
         raise InputError(faults, "cannot ablate")
     twins = None
@@ -163,7 +162,11 @@ def ablate(
         },
     )
     grouping = cluster or (paired_by if twins is not None else None)
-    ids = selection.clusters(whole, grouping)[rows] if grouping else whole.sample_id.values[rows].astype(str)
+    ids = (
+        selection.clusters(whole.isel(sample=rows), grouping)
+        if grouping
+        else whole.sample_id.values[rows].astype(str)
+    )
     groups = selection.codes(ids)
     changes = values - intact
     bounds = {"change": ratio_of_means(changes, np.ones_like(changes), groups)}

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..canonical import Cube
 from ..errors import Fault, InputError
-from ..features.cube_model import find_model
+from ..features.cube_model import find_model, model_name
 from ..stats import selection
 from ..stats.finiteness import finite_cube
 from ..stats.token_selection import select_tokens
@@ -97,9 +97,8 @@ def logit_lens(
             faults.append(Fault("layers", "names no layer", f"the cube has {available}"))
         else:
             states = states.sel(layer=list(layers))
-    name = str(whole.attrs.get("model", "")) if model is None else str(model)
-    if not name:
-        faults.append(Fault("model", "the cube names no model", "give its name or folder"))
+    name, unnamed = model_name(whole, model)
+    faults += unnamed
     if faults:
         raise InputError(faults, "cannot decode")
     found, faults = find_model(whole, name, device)

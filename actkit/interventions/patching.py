@@ -14,7 +14,7 @@ from ..canonical import Cube
 from ..errors import Fault, InputError
 from ..extraction.models.loader import LoadedModel
 from ..extraction.prompts.encoder import Prompt
-from ..features.cube_model import CubeModel
+from ..features.cube_model import CubeModel, model_name
 from ..features.language_loss import load_language_loss
 from ..features.replacement import replaced
 from ..stats import selection
@@ -110,7 +110,7 @@ def patch(
     """
     chosen_metric = as_metric(metric)
     whole = finite_cube(cube)
-    name = str(whole.attrs.get("model", "")) if model is None else str(model)
+    name, unnamed = model_name(whole, model)
     names = [component] if isinstance(component, str) else list(dict.fromkeys(component))
     faults = [
         Fault("component", f"{wrong!r} is not an option", f"use {', '.join(COMPONENTS)}")
@@ -119,8 +119,7 @@ def patch(
     ]
     if not names:
         faults.append(Fault("component", "names no component", f"use {', '.join(COMPONENTS)}"))
-    if not name:
-        faults.append(Fault("model", "the cube names no model", "give its name or folder"))
+    faults += unnamed
     if layers is not None and not len(layers):
         faults.append(Fault("layers", "names no layer", "leave it out for all layers"))
     if faults:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..canonical import Cube
 from ..errors import Fault, InputError
 from ..extraction.models.hook_points import HookPoints
+from ..features.cube_model import model_name
 from ..features.language_loss import LanguageLoss, load_language_loss
 from ..stats import selection
 from ..stats.finiteness import finite_cube
@@ -115,9 +116,8 @@ def steer(
         faults.append(Fault("mode", f"{mode!r} is not an option", f"use one of {', '.join(MODES)}"))
     if scales.ndim != 1 or not len(scales) or not np.isfinite(scales).all():
         faults.append(Fault("scale", f"is {scale!r}", "give a finite number or several"))
-    name = str(whole.attrs.get("model", "")) if model is None else str(model)
-    if not name:
-        faults.append(Fault("model", "the cube names no model", "give its name or folder"))
+    name, unnamed = model_name(whole, model)
+    faults += unnamed
     if faults:
         raise InputError(faults, "cannot steer")
     groups = _Groups.of(whole, direction, where)
@@ -252,7 +252,7 @@ class _Groups:
             raise InputError(faults, "cannot steer")
         cluster = attrs.get("cluster") or None
         ids = (
-            selection.codes(selection.clusters(cube, cluster)[rows])
+            selection.codes(selection.clusters(cube.isel(sample=rows), cluster))
             if cluster
             else selection.codes(cube.sample_id.values.astype(str)[rows])
         )

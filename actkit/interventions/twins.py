@@ -103,7 +103,7 @@ def find_twins(
         base,
         twin,
         np.array([name for name, _ in complete], dtype=object),
-        selection.codes(selection.clusters(cube, cluster or paired_by)[base]),
+        selection.codes(selection.clusters(cube.isel(sample=base), cluster or paired_by)),
         groups,
         len(members) - len(complete),
     )

@@ -68,3 +68,16 @@ def undisturbed(finished: Path) -> dict[str, bytes]:
 def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run folder."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def half(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose first part of two is done; not to be changed."""
+    run = tmp_path_factory.mktemp("half")
+    extract(**options, out=str(run), part=(1, 2), listeners=[])
+    return run
+
+
+@pytest.fixture
+def begun(half: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(half, tmp_path / "begun"))

@@ -122,19 +122,6 @@ def test_a_second_process_of_a_part_is_refused_where_locks_work(
     assert flags(run) == WINDOWS
 
 
-@pytest.fixture(scope="module")
-def half(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose first part of two is done; not to be changed."""
-    run = tmp_path_factory.mktemp("half")
-    extract(**options, out=str(run), part=(1, 2), listeners=[])
-    return run
-
-
-@pytest.fixture
-def begun(half: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(half, tmp_path / "begun"))
-
-
 @pytest.mark.slow
 def test_what_a_part_leaves(half: Path) -> None:
     assert (half / CONFIG).exists()

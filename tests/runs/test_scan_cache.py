@@ -19,19 +19,6 @@ from actkit.testing import contents
 from tests.runs.extractions import Options
 
 
-@pytest.fixture(scope="module")
-def half(options: Options, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose first part of two is done; not to be changed."""
-    run = tmp_path_factory.mktemp("half")
-    extract(**options, out=str(run), part=(1, 2), listeners=[])
-    return run
-
-
-@pytest.fixture
-def begun(half: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(half, tmp_path / "begun"))
-
-
 @pytest.fixture
 def scans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of samples of each scan of rows that is made."""
